@@ -1,0 +1,178 @@
+"""Parts that two or more model families share: one door to attention, the MLP, and two regularisers."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def math_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
+    """Softmax attention as the equation has it: the (N_q, N_k) matrix is made, and can be looked at."""
+    return attention_weights(q, k, scale=scale, bias=bias) @ v
+
+
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
+    """PyTorch's fused kernels, which never store the (N_q, N_k) matrix."""
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+
+
+# Faster kernels join by their name; `auto` is what `attention` picks when nothing is asked for.
+ATTENTION_BACKENDS: dict[str, Callable[..., Tensor]] = {"math": math_attention, "sdpa": sdpa_attention}
+
+
+def attention_weights(q: Tensor, k: Tensor, *, scale: float | None = None, bias: Tensor | None = None) -> Tensor:
+    """Attention probabilities softmax(q kᵀ · scale + bias) over the keys.
+
+    Args:
+        q: queries (B, H, N_q, D).
+        k: keys (B, H, N_k, D).
+        scale: factor on the dot products; 1/√D where None.
+        bias: added to the scores, broadcastable to (B, H, N_q, N_k); −inf hides a key.
+
+    Returns:
+        (B, H, N_q, N_k); each row sums to 1.
+    """
+    scores = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(-2, -1)
+    return (scores if bias is None else scores + bias).softmax(dim=-1)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1): the one door that every model goes through.
+
+    Args:
+        q: queries (B, H, N_q, D).
+        k: keys (B, H, N_k, D).
+        v: values (B, H, N_k, D_v).
+        scale: factor on the dot products; 1/√D where None.
+        bias: added to the scores before the softmax, broadcastable to (B, H, N_q, N_k). −inf hides a key.
+        backend: ``"math"`` (the plain equation), ``"sdpa"`` (PyTorch's fused kernels) or ``"auto"``, the fastest at hand.
+
+    Returns:
+        (B, H, N_q, D_v).
+
+    Raises:
+        ValueError: an unknown backend; shapes that do not fit together.
+
+    >>> q = k = v = torch.randn(2, 3, 5, 8)
+    >>> attention(q, k, v).shape
+    torch.Size([2, 3, 5, 8])
+    """
+    if q.ndim != 4 or k.ndim != 4 or v.ndim != 4:
+        raise ValueError(f"q, k and v must be (B, H, N, D), got {_shapes(q, k, v)}")
+    if q.shape[-1] != k.shape[-1] or k.shape[:3] != v.shape[:3] or q.shape[:2] != k.shape[:2]:
+        raise ValueError(
+            f"q, k and v do not fit together: {_shapes(q, k, v)}; "
+            "batch and heads must agree, q and k in D, k and v in their length"
+        )
+    if backend == "auto":
+        backend = "sdpa"
+    if backend not in ATTENTION_BACKENDS:
+        raise ValueError(f"attention backend {backend!r} is unknown; use 'auto' or one of {sorted(ATTENTION_BACKENDS)}")
+    return ATTENTION_BACKENDS[backend](q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias)
+
+
+def _shapes(*tensors: Tensor) -> str:
+    return ", ".join(str(tuple(t.shape)) for t in tensors)
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a non-linearity between them: (…, D) -> (…, D).
+
+    Args:
+        dim: width D of the input and, unless ``out_dim`` is given, of the output.
+        hidden_dim: width between the two layers.
+        act_layer: the non-linearity; GELU, as in ViT.
+        drop: dropout probability after each layer.
+        out_dim: width of the output.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        act_layer: Callable[[], nn.Module] = nn.GELU,
+        drop: float = 0.0,
+        out_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = act_layer()
+        self.fc2 = nn.Linear(hidden_dim, dim if out_dim is None else out_dim)
+        self.drop = nn.Dropout(drop) if drop else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training, skip the branch for a random part of the batch.
+
+    The survivors are scaled by 1/(1 − p), so the expectation is unchanged.
+
+    Args:
+        p: probability that a sample skips the branch, 0 ≤ p < 1.
+
+    Raises:
+        ValueError: p outside [0, 1).
+    """
+
+    def __init__(self, p: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= p < 1:
+            raise ValueError(f"drop path probability {p} is outside [0, 1)")
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.p)
+        return x * keep / (1 - self.p)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+
+class LayerScale(nn.Module):
+    """A learnt factor per channel on a residual branch, small at first (Touvron et al. 2021, CaiT, eq. 3)."""
+
+    def __init__(self, dim: int, init_values: float = 1e-5) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(init_values * torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+def init_linear(module: nn.Module) -> None:
+    """ViT's initial weights for linear layers: truncated normal of σ = 0.02, biases zero. For ``module.apply``."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def drop_path_rates(rate: float, depth: int) -> list[float]:
+    """Stochastic depth grows linearly with depth, from 0 at the first block to ``rate`` at the last."""
+    return [rate * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def to_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
+    """``7`` -> ``(7, 7)``; a pair stays as it is.
+
+    Raises:
+        ValueError: not a positive integer or a pair of them.
+    """
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+        raise ValueError(f"{name} {value!r} must be a positive integer or a pair of them (height, width)")
+    return pair

@@ -1,0 +1,370 @@
+"""The Vision Transformer, read from top to bottom. Parameter names are timm's, so its checkpoints load as they are."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitcourse.layers import (
+    DropPath,
+    LayerScale,
+    Mlp,
+    attention,
+    attention_weights,
+    drop_path_rates,
+    init_linear,
+    to_pair,
+)
+from vitcourse.vit.patches import PatchEmbed, check_divisible
+from vitcourse.vit.positions import resize_pos_embed, sincos_2d
+
+Grid = tuple[int, int, int]  # rows and columns of patches, then the number of prefix tokens ([CLS], registers)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (sec. 3.1 and appendix A): the token mixer of ViT.
+
+    A token mixer is called as ``mixer(x, grid)`` with x (B, N, D) and returns (B, N, D). ``grid`` says how the tokens
+    lie on the image, for mixers that need to know; this one does not.
+
+    Args:
+        dim: width D.
+        num_heads: heads H, each D/H wide.
+        qkv_bias: biases on the projection to queries, keys and values.
+        backend: see :func:`vitcourse.layers.attention`.
+
+    Raises:
+        ValueError: dim is not divisible by num_heads.
+    """
+
+    def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = True, backend: str = "auto") -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"embed_dim {dim} is not divisible by num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.backend = backend
+        self.recorder: list[Tensor] | None = None  # see record_attention
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        B, N, D = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
+        if self.recorder is None:
+            x = attention(q, k, v, backend=self.backend)
+        else:  # fused kernels never form the weights, so whoever wants to see them pays for the plain equation
+            weights = attention_weights(q, k)
+            self.recorder.append(weights)
+            x = weights @ v
+        return self.proj(x.transpose(1, 2).reshape(B, N, D))
+
+
+@contextmanager
+def record_attention(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the attention weights of every block that runs inside the ``with``, in order.
+
+    Yields:
+        a list that fills with (B, H, N, N) tensors. They are part of the graph, so gradients reach them.
+
+    Raises:
+        ValueError: the model has no token mixer that can record.
+
+    >>> model = VisionTransformer(img_size=32, patch_size=16, embed_dim=32, depth=2, num_heads=4)
+    >>> with record_attention(model) as weights:
+    ...     _ = model(torch.zeros(1, 3, 32, 32))
+    >>> [tuple(w.shape) for w in weights]
+    [(1, 4, 5, 5), (1, 4, 5, 5)]
+    """
+    mixers = [m for m in model.modules() if hasattr(m, "recorder")]
+    if not mixers:
+        raise ValueError(f"{type(model).__name__} has no token mixer with a recorder, so no attention can be recorded")
+    before, weights = [m.recorder for m in mixers], []
+    for mixer in mixers:
+        mixer.recorder = weights
+    try:
+        yield weights
+    finally:
+        for mixer, recorder in zip(mixers, before, strict=True):
+            mixer.recorder = recorder
+
+
+class Block(nn.Module):
+    """A pre-norm encoder block (eq. 2 and 3): x + mix(norm(x)), then x + mlp(norm(x)).
+
+    Args:
+        dim: width D.
+        num_heads: heads of the token mixer.
+        mlp_ratio: hidden width of the MLP over D.
+        qkv_bias: biases on the projection to queries, keys and values.
+        drop: dropout after the MLP's layers.
+        drop_path: probability of skipping each branch (stochastic depth).
+        init_values: where given, both branches get a :class:`vitcourse.layers.LayerScale` that starts here.
+        attn_layer: builds the token mixer, called with ``dim``, ``num_heads`` and ``qkv_bias``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop: float = 0.0,
+        drop_path: float = 0.0,
+        init_values: float | None = None,
+        attn_layer: Callable[..., nn.Module] = Attention,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = attn_layer(dim, num_heads=num_heads, qkv_bias=qkv_bias)
+        self.ls1 = LayerScale(dim, init_values) if init_values is not None else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop=drop)
+        self.ls2 = LayerScale(dim, init_values) if init_values is not None else nn.Identity()
+        self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
+
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), grid)))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+
+
+class VisionTransformer(nn.Module):
+    """Vision Transformer (Dosovitskiy et al. 2021, fig. 1): images (B, C, H, W) to logits (B, num_classes).
+
+    Images of any size that the patch size divides are taken; the positions are then interpolated.
+
+    Args:
+        img_size: side of the images that the positions are made for, or (height, width), in pixels.
+        patch_size: side of a patch, or (height, width), in pixels.
+        in_chans: channels of the image.
+        num_classes: width of the head; 0 for none, then the model returns pooled features (B, D).
+        global_pool: ``"token"`` (the [CLS] token) or ``"avg"`` (mean of the patch tokens, prefix tokens left out).
+        embed_dim: width D of a token.
+        depth: number of blocks.
+        num_heads: heads of the attention in each.
+        mlp_ratio: hidden width of the MLP over D.
+        qkv_bias: biases on the projection to queries, keys and values.
+        init_values: initial layer scale; None for no layer scale.
+        class_token: whether there is a [CLS] token.
+        reg_tokens: number of register tokens (Darcet et al. 2024).
+        pos_embed: ``"learned"``, ``"sincos"`` (fixed; see :func:`sincos_2d`) or ``"none"``.
+        no_embed_class: positions for the patches only, none for the prefix tokens.
+        drop_rate: dropout before the head and in the MLPs.
+        drop_path_rate: stochastic depth at the last block; it grows linearly from 0 at the first.
+        pad: fill images with zeros on the right and below to the next multiple of the patch size.
+        embed_layer: builds the patch embedding, called with ``patch_size``, ``in_chans`` and ``embed_dim``.
+        attn_layer: builds each block's token mixer; see :class:`Attention`.
+
+    Raises:
+        ValueError: sizes that do not divide, unknown options, in ``forward`` a wrong rank or number of channels.
+        TypeError: in ``forward``, integer images.
+
+    >>> model = VisionTransformer(img_size=28, patch_size=7, in_chans=1, num_classes=10, embed_dim=64, depth=2, num_heads=4)
+    >>> model(torch.zeros(3, 1, 28, 28)).shape
+    torch.Size([3, 10])
+    >>> [tuple(m.shape) for m in model.feature_maps(torch.zeros(3, 1, 28, 42))]
+    [(3, 64, 4, 6)]
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "token",
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        init_values: float | None = None,
+        class_token: bool = True,
+        reg_tokens: int = 0,
+        pos_embed: str = "learned",
+        no_embed_class: bool = False,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        pad: bool = False,
+        embed_layer: Callable[..., nn.Module] = PatchEmbed,
+        attn_layer: Callable[..., nn.Module] = Attention,
+    ) -> None:
+        super().__init__()
+        self.img_size, self.patch_size = to_pair(img_size, "img_size"), to_pair(patch_size, "patch_size")
+        if not pad:
+            check_divisible(self.img_size, self.patch_size)
+        if pos_embed not in ("learned", "sincos", "none"):
+            raise ValueError(f"pos_embed {pos_embed!r} is unknown; use 'learned', 'sincos' or 'none'")
+        self.in_chans, self.num_classes, self.embed_dim, self.pad = in_chans, num_classes, embed_dim, pad
+        self.num_prefix_tokens = int(class_token) + reg_tokens
+        self.grid_size = tuple(-(-s // p) for s, p in zip(self.img_size, self.patch_size, strict=True))
+        self.feature_info = [{"num_chs": embed_dim, "reduction": self.patch_size[0]}]
+        self.grad_checkpointing = False
+        self._check_pool(global_pool, class_token)
+
+        self.patch_embed = embed_layer(patch_size=self.patch_size, in_chans=in_chans, embed_dim=embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim)) if class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, reg_tokens, embed_dim)) if reg_tokens else None
+        self.num_embedded_prefix_tokens = 0 if no_embed_class else self.num_prefix_tokens
+        self.pos_embed = self._make_positions(pos_embed)
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, drop_path, init_values, attn_layer)
+            for drop_path in drop_path_rates(drop_path_rate, depth)
+        )
+        # timm normalises the pooled vector rather than the tokens where it takes their mean.
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6) if global_pool == "token" else nn.Identity()
+        self.fc_norm = nn.LayerNorm(embed_dim, eps=1e-6) if global_pool == "avg" else nn.Identity()
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
+        self._init_weights()
+
+    def _check_pool(self, global_pool: str, class_token: bool) -> None:
+        if global_pool not in ("token", "avg"):
+            raise ValueError(f"global_pool {global_pool!r} is unknown; use 'token' or 'avg'")
+        if global_pool == "token" and not class_token:
+            raise ValueError("global_pool 'token' needs class_token=True; use global_pool='avg' without one")
+        self.global_pool = global_pool
+
+    def _make_positions(self, kind: str) -> nn.Parameter | None:
+        if kind == "none":
+            return None
+        h, w = self.grid_size
+        table = torch.zeros(1, self.num_embedded_prefix_tokens + h * w, self.embed_dim)
+        if kind == "sincos":
+            table[:, self.num_embedded_prefix_tokens :] = sincos_2d(h, w, self.embed_dim)
+        else:
+            nn.init.trunc_normal_(table, std=0.02)
+        return nn.Parameter(table, requires_grad=kind == "learned")
+
+    def _init_weights(self) -> None:
+        self.apply(init_linear)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=1e-6)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone, beside norms and biases."""
+        return {"pos_embed", "cls_token", "reg_token"}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations: less memory, more time."""
+        self.grad_checkpointing = enable
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new, randomly initialised head in place; 0 classes for none."""
+        self.num_classes = num_classes
+        self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+        self.head.apply(init_linear).to(self.blocks[0].norm1.weight)
+
+    def embed(self, x: Tensor) -> tuple[Tensor, Grid]:
+        """Images (B, C, H, W) to tokens (B, prefix + h · w, D) with positions, and the grid they lie on."""
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(f"images must be (B, {self.in_chans}, H, W), got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"images must be floating point, got {x.dtype}; scale to [0, 1] and normalise them first")
+        (p1, p2), (H, W) = self.patch_size, x.shape[-2:]
+        if self.pad:
+            x = F.pad(x, (0, -W % p2, 0, -H % p1))
+        else:
+            check_divisible((H, W), self.patch_size)
+
+        x = self.patch_embed(x)  # (B, D, h, w)
+        h, w = x.shape[-2:]
+        x = x.flatten(2).transpose(1, 2)  # (B, h w, D)
+        tokens = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
+        if self.pos_embed is None:
+            return torch.cat([*tokens, x], dim=1), (h, w, self.num_prefix_tokens)
+        pos = resize_pos_embed(self.pos_embed, self.grid_size, (h, w), self.num_embedded_prefix_tokens)
+        if self.num_embedded_prefix_tokens:
+            x = torch.cat([*tokens, x], dim=1) + pos
+        else:
+            x = torch.cat([*tokens, x + pos], dim=1)
+        return x, (h, w, self.num_prefix_tokens)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to tokens (B, N, D) after the last block and, where tokens are normalised, the norm."""
+        x, grid = self.embed(x)
+        for block in self.blocks:
+            x = self._run(block, x, grid)
+        return self.norm(x)
+
+    def _run(self, block: nn.Module, x: Tensor, grid: Grid) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, grid, use_reentrant=False)
+        return block(x, grid)
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, D) to logits (B, num_classes)."""
+        x = x[:, 0] if self.global_pool == "token" else x[:, self.num_prefix_tokens :].mean(dim=1)
+        return self.head(self.head_drop(self.fc_norm(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def feature_maps(self, x: Tensor, indices: Sequence[int] = (-1,)) -> list[Tensor]:
+        """What a dense head eats: patch tokens as maps, final norm applied, prefix tokens left out.
+
+        Args:
+            x: images (B, C, H, W).
+            indices: blocks whose outputs are wanted, counted from 0, or from the end with −1; all are at one stride.
+
+        Returns:
+            a list of (B, D, h, w).
+
+        Raises:
+            ValueError: a block index that does not exist.
+        """
+        depth = len(self.blocks)
+        if not all(-depth <= i < depth for i in indices):
+            raise ValueError(f"indices {tuple(indices)} name blocks that do not exist; the model has {depth}")
+        wanted, outputs = [i % depth for i in indices], {}
+        x, (h, w, prefix) = self.embed(x)
+        for i, block in enumerate(self.blocks[: max(wanted) + 1]):
+            x = self._run(block, x, (h, w, prefix))
+            if i in wanted:
+                tokens = self.fc_norm(self.norm(x))[:, prefix:]
+                outputs[i] = rearrange(tokens, "b (h w) d -> b d h w", h=h)
+        return [outputs[i] for i in wanted]
+
+    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Another library's checkpoint in this model's names and sizes: torchvision's names, positions interpolated."""
+        if "conv_proj.weight" in state:
+            state = _from_torchvision(state)
+        pos = state.get("pos_embed")
+        if pos is not None and self.pos_embed is not None and pos.shape[1] != self.pos_embed.shape[1]:
+            patches = pos.shape[1] - self.num_embedded_prefix_tokens
+            side = int(patches**0.5)
+            if side * side == patches:
+                resized = resize_pos_embed(pos, (side, side), self.grid_size, self.num_embedded_prefix_tokens)
+                state = {**state, "pos_embed": resized}
+        return state
+
+
+_TORCHVISION_NAMES = (
+    ("class_token", "cls_token"),
+    ("conv_proj.", "patch_embed.proj."),
+    ("encoder.pos_embedding", "pos_embed"),
+    ("encoder.layers.encoder_layer_", "blocks."),
+    (".ln_1.", ".norm1."),
+    (".ln_2.", ".norm2."),
+    (".self_attention.in_proj_", ".attn.qkv."),
+    (".self_attention.out_proj.", ".attn.proj."),
+    (".mlp.linear_1.", ".mlp.fc1."),
+    (".mlp.linear_2.", ".mlp.fc2."),
+    (".mlp.0.", ".mlp.fc1."),
+    (".mlp.3.", ".mlp.fc2."),
+    ("encoder.ln.", "norm."),
+    ("heads.head.", "head."),
+)
+
+
+def _from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def rename(name: str) -> str:
+        for theirs, ours in _TORCHVISION_NAMES:
+            name = name.replace(theirs, ours)
+        return name
+
+    return {rename(name): tensor for name, tensor in state.items()}

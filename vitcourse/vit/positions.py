@@ -1,0 +1,114 @@
+"""Where a patch lies: fixed sine-cosine codes, and learnt ones brought to another grid."""
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+def sincos_2d(h: int, w: int, dim: int, temperature: float = 10000.0) -> Tensor:
+    """Fixed 2-D sine-cosine positions, as in MoCo v3 (Chen et al. 2021) and MAE (He et al. 2022).
+
+    A quarter of the channels each: sin and cos of the column, sin and cos of the row, at geometric frequencies.
+
+    Args:
+        h, w: rows and columns of patches.
+        dim: number of channels, a multiple of 4.
+        temperature: the longest wavelength is 2π times this, in patches.
+
+    Returns:
+        (h · w, dim), float32.
+
+    Raises:
+        ValueError: dim is not a multiple of 4.
+
+    >>> sincos_2d(14, 14, 192).shape
+    torch.Size([196, 192])
+    """
+    if dim % 4:
+        raise ValueError(f"dim {dim} is not a multiple of 4, which sine-cosine positions need in two dimensions")
+    omega = temperature ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
+    rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    across, down = columns.reshape(-1, 1) * omega, rows.reshape(-1, 1) * omega
+    return torch.cat([across.sin(), across.cos(), down.sin(), down.cos()], dim=1).float()
+
+
+def resize_matrix(n_in: int, n_out: int, *, antialias: bool = True, device: torch.device | None = None) -> Tensor:
+    """The (n_out, n_in) matrix of bicubic resizing along one axis, equal to ``F.interpolate(mode="bicubic")``.
+
+    Bicubic resizing is linear and separable, so a map is resized by two matrix products, rows then columns. They
+    trace into one graph for all sizes, which ``interpolate`` with its size argument does not.
+
+    Args:
+        n_in, n_out: lengths before and after.
+        antialias: widen the filter when shrinking, and use the a = −½ kernel, as PIL does; otherwise a = −¾, as
+            PyTorch does by default.
+    """
+    ratio = n_in / n_out
+    centre = (torch.arange(n_out, device=device, dtype=torch.float64)[:, None] + 0.5) * ratio - 0.5  # in input pixels
+    if antialias:
+        stretch = max(ratio, 1.0)
+        weight = _cubic((torch.arange(n_in, device=device) - centre) / stretch, a=-0.5)
+        weight = weight / weight.sum(dim=1, keepdim=True)  # what the filter loses beyond the border is shared out
+    else:
+        wide = _cubic(torch.arange(-2, n_in + 2, device=device) - centre, a=-0.75)  # two pixels beyond either border …
+        edge = torch.arange(-2, n_in + 2, device=device).clamp(0, n_in - 1)
+        weight = wide @ F.one_hot(edge, n_in).to(wide)  # … repeat the outermost pixel
+    return weight.float()
+
+
+def _cubic(x: Tensor, a: float) -> Tensor:
+    """The cubic convolution kernel (Keys 1981, eq. 4), zero from |x| = 2 on."""
+    x = x.abs()
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
+
+
+_cached_resize_matrix = cache(resize_matrix)
+
+
+def resize_pos_embed(
+    pos_embed: Tensor,
+    old_grid: tuple[int, int],
+    new_grid: tuple[int, int],
+    num_prefix_tokens: int = 0,
+    antialias: bool = True,
+) -> Tensor:
+    """Bicubic interpolation of position embeddings to another grid of patches, of any aspect ratio.
+
+    Args:
+        pos_embed: (1, prefix + h · w, D).
+        old_grid: rows and columns of patches that ``pos_embed`` was made for.
+        new_grid: rows and columns wanted.
+        num_prefix_tokens: leading positions ([CLS], registers) that are no part of the grid and stay as they are.
+        antialias: as timm does; see :func:`resize_matrix`.
+
+    Returns:
+        (1, prefix + h' · w', D).
+
+    Raises:
+        ValueError: ``pos_embed`` does not have the length that ``old_grid`` says.
+
+    >>> resize_pos_embed(torch.zeros(1, 1 + 14 * 14, 8), (14, 14), (10, 24), num_prefix_tokens=1).shape
+    torch.Size([1, 241, 8])
+    """
+    if pos_embed.shape[1] != num_prefix_tokens + old_grid[0] * old_grid[1]:
+        raise ValueError(
+            f"pos_embed has {pos_embed.shape[1]} positions, but old_grid {tuple(old_grid)} with "
+            f"{num_prefix_tokens} prefix tokens has {num_prefix_tokens + old_grid[0] * old_grid[1]}"
+        )
+    if tuple(old_grid) == tuple(new_grid):
+        return pos_embed
+    matrix = resize_matrix if torch.compiler.is_compiling() else _cached_resize_matrix
+    rows, columns = (
+        matrix(n_in, n_out, antialias=antialias, device=pos_embed.device)
+        for n_in, n_out in zip(old_grid, new_grid, strict=True)
+    )
+    prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
+    with torch.autocast(pos_embed.device.type, enabled=False):
+        grid = rearrange(patches.float(), "1 (h w) d -> h w d", h=old_grid[0])
+        resized = torch.einsum("yh,xw,hwd->yxd", rows, columns, grid)
+    return torch.cat([prefix, rearrange(resized, "y x d -> 1 (y x) d").to(prefix.dtype)], dim=1)
