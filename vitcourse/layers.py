@@ -54,7 +54,8 @@ def attention(
         v: values (B, H, N_k, D_v).
         scale: factor on the dot products; 1/√D where None.
         bias: added to the scores before the softmax, broadcastable to (B, H, N_q, N_k). −inf hides a key.
-        backend: ``"math"`` (the plain equation), ``"sdpa"`` (PyTorch's fused kernels) or ``"auto"``, the fastest at hand.
+        backend: ``"math"`` (the plain equation), ``"sdpa"`` (PyTorch's fused kernels) or ``"auto"``, the
+            fastest at hand.
 
     Returns:
         (B, H, N_q, D_v).

@@ -164,9 +164,9 @@ def load_weights(
 
     Args:
         model: one of this library's models.
-        source: ``"timm:NAME"`` or ``"torchvision:NAME[.WEIGHTS]"`` (downloads pretrained weights on first use), the path
-            of a ``.safetensors`` file or of a ``.pth``/``.pt`` file (read with ``weights_only=True``), a state dict, or a
-            model of timm or torchvision.
+        source: ``"timm:NAME"`` or ``"torchvision:NAME[.WEIGHTS]"`` (downloads pretrained weights on first use), the
+            path of a ``.safetensors`` file or of a ``.pth``/``.pt`` file (read with ``weights_only=True``), a state dict,
+            or a model of timm or torchvision.
         strict: every parameter must find its tensor, and every tensor its parameter.
         new_head: where the classes differ in number, keep the model's own, untrained head, and say so on stderr.
 
@@ -241,8 +241,8 @@ def _read(source: Any) -> tuple[Mapping[str, Tensor], Preprocess | None]:
     if text.endswith((".safetensors", ".pth", ".pt")):
         return _from_file(Path(text))
     raise ValueError(
-        f"weights source {text!r} is unknown; use 'timm:NAME', 'torchvision:NAME', the path of a .safetensors, .pth or .pt "
-        "file, a state dict or a model"
+        f"weights source {text!r} is unknown; use 'timm:NAME', 'torchvision:NAME', the path of a .safetensors, .pth or "
+        ".pt file, a state dict or a model"
     )
 
 
@@ -305,8 +305,8 @@ def _from_file(path: Path) -> tuple[Mapping[str, Tensor], Preprocess | None]:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise ValueError(
-                f"weights file {path} cannot be read as tensors alone ({type(error).__name__}); it is corrupt, or a pickle "
-                "of other things, which is never run: save a state dict instead"
+                f"weights file {path} cannot be read as tensors alone ({type(error).__name__}); it is corrupt, or a "
+                "pickle of other things, which is never run: save a state dict instead"
             ) from error
         return state.get("state_dict", state.get("model", state)), None
     saved = read_metadata(path)

@@ -162,7 +162,7 @@ class VisionTransformer(nn.Module):
         ValueError: sizes that do not divide, unknown options, in ``forward`` a wrong rank or number of channels.
         TypeError: in ``forward``, integer images.
 
-    >>> model = VisionTransformer(img_size=28, patch_size=7, in_chans=1, num_classes=10, embed_dim=64, depth=2, num_heads=4)
+    >>> model = VisionTransformer(img_size=28, patch_size=7, in_chans=1, num_classes=10, embed_dim=64, num_heads=4)
     >>> model(torch.zeros(3, 1, 28, 28)).shape
     torch.Size([3, 10])
     >>> [tuple(m.shape) for m in model.feature_maps(torch.zeros(3, 1, 28, 42))]

@@ -21,6 +21,7 @@ def image_to_patch(x: Tensor, patch_size: int | tuple[int, int]) -> Tensor:
     Raises:
         ValueError: not four axes, or a side that the patch size does not divide.
 
+    >>> import torch
     >>> image_to_patch(torch.zeros(2, 3, 224, 224), 16).shape
     torch.Size([2, 196, 768])
     """
@@ -45,6 +46,7 @@ def patch_to_image(patches: Tensor, patch_size: int | tuple[int, int], grid: tup
     Raises:
         ValueError: shapes that do not fit the grid or the patch size.
 
+    >>> import torch
     >>> image = torch.rand(1, 3, 32, 48)
     >>> torch.equal(patch_to_image(image_to_patch(image, 16), 16, (2, 3)), image)
     True
