@@ -165,8 +165,8 @@ def load_weights(
     Args:
         model: one of this library's models.
         source: ``"timm:NAME"`` or ``"torchvision:NAME[.WEIGHTS]"`` (downloads pretrained weights on first use), the
-            path of a ``.safetensors`` file or of a ``.pth``/``.pt`` file (read with ``weights_only=True``), a state dict,
-            or a model of timm or torchvision.
+            path of a ``.safetensors`` file or of a ``.pth``/``.pt`` file (read with ``weights_only=True``), a state
+            dict, or a model of timm or torchvision.
         strict: every parameter must find its tensor, and every tensor its parameter.
         new_head: where the classes differ in number, keep the model's own, untrained head, and say so on stderr.
 
