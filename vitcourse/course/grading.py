@@ -1,0 +1,342 @@
+"""The checks of exercises: how one is written down, and how an answer is graded and its mistake recognised.
+
+How to write one is shown in `vitcourse.course.checks`.
+"""
+
+import contextlib
+import io
+import re
+import secrets
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Any, Literal
+
+import torch
+
+from .cases import Case, Property, Random
+from .comparing import Finding, Level, compare, describe_error, is_evidence
+from .running import Outcome, TimeLimit, execute, leaves, map_tensors, named_inputs, random_weights, run
+
+
+class TODO(Exception):
+    """Stands in the blank of an exercise: ``raise TODO``. Nothing else counts as "not attempted"."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A plausible wrong answer, and the misconception behind it."""
+
+    key: str
+    message: str
+    faulty: Callable
+
+
+@dataclass
+class Check:
+    """Everything the course knows of one exercise. Made by `check`."""
+
+    name: str
+    reference_path: str
+    cases: Callable[[Random], Iterable[Case | Property]]
+    level: int
+    minutes: int
+    why: str
+    hints: tuple[str, ...]
+    tolerance: float | None
+    gradients: bool
+    seconds: float
+    # How one call is made. An exercise that may crash or hang its process brings a runner of its own.
+    runner: Callable[..., Outcome]
+    mistakes: list[Mistake] = field(default_factory=list)
+
+    @property
+    def topic(self) -> str:
+        """The lesson: ``vit`` of ``vit.image_to_patch``."""
+        return self.name.partition(".")[0]
+
+    @property
+    def short_name(self) -> str:
+        """The name of the function or class that the learner writes."""
+        return self.name.partition(".")[2]
+
+    @property
+    def reference(self) -> Callable:
+        """The library's own part."""
+        module, _, attribute = self.reference_path.rpartition(".")
+        return getattr(import_module(module), attribute)
+
+    def mistake(self, key: str, message: str, faulty: Callable | None = None) -> Callable:
+        """Catalogue a plausible wrong answer; a decorator, or a call with the faulty function or class.
+
+        `message` names the misconception without giving the answer away. A learner reads it when their answer does
+        exactly what `faulty` does, on every case. `key` is a short slug by which tests refer to the mistake.
+        """
+        if faulty is None:
+            return lambda faulty: self.mistake(key, message, faulty)
+        if any(key == known.key for known in self.mistakes):
+            raise ValueError(f"{self.name} already has a mistake {key!r}; choose another key")
+        self.mistakes.append(Mistake(key, message, faulty))
+        return faulty
+
+
+CHECKS: dict[str, Check] = {}
+
+
+def check(
+    name: str,
+    *,
+    reference: str,
+    level: int,
+    minutes: int,
+    why: str,
+    hints: Sequence[str] = (),
+    tolerance: float | None = None,
+    gradients: bool = True,
+    seconds: float = 10.0,
+    runner: Callable[..., Outcome] = run,
+) -> Callable[[Callable[[Random], Iterable[Case | Property]]], Check]:
+    """Register the check of exercise `name` over a generator of cases; see `vitcourse.course.checks` for an example.
+
+    Args:
+        name: ``"<topic>.<function or class>"``.
+        reference: dotted path of the library's part, imported when it is first needed.
+        level: difficulty, 1 to 5.
+        minutes: how long it takes, about.
+        why: one sentence on why it matters.
+        hints: steps, the first the gentlest.
+        tolerance: largest error, as a fraction of the largest value expected; None takes one that fits the dtype.
+        gradients: compare gradients with regard to inputs and parameters too.
+        seconds: time limit of one call.
+        runner: makes one call, with the signature of `running.run`.
+
+    Raises:
+        ValueError: the name has no topic, or `level` or `minutes` is out of range.
+    """
+    if not re.fullmatch(r"[a-z]\w*\.[A-Za-z]\w*", name):
+        raise ValueError(f"exercise name {name!r} should read '<topic>.<function or class>'")
+    if not 1 <= level <= 5 or minutes < 1:
+        raise ValueError(f"{name}: level {level} should be 1 to 5, and minutes {minutes} at least 1")
+
+    def register(cases: Callable[[Random], Iterable[Case | Property]]) -> Check:
+        CHECKS[name] = Check(
+            name, reference, cases, level, minutes, why, tuple(hints), tolerance, gradients, seconds, runner
+        )
+        return CHECKS[name]
+
+    return register
+
+
+# ------------------------------------------------------------------------------------------------------------ verdicts
+
+
+@dataclass
+class Attempt:
+    """What a learner's answer did on the case that decided."""
+
+    name: str
+    function: Callable
+    case: Case | Property | None = None
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    output: Any = None
+    expected: Any = None
+    error: BaseException | None = None
+    seed: int = 0
+
+    @property
+    def traceback(self) -> str:
+        """The traceback of `error`, as text; "" without one."""
+        return "".join(traceback.format_exception(self.error)) if self.error else ""
+
+    def replay(self) -> Any:
+        """Call the answer again on the same inputs, with errors let through: try ``%debug`` after it."""
+        if isinstance(self.case, Property):
+            return self.case.predicate(self.function)
+        return execute(self.function, self.case, self.weights, CHECKS[self.name].reference, False).output
+
+    def __repr__(self) -> str:
+        state = type(self.error).__name__ if self.error else "no error"
+        return f"Attempt({self.name!r}, inputs: {', '.join(self.inputs) or 'none'}; {state}; seed={self.seed})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement of an answer. `text` says what differs, `mistake` why, where that is known."""
+
+    status: Literal["right", "wrong", "blank"]
+    attempt: Attempt
+    text: str = ""
+    mistake: Mistake | None = None
+
+
+class _Trial:
+    """All cases of a check from one seed, each with what the reference does on it."""
+
+    def __init__(self, spec: Check, seed: int) -> None:
+        self.spec, self.seed, self.reference = spec, seed, spec.reference
+        self.cases = list(spec.cases(Random(seed)))
+        if not self.cases:
+            raise ValueError(f"the check of {spec.name} yields no cases, so it cannot fail")
+        self.weights = [
+            random_weights(self.reference, case, seed + i) if isinstance(case, Case) and case.init is not None else {}
+            for i, case in enumerate(self.cases)
+        ]
+        self.expected = [self.outcome(self.reference, i) for i in range(len(self.cases))]
+        for expected in self.expected:
+            if expected.error:
+                raise RuntimeError(f"the reference of {spec.name} fails its own check") from expected.error
+
+    def outcome(self, answer: Callable, i: int) -> Outcome:
+        case, spec = self.cases[i], self.spec
+        if isinstance(case, Property):
+            return run(
+                lambda: bool(case.predicate(answer)), Case((), {}), {}, lambda: None,
+                gradients=False, seconds=spec.seconds, seed=self.seed + i,
+            )  # fmt: skip
+        return spec.runner(
+            answer, case, self.weights[i], self.reference,
+            gradients=spec.gradients, seconds=spec.seconds, seed=self.seed + i,
+        )  # fmt: skip
+
+    def compare(self, i: int, got: Outcome) -> Finding | None:
+        finding = compare(self.expected[i], got, self.spec.tolerance)
+        case = self.cases[i]
+        if finding and isinstance(case, Property) and finding.level is Level.OUTPUT:
+            return replace(finding, text=case.text)
+        return finding
+
+    def attempt(self, answer: Callable, i: int, got: Outcome) -> Attempt:
+        case = self.cases[i]
+        attempt = Attempt(self.spec.name, answer, case, self.weights[i], seed=self.seed, error=got.error)
+        attempt.output, attempt.expected = got.output, self.expected[i].output
+        if isinstance(case, Case):
+            attempt.inputs = named_inputs(self.reference, case)
+        return attempt
+
+
+def grade(spec: Check, answer: Callable, seed: int | None = None) -> Verdict:
+    """Grade `answer` on fresh inputs; `seed` replays earlier ones."""
+    trial = _Trial(spec, secrets.randbits(31) if seed is None else seed)
+    outcomes: list[Outcome] = []
+    with _bound(answer):
+        for i in range(len(trial.cases)):
+            # What the answer prints is shown once, not for every case.
+            with contextlib.nullcontext() if i == 0 else contextlib.redirect_stdout(io.StringIO()):
+                outcomes.append(trial.outcome(answer, i))
+            attempt = trial.attempt(answer, i, outcomes[-1])
+            if isinstance(outcomes[-1].error, TODO):
+                return Verdict("blank", attempt)
+            if finding := trial.compare(i, outcomes[-1]):
+                text = _with_place(finding.text, trial.cases[i], answer, outcomes[-1].error)
+                return Verdict("wrong", attempt, text, _diagnose(trial, answer, outcomes, finding))
+        if text := _elsewhere(trial, answer):
+            return Verdict("wrong", attempt, text)
+    return Verdict("right", attempt)
+
+
+def _with_place(text: str, case: Case | Property, answer: Callable, error: BaseException | None) -> str:
+    line = _line(answer, error)
+    place = ", ".join(filter(None, (case.label, f"line {line}" if line else "")))
+    return f"{text} ({place})" if place else text
+
+
+def _diagnose(trial: _Trial, answer: Callable, outcomes: list[Outcome], finding: Finding) -> Mistake | None:
+    """The one catalogued mistake that does on every case what the answer does; None where none or several do."""
+    failed = trial.cases[len(outcomes) - 1]
+    if isinstance(failed, Property) and failed.points_to and finding.level is Level.OUTPUT:
+        return next(mistake for mistake in trial.spec.mistakes if mistake.key == failed.points_to)
+    if isinstance(outcomes[-1].error, TimeLimit):
+        return None
+    with contextlib.redirect_stdout(io.StringIO()):
+        for i in range(len(outcomes), len(trial.cases)):
+            outcomes.append(trial.outcome(answer, i))
+            if isinstance(outcomes[-1].error, TimeLimit):
+                return None
+        found = [mistake for mistake in trial.spec.mistakes if _makes(trial, mistake, outcomes, finding.level)]
+    return found[0] if len(found) == 1 else None
+
+
+def _makes(trial: _Trial, mistake: Mistake, outcomes: list[Outcome], level: Level) -> bool:
+    evidence = False
+    for i, got in enumerate(outcomes):
+        faulty = trial.outcome(mistake.faulty, i)
+        if compare(faulty, got, trial.spec.tolerance, upto=max(level, Level.OUTPUT)):
+            return False
+        if isinstance(trial.cases[i], Case):
+            evidence |= is_evidence(trial.expected[i], faulty, got, trial.spec.tolerance)
+    return evidence
+
+
+def _elsewhere(trial: _Trial, answer: Callable) -> str:
+    """On an accelerator, if there is one, nothing may have been left on the CPU. One case is enough to tell."""
+    spec, i = trial.spec, next((i for i, case in enumerate(trial.cases) if isinstance(case, Case)), None)
+    for device in accelerators() if i is not None else []:
+        case = trial.cases[i]
+        args, kwargs = map_tensors((case.args, case.kwargs), lambda tensor, device=device: tensor.to(device))
+        moved = replace(case, args=args, kwargs=kwargs)
+        right, own = (
+            spec.runner(
+                function, moved, trial.weights[i], trial.reference,
+                gradients=False, seconds=spec.seconds, seed=trial.seed,
+            )
+            for function in (trial.reference, answer)
+        )  # fmt: skip
+        if right.error:
+            continue
+        if own.error:
+            text = _with_place(describe_error(own.error), case, answer, own.error)
+            return f"right on the CPU, but on {device}: {text}"
+        for (_, a), (_, b) in zip(leaves(right.output), leaves(own.output), strict=True):
+            if isinstance(a, torch.Tensor) and a.device != b.device:
+                return f"right on the CPU, but on {device} the output is on {b.device}, expected on {a.device}"
+    return ""
+
+
+def accelerators() -> list[str]:
+    """Devices beside the CPU on which answers are tried once."""
+    return ["cuda"] if torch.cuda.is_available() else []
+
+
+# --------------------------------------------------------------------------------------------- the learner's own code
+
+
+def _functions(answer: Callable) -> Iterator[Any]:
+    for value in vars(answer).values() if isinstance(answer, type) else (answer,):
+        value = getattr(value, "__func__", value)
+        if hasattr(value, "__code__"):
+            yield value
+
+
+def _line(answer: Callable, error: BaseException | None) -> int | None:
+    """The line of the answer's cell or file in which `error` was raised."""
+    files = {function.__code__.co_filename for function in _functions(answer)}
+    lines = (
+        [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+        if error
+        else []
+    )
+    return lines[-1] if lines else None
+
+
+@contextlib.contextmanager
+def _bound(answer: Callable) -> Iterator[None]:
+    """Give the answer its name while it runs: a decorator runs before Python does so.
+
+    ``super(Name, self)`` needs it, and a function that calls itself.
+    """
+    function = next(_functions(answer), None)
+    if function is None:
+        yield
+        return
+    namespace, missing = function.__globals__, object()
+    before = namespace.get(answer.__name__, missing)
+    namespace[answer.__name__] = answer
+    try:
+        yield
+    finally:
+        if before is missing:
+            namespace.pop(answer.__name__, None)
+        else:
+            namespace[answer.__name__] = before

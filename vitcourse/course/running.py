@@ -1,0 +1,308 @@
+"""Run an answer once, out of harm's way: on copies, seeded, under a time limit, whatever it raises."""
+
+import copy
+import ctypes
+import inspect
+import random
+import signal
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .cases import Case
+
+
+class TimeLimit(BaseException):
+    """The answer ran too long. A BaseException, so that ``except Exception`` in an endless loop does not swallow it."""
+
+
+class WrongParameters(Exception):
+    """The learned parameters of the answer are not those of the reference, in name or in shape."""
+
+
+@dataclass
+class Outcome:
+    """What one call did: its output, its effects on the inputs, its gradients, or its error."""
+
+    output: Any = None
+    before: dict[str, Any] = field(default_factory=dict)  # the inputs' leaves as they were
+    after: dict[str, Any] = field(default_factory=dict)  # and after the call
+    gradients: dict[str, Tensor | None] = field(default_factory=dict)
+    attached: bool = False  # can a gradient flow from the output to anything?
+    backward_error: Exception | None = None
+    error: BaseException | None = None
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `TimeLimit` in the block after `seconds`, even in an endless loop of Python code."""
+    in_main = threading.current_thread() is threading.main_thread()
+    with _alarm(seconds) if in_main and hasattr(signal, "setitimer") else _watcher(seconds):
+        yield
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise TimeLimit
+
+    started = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, stop)
+    # The second argument repeats the alarm: a bare `except:` in the loop survives only one.
+    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
+    try:
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        if remaining:
+            remaining = max(remaining - (time.monotonic() - started), 1e-3)
+            signal.setitimer(signal.ITIMER_REAL, remaining, interval)
+
+
+@contextmanager
+def _watcher(seconds: float) -> Iterator[None]:
+    """For Windows and for threads, which know no alarm signal."""
+    thread = ctypes.c_ulong(threading.get_ident())
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    lock, over = threading.Lock(), False
+
+    def stop() -> None:
+        with lock:
+            if not over:
+                raise_in(thread, ctypes.py_object(TimeLimit))
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            over = True
+            raise_in(thread, None)  # withdraw an exception that was set but not yet raised
+        timer.cancel()
+
+
+@contextmanager
+def isolated(seed: int) -> Iterator[None]:
+    """Seed every generator inside the block, and give all of them back as they were."""
+    states = random.getstate(), np.random.get_state()
+    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=cuda), torch.enable_grad():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            torch.cuda.manual_seed_all(seed)
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+# ---------------------------------------------------------------------------------------------------------- trees
+
+
+def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """Apply `function` to the tensors of nested lists, tuples and dicts; leave everything else."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: map_tensors(value, function) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(value, function) for value in tree))
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(map_tensors(value, function) for value in tree)
+    return tree
+
+
+def leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The named leaves of nested containers and modules: ``("boxes[0]", tensor)``, ``("model.fc.weight", tensor)``."""
+    if isinstance(tree, nn.Module):
+        for key, tensor in tree.state_dict(prefix=f"{name}.").items():
+            yield key, tensor
+        for key, parameter in tree.named_parameters(prefix=name):
+            yield f"{key}.requires_grad", parameter.requires_grad
+            if parameter.grad is not None:
+                yield f"{key}.grad", parameter.grad
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from leaves(value, f"{name}[{key!r}]" if name else str(key))
+    elif isinstance(tree, (list, tuple)):
+        for i, value in enumerate(tree):
+            yield from leaves(value, f"{name}[{i}]")
+    elif isinstance(tree, (Tensor, np.ndarray, bool, int, float, str)) or tree is None:
+        yield name, tree
+
+
+def _frozen(tree: Any) -> dict[str, Any]:
+    return {name: copy.deepcopy(leaf.detach() if isinstance(leaf, Tensor) else leaf) for name, leaf in leaves(tree)}
+
+
+def named_inputs(signature_of: Callable, case: Case) -> dict[str, Any]:
+    """The arguments of `case` under the names that the reference gives them."""
+    if case.init is None:
+        target, args = signature_of, case.args
+    else:
+        method = "forward" if case.method == "__call__" and issubclass(signature_of, nn.Module) else case.method
+        target, args = getattr(signature_of, method), (None, *case.args)
+    names = list(inspect.signature(target).bind(*args, **case.kwargs).arguments.items())
+    return dict(names if case.init is None else names[1:])
+
+
+# ---------------------------------------------------------------------------------------------------------- modules
+
+
+def learned(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that training changes. Fixed tables are left out: an answer may hold them as it likes."""
+    return {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def _like(case: Case) -> Tensor:
+    """An empty tensor with the device and the precision of the inputs."""
+    tensors = [leaf for _, leaf in leaves((case.args, case.kwargs)) if isinstance(leaf, Tensor)]
+    device = tensors[0].device if tensors else torch.device("cpu")
+    dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float64)
+    return torch.empty(0, dtype=dtype, device=device)
+
+
+def construct(cls: type, case: Case) -> Any:
+    """An instance with the constructor arguments of `case`, in the precision and on the device of its inputs."""
+    args, kwargs = copy.deepcopy(case.init)
+    instance = cls(*args, **kwargs)
+    if isinstance(instance, nn.Module):
+        instance.to(_like(case)).train(case.training)
+    return instance
+
+
+def random_weights(reference: type, case: Case, seed: int) -> dict[str, Tensor]:
+    """Random values for every learned parameter of the reference; zeros and ones at the start would hide mistakes."""
+    with isolated(seed):
+        module = construct(reference, case)
+        if not isinstance(module, nn.Module):
+            return {}
+        weights = {}
+        for name, parameter in learned(module).items():
+            fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
+            center = 1.0 if "norm" in name and "weight" in name else 0.0
+            weights[name] = center + torch.randn_like(parameter) / fan_in**0.5
+        return weights
+
+
+def load(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Copy the reference's weights in, by name."""
+    own = learned(module)
+    problems = []
+    if missing := [name for name in weights if name not in own]:
+        problems.append(f"missing {_enumerate(missing)}")
+    if unexpected := [name for name in own if name not in weights]:
+        problems.append(f"unexpected {_enumerate(unexpected)}")
+    for name in weights.keys() & own.keys():
+        if own[name].shape != weights[name].shape:
+            problems.append(f"{name} of shape {tuple(own[name].shape)}, expected {tuple(weights[name].shape)}")
+    if problems:
+        raise WrongParameters("parameters: " + "; ".join(sorted(problems)))
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(weights[name])
+
+
+def _enumerate(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+# ---------------------------------------------------------------------------------------------------------- one call
+
+
+def _attach(tensor: Tensor) -> Tensor:
+    """The same values, strides kept, with gradients. Not a leaf: a change in place is then noticed, not refused."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return tensor
+    memory = tensor.new_empty(0).set_(tensor.untyped_storage()).requires_grad_().clone()
+    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def execute(answer: Callable, case: Case, weights: dict[str, Tensor], names: Callable, gradients: bool) -> Outcome:
+    """Make the call and let its exceptions through; `names` is the callable whose signature names the inputs."""
+    if case.init is None:
+        target, module = answer, None
+    else:
+        instance = construct(answer, case)
+        module = instance if isinstance(instance, nn.Module) else None
+        if module is not None:
+            load(module, weights)
+        target = instance if case.method == "__call__" else getattr(instance, case.method)
+
+    args, kwargs = copy.deepcopy((case.args, case.kwargs))
+    if gradients:
+        args, kwargs = map_tensors(args, _attach), map_tensors(kwargs, _attach)
+    inputs = named_inputs(names, Case(args, kwargs, case.init, case.method))
+    sources = _sources(inputs, module)
+    outcome = Outcome(before=_frozen(inputs))
+    output = target(*args, **kwargs)
+    output = list(output) if isinstance(output, types.GeneratorType) else output
+    outcome.after = _frozen(inputs)
+    if gradients:
+        _differentiate(outcome, output, sources)
+    outcome.output = map_tensors(output, Tensor.detach)
+    return outcome
+
+
+def _sources(inputs: dict[str, Any], module: nn.Module | None) -> dict[str, Tensor]:
+    """Everything that a gradient may reach: float inputs, parameters of modules among them, those of the answer."""
+    found = {name: leaf for name, leaf in leaves(inputs) if isinstance(leaf, Tensor) and leaf.requires_grad}
+    for name, value in inputs.items():
+        if isinstance(value, nn.Module):
+            found |= {f"{name}.{key}": parameter for key, parameter in learned(value).items()}
+    return found | (learned(module) if module is not None else {})
+
+
+def _differentiate(outcome: Outcome, output: Any, sources: dict[str, Tensor]) -> None:
+    """Gradients of a fixed random combination of all outputs: no symmetry of a plain sum can hide a mistake."""
+    generator = torch.Generator().manual_seed(0)
+    total = 0
+    for _, leaf in leaves(output):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point():
+            weight = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
+            if leaf.requires_grad:
+                outcome.attached = True
+                finite = torch.where(leaf.isfinite(), leaf, 0)
+                total = total + (finite * weight.to(leaf)).sum()
+    if not outcome.attached or not sources:
+        return
+    try:
+        gradients = torch.autograd.grad(total, list(sources.values()), allow_unused=True)
+    except RuntimeError as error:
+        outcome.backward_error = error
+    else:
+        outcome.gradients = dict(zip(sources, gradients, strict=True))
+
+
+def run(
+    answer: Callable,
+    case: Case,
+    weights: dict[str, Tensor],
+    names: Callable,
+    *,
+    gradients: bool,
+    seconds: float,
+    seed: int,
+) -> Outcome:
+    """Make the call in this process; whatever it raises, or running over `seconds`, becomes the outcome's error."""
+    try:
+        with isolated(seed), time_limit(seconds):
+            return execute(answer, case, weights, names, gradients)
+    except (Exception, SystemExit, TimeLimit) as error:
+        return Outcome(error=error)
