@@ -1,0 +1,29 @@
+"""Images with labels: the embedded data, torchvision's data sets, folders of images; and their transforms.
+
+>>> fashion = open_dataset("fashion_mnist_subset", "test")
+>>> image, label = fashion[0]
+>>> tuple(image.shape), image.dtype, len(fashion), fashion.classes[label]
+((1, 28, 28), torch.uint8, 2000, 'Shirt')
+"""
+
+from vitcourse.data.datasets import Augmented, ImageDataset, check_batch, subset
+from vitcourse.data.embedded import photo, photo_names, texture, texture_names
+from vitcourse.data.sources import open_dataset
+from vitcourse.data.transforms import IMAGENET_MEAN, IMAGENET_STD, as_image, eval_transform, train_transform
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Augmented",
+    "ImageDataset",
+    "as_image",
+    "check_batch",
+    "eval_transform",
+    "open_dataset",
+    "photo",
+    "photo_names",
+    "subset",
+    "texture",
+    "texture_names",
+    "train_transform",
+]

@@ -1,0 +1,223 @@
+"""Data sets of (image, label): in memory or in files, with reproducible augmentation, and balanced parts of them."""
+
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+from torchvision import tv_tensors
+
+from vitcourse.data.transforms import apply, as_image, split_fixed_tail
+
+# What every data set of this package tells about itself.
+FACTS = ("classes", "targets", "in_chans", "img_size", "mean", "std")
+
+
+class ImageDataset(Dataset):
+    """Pairs (image, label), and the facts that a model and a recipe ask for.
+
+    Args:
+        images: a tensor (N, C, H, W), uint8 or float in 0..1, kept in memory; or N image files, read as RGB.
+        targets: N integer labels, counted from 0.
+        classes: the names of the classes.
+        mean, std: a value per channel, of pixels scaled to 0..1.
+        transform: called with each image; without one, an image is a ``tv_tensors.Image`` (C, H, W).
+
+    ``in_chans`` is the number of channels; ``img_size`` the side of the images, or None where it varies. A pipeline
+    that draws no random numbers is applied to whole batches of in-memory images, which is many times faster.
+
+    Raises ValueError if images, targets and classes do not fit together or a file cannot be decoded, and as
+    ``as_image`` does.
+
+    >>> blobs = ImageDataset(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0, 1], ["a", "b"], mean=(0.5,), std=(0.5,))
+    >>> blobs.in_chans, blobs.img_size, blobs[1][1]
+    (3, 8, 1)
+    """
+
+    def __init__(
+        self,
+        images: Tensor | Sequence[str | Path],
+        targets: Sequence[int],
+        classes: Sequence[str],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        transform: Callable | None = None,
+    ) -> None:
+        if len(images) != len(targets) or not len(images):
+            raise ValueError(f"{len(images)} images and {len(targets)} targets; give one label per image, at least one")
+        self.in_chans, self.img_size = 3, None
+        if isinstance(images, Tensor):
+            if images.ndim != 4:
+                raise ValueError(f"images have shape {tuple(images.shape)}; give (N, C, H, W)")
+            images = as_image(images).as_subclass(Tensor)
+            self.in_chans, height, width = images.shape[1:]
+            self.img_size = height if height == width else None
+        self.images = images
+        self.targets = [int(label) for label in targets]
+        self.classes = list(classes)
+        self.mean, self.std = tuple(mean), tuple(std)
+        self.transform = transform
+        _check_labels(torch.tensor(self.targets), len(self.classes))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image = self.images[index]
+        image = tv_tensors.Image(image) if isinstance(image, Tensor) else _read_image(image)
+        return (image if self.transform is None else self.transform(image)), self.targets[index]
+
+    def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
+        """The same items as one by one; a DataLoader fetches its batches here."""
+        drawn, fixed = split_fixed_tail(self.transform)
+        if drawn or not fixed or not isinstance(self.images, Tensor):
+            return [self[index] for index in indices]
+        images = apply(fixed, tv_tensors.Image(self.images[indices]))
+        return list(zip(images, [self.targets[index] for index in indices], strict=True))
+
+
+def _read_image(path: str | Path) -> tv_tensors.Image:
+    """Decode a file to RGB (3, H, W), uint8; an error names the file."""
+    try:
+        with Image.open(path) as picture:
+            if picture.mode.startswith(("I", "F")):  # convert() would clip these to white
+                raise ValueError(f"pixels of type {picture.mode}, not 8-bit")
+            return as_image(picture.convert("RGB"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{path} is missing; restore it, or open the data set anew") from error
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: from broken PNGs
+        raise ValueError(
+            f"{path} is not a usable image: {error}; replace it with an 8-bit one, or delete it"
+        ) from error
+
+
+class Augmented(Dataset):
+    """``dataset`` under a random transform that depends on (seed, epoch, index) alone.
+
+    An item's key is ``(epoch, index)``, which a sampler hands out, so that augmentation is the same with any number
+    of workers, in any order and after a restart; a bare ``index`` means epoch 0. For each item PyTorch's CPU
+    generator is seeded, and it is put back afterwards: the global random state is untouched. torchvision's v2
+    transforms draw from that generator; one that draws from ``random`` or ``numpy.random`` would not be reproducible.
+
+    ``transform`` may be None where ``dataset`` has its own, which is then seeded too. The facts (``classes``,
+    ``targets``, ...) are those of ``dataset``.
+
+    >>> from vitcourse.data import open_dataset, train_transform
+    >>> fashion = open_dataset("fashion_mnist_subset", "test")
+    >>> augmented = Augmented(fashion, train_transform(28, fashion.mean, fashion.std), seed=1)
+    >>> torch.equal(augmented[3, 7][0], augmented[3, 7][0]), torch.equal(augmented[3, 7][0], augmented[4, 7][0])
+    (True, False)
+    """
+
+    def __init__(self, dataset: Dataset, transform: Callable | None = None, seed: int = 0) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __getattr__(self, name: str) -> Any:
+        if name in FACTS:
+            return getattr(self.dataset, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Any, int]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[int | tuple[int, int]]) -> list[tuple[Any, int]]:
+        drawn, fixed = split_fixed_tail(self.transform)
+        state = torch.default_generator.get_state()
+        try:
+            items = [self._draw(drawn, *(key if isinstance(key, tuple) else (0, key))) for key in keys]
+        finally:
+            torch.default_generator.set_state(state)
+        images, labels = zip(*items, strict=True)
+        if fixed and len({getattr(image, "shape", None) for image in images}) == 1:
+            images = apply(fixed, torch.stack(images))
+        else:
+            images = [apply(fixed, image) for image in images]
+        return list(zip(images, labels, strict=True))
+
+    def _draw(self, steps: list[Callable], epoch: int, index: int) -> tuple[Any, int]:
+        # Hashed, because a sum such as seed + epoch + index would come to the same for many items.
+        key = hashlib.blake2b(struct.pack("<3q", self.seed, epoch, index), digest_size=8).digest()
+        torch.default_generator.manual_seed(int.from_bytes(key, "little"))
+        image, label = self.dataset[index]
+        return apply(steps, image), label
+
+
+def subset(dataset: Dataset, n: int, seed: int = 0) -> Subset:
+    """``n`` items of ``dataset``, class-balanced: the classes' shares differ by one at most. Same seed, same items.
+
+    Raises ValueError if n is below 1, or if a class has fewer items than its share.
+
+    >>> from vitcourse.data import open_dataset
+    >>> few = subset(open_dataset("fashion_mnist_subset"), 40)
+    >>> len(few), few.targets.count(3)
+    (40, 4)
+    """
+    if n < 1:
+        raise ValueError(f"n {n} is no number of items; give at least 1")
+    targets = np.asarray(dataset.targets)
+    labels, counts = np.unique(targets, return_counts=True)
+    random = np.random.RandomState(seed)  # the legacy generator, because NumPy promises never to change its stream
+    shares = np.full(len(labels), n // len(labels))
+    shares[random.permutation(len(labels))[: n % len(labels)]] += 1
+    if (shares > counts).any():
+        short = int(np.argmax(shares > counts))
+        raise ValueError(
+            f"n {n} takes {shares[short]} of class {dataset.classes[labels[short]]!r}, which has {counts[short]}; "
+            f"give n of at most {counts.min() * len(labels)}"
+        )
+    chosen = [random.permutation(np.flatnonzero(targets == label)) for label in labels]
+    chosen = [members[:share] for members, share in zip(chosen, shares, strict=True)]
+    part = Subset(dataset, np.sort(np.concatenate(chosen)).tolist())
+    for fact in FACTS:
+        setattr(part, fact, getattr(dataset, fact))
+    part.targets = targets[part.indices].tolist()
+    return part
+
+
+def check_batch(
+    images: Tensor, labels: Tensor | None = None, *, in_chans: int | None = None, num_classes: int | None = None
+) -> None:
+    """Check what a model is about to be fed: float images (B, C, H, W), finite, and labels (B,) that fit its head.
+
+    Raises TypeError for a wrong dtype and ValueError for everything else, naming what is wrong and the remedy.
+
+    >>> check_batch(torch.rand(2, 1, 28, 28), torch.tensor([0, 12]), num_classes=10)
+    Traceback (most recent call last):
+    ValueError: labels reach from 0 to 12, but there are 10 classes; labels count from 0, so num_classes=13 is needed
+    """
+    if not images.is_floating_point():
+        raise TypeError(f"images have dtype {images.dtype}; a model takes floats; use a transform of vitcourse.data")
+    if images.ndim != 4:
+        raise ValueError(f"images have shape {tuple(images.shape)}; a model takes (B, C, H, W)")
+    if in_chans is not None and images.shape[1] != in_chans:
+        raise ValueError(
+            f"images have {images.shape[1]} channels, but the model's in_chans is {in_chans}; "
+            f"build the model with in_chans={images.shape[1]}, or the transform with in_chans={in_chans}"
+        )
+    if not images.isfinite().all():
+        raise ValueError("images hold NaN or infinite values; check the data set and the transform's mean and std")
+    if labels is not None:
+        _check_labels(labels, num_classes)
+
+
+def _check_labels(labels: Tensor, num_classes: int | None) -> None:
+    if labels.is_floating_point():
+        raise TypeError(f"labels have dtype {labels.dtype}; give integers")
+    if labels.ndim != 1:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}; give (B,)")
+    low, high = (int(value) for value in labels.aminmax())
+    if num_classes is not None and not 0 <= low <= high < num_classes:
+        raise ValueError(
+            f"labels reach from {low} to {high}, but there are {num_classes} classes; "
+            f"labels count from 0, so num_classes={high + 1} is needed"
+        )

@@ -1,0 +1,222 @@
+"""Data sets by name: the embedded subset, torchvision's, and folders of images."""
+
+import difflib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision import datasets
+from torchvision.datasets.utils import check_integrity
+
+from vitcourse.data.datasets import ImageDataset
+from vitcourse.data.embedded import fashion_mnist_subset
+from vitcourse.data.transforms import IMAGENET_MEAN, IMAGENET_STD
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A torchvision data set: its class and folder, what it calls the splits, the statistics of its training pixels."""
+
+    name: str
+    folder: str
+    splits: dict[str, dict[str, Any]]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+_FLAG = {"train": {"train": True}, "test": {"train": False}}
+_NAMED = {"train": {"split": "train"}, "test": {"split": "test"}}
+_WITH_VAL = {**_NAMED, "val": {"split": "val"}}
+_PETS = {"train": {"split": "trainval"}, "test": {"split": "test"}}
+_FASHION = _Source("FashionMNIST", "FashionMNIST/raw", _FLAG, (0.2860,), (0.3530,))
+_TORCHVISION = {
+    "cifar10": _Source("CIFAR10", "cifar-10-batches-py", _FLAG, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": _Source("CIFAR100", "cifar-100-python", _FLAG, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "dtd": _Source("DTD", "dtd", _WITH_VAL),
+    "fashion_mnist": _FASHION,
+    "flowers102": _Source("Flowers102", "flowers-102", _WITH_VAL),
+    "food101": _Source("Food101", "food-101", _NAMED),
+    "mnist": _Source("MNIST", "MNIST/raw", _FLAG, (0.1307,), (0.3081,)),
+    "oxford_iiit_pet": _Source("OxfordIIITPet", "oxford-iiit-pet", _PETS),
+    "stl10": _Source("STL10", "stl10_binary", _NAMED),
+}
+_SPECS = ("fashion_mnist_subset", *_TORCHVISION, "imagefolder:PATH")
+_LAYOUT = """expected a folder per class in a folder per split:
+    PATH/train/cat/1.jpg   PATH/train/dog/2.jpg
+    PATH/test/cat/3.jpg    PATH/test/dog/4.jpg     (or PATH/val/...)
+"""
+
+
+def open_dataset(
+    spec: str,
+    split: str = "train",
+    *,
+    transform: Callable | None = None,
+    root: str | Path | None = None,
+    download: bool = False,
+) -> ImageDataset:
+    """Open one split of a data set.
+
+    Args:
+        spec: ``"fashion_mnist_subset"`` (embedded: 10 000 images to train on, 2 000 to test); one of torchvision's:
+            ``"cifar10"``, ``"cifar100"``, ``"dtd"``, ``"fashion_mnist"``, ``"flowers102"``, ``"food101"``,
+            ``"mnist"``, ``"oxford_iiit_pet"``, ``"stl10"``; or ``"imagefolder:PATH"``, a folder of your own with
+            PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg (PATH/val serves as test where there is no PATH/test).
+        split: ``"train"``, ``"test"``, or ``"val"`` where a data set has one.
+        transform: applied to each image, such as ``train_transform`` and ``eval_transform`` build.
+        root: where torchvision's data sets lie; by default $VITCOURSE_DATASETS, or else ~/.cache/vitcourse.
+        download: fetch a torchvision data set that is not there yet.
+
+    An item is (image, label); without a transform the image is a ``tv_tensors.Image`` (C, H, W), uint8.
+    ``mean`` and ``std`` are those of the set's own training pixels, or ImageNet's where images come as files.
+
+    Raises ValueError for an unknown spec or split, a corrupt file and classes that differ between splits, and
+    FileNotFoundError for what is not there. Each names the file or folder and the remedy.
+
+    >>> open_dataset("cifar_10")
+    Traceback (most recent call last):
+    ValueError: spec 'cifar_10' is no data set; did you mean 'cifar10' or 'cifar100'?
+    """
+    kind, _, path = spec.partition(":")
+    if kind == "imagefolder":
+        return _open_folder(path, split, transform)
+    if spec == "fashion_mnist_subset":
+        _check_split(spec, split, ("train", "test"))
+        images, targets = fashion_mnist_subset(split)
+        classes = datasets.FashionMNIST.classes
+        return ImageDataset(images, targets, classes, mean=_FASHION.mean, std=_FASHION.std, transform=transform)
+    if spec in _TORCHVISION:
+        home = root or os.environ.get("VITCOURSE_DATASETS", "~/.cache/vitcourse")
+        return _open_torchvision(spec, split, transform, Path(home).expanduser(), download)
+    close = difflib.get_close_matches(kind, _SPECS, n=2)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known are {', '.join(_SPECS)}"
+    raise ValueError(f"spec {spec!r} is no data set; {hint}")
+
+
+def _check_split(spec: str, split: str, known: Sequence[str]) -> None:
+    if split not in known:
+        raise ValueError(f"split {split!r} of {spec} does not exist; use {' or '.join(map(repr, known))}")
+
+
+# --- torchvision's data sets ---
+
+
+def _open_torchvision(spec: str, split: str, transform: Callable | None, root: Path, download: bool) -> ImageDataset:
+    source = _TORCHVISION[spec]
+    _check_split(spec, split, tuple(source.splits))
+    folder = root / source.folder
+    if not (download or folder.is_dir()):
+        raise FileNotFoundError(
+            f"{spec} is not at {folder}; download it with download=True (on the command line --download), "
+            f"or say with root in which folder {source.folder} lies"
+        )
+    kind = getattr(datasets, source.name)
+    try:
+        original = kind(str(root), download=download, **source.splits[split])
+    except ImportError as error:
+        raise ImportError(f"{spec} needs the package {error.name}; install it: pip install {error.name}") from error
+    except Exception as error:  # torchvision lets through whatever its readers raise
+        damaged = ", ".join(map(str, _damaged_files(kind, folder))) or folder
+        raise ValueError(
+            f"{spec} cannot be read: {damaged} is missing, incomplete or corrupt ({type(error).__name__}: {error}); "
+            f"delete {folder} and open it with download=True (on the command line --download)"
+        ) from error
+    targets = _first_attribute(original, "targets", "labels", "_labels")
+    images = _first_attribute(original, "data", "_images", "_image_files")
+    if not isinstance(images, list):
+        images = _to_nchw(torch.as_tensor(images))
+    return ImageDataset(images, targets, original.classes, mean=source.mean, std=source.std, transform=transform)
+
+
+def _damaged_files(kind: type, folder: Path) -> list[Path]:
+    """Which files do not have torchvision's checksum (CIFAR, STL-10), or the length in their header (MNIST's)."""
+    listed = [*getattr(kind, "train_list", []), *getattr(kind, "test_list", [])]
+    wrong_sum = [folder / name for name, md5, *_ in listed if not check_integrity(folder / name, md5)]
+    return wrong_sum + [file for file in sorted(folder.glob("*-ubyte")) if not _is_whole_idx(file.read_bytes())]
+
+
+def _is_whole_idx(content: bytes) -> bool:
+    """IDX is MNIST's format: two zeros, a type (8: uint8), the rank, a big-endian uint32 for each side, the values."""
+    if len(content) < 4:
+        return False
+    sides = [int.from_bytes(content[4 * i : 4 * i + 4], "big") for i in range(1, content[3] + 1)]
+    return content[:3] == b"\0\0\x08" and len(content) == 4 + 4 * len(sides) + torch.Size(sides).numel()
+
+
+def _first_attribute(dataset: Any, *names: str) -> Any:
+    """torchvision's data sets agree on no name for their labels and images."""
+    return next(getattr(dataset, name) for name in names if hasattr(dataset, name))
+
+
+def _to_nchw(images: Tensor) -> Tensor:
+    """(N, H, W), (N, H, W, 3) or (N, 3, H, W) -> (N, C, H, W)."""
+    if images.ndim == 3:
+        return images.unsqueeze(1)
+    return images.permute(0, 3, 1, 2).contiguous() if images.shape[3] == 3 else images
+
+
+# --- Folders of images ---
+
+
+def _open_folder(path: str, split: str, transform: Callable | None) -> ImageDataset:
+    if not path:
+        raise ValueError("spec 'imagefolder' names no folder; write imagefolder:PATH")
+    top = Path(path).expanduser()
+    _check_split(f"imagefolder:{path}", split, ("train", "test", "val"))
+    folder = top / ("val" if split == "test" and not (top / "test").is_dir() else split)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"imagefolder:{path} has no {split} split; {_LAYOUT}{_found(top)}")
+    classes = _class_folders(folder)
+    if split != "train" and (top / "train").is_dir():
+        _check_same_classes(top / "train", folder)
+    images: list[str] = []
+    targets: list[int] = []
+    for label, name in enumerate(classes):
+        files = _image_files(folder / name)
+        if not files:
+            raise FileNotFoundError(
+                f"{folder / name} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some, or delete the folder"
+            )
+        images += files
+        targets += [label] * len(files)
+    return ImageDataset(images, targets, classes, mean=IMAGENET_MEAN, std=IMAGENET_STD, transform=transform)
+
+
+def _class_folders(folder: Path) -> list[str]:
+    """The classes' names, sorted; hidden folders, such as Jupyter's .ipynb_checkpoints, are none."""
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise FileNotFoundError(f"{folder} has no class folders; {_LAYOUT}{_found(folder)}")
+    return names
+
+
+def _image_files(folder: Path) -> list[str]:
+    """All images at any depth, sorted; without hidden ones, such as macOS's ._1.jpg, which are none."""
+    files = []
+    for base, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images = (name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
+        files += [os.path.join(base, name) for name in images]
+    return sorted(files)
+
+
+def _check_same_classes(train: Path, other: Path) -> None:
+    in_train, in_other = set(_class_folders(train)), set(_class_folders(other))
+    if in_train != in_other:
+        raise ValueError(
+            f"{train} and {other} differ in classes: only {train.name} has {sorted(in_train - in_other)}, "
+            f"only {other.name} has {sorted(in_other - in_train)}; give both the same class folders"
+        )
+
+
+def _found(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"but there is no folder {folder}"
+    names = sorted(entry.name for entry in folder.iterdir())
+    return f"but {folder} holds {', '.join(names[:6]) or 'nothing'}{', ...' if len(names) > 6 else ''}"
