@@ -133,7 +133,7 @@ def split_fixed_tail(transform: Callable | None) -> tuple[list[Callable], list[C
         return [transform], []
     steps = list(transform.transforms)
     end = len(steps)
-    while end and (isinstance(steps[end - 1], _FIXED) or getattr(steps[end - 1], "func", None) is as_image):
+    while end and (type(steps[end - 1]) in _FIXED or getattr(steps[end - 1], "func", None) is as_image):
         end -= 1
     return steps[:end], steps[end:]
 
