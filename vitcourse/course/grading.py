@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 import torch
 
-from .cases import Case, Property, Random
+from .cases import Case, Property, Random, call
 from .comparing import Finding, Level, compare, describe_error, is_evidence
-from .running import Outcome, TimeLimit, execute, leaves, map_tensors, named_inputs, random_weights, run
+from .running import Outcome, TimeLimit, execute, isolated, leaves, map_tensors, named_inputs, random_weights, run
 
 
 class TODO(Exception):
@@ -80,6 +80,13 @@ class Check:
         self.mistakes.append(Mistake(key, message, faulty))
         return faulty
 
+    def find_mistake(self, key: str) -> Mistake:
+        """The catalogued mistake of that key."""
+        for mistake in self.mistakes:
+            if mistake.key == key:
+                return mistake
+        raise ValueError(f"{self.name} has no mistake {key!r}; it has {[mistake.key for mistake in self.mistakes]}")
+
 
 CHECKS: dict[str, Check] = {}
 
@@ -107,7 +114,8 @@ def check(
         why: one sentence on why it matters.
         hints: steps, the first the gentlest.
         tolerance: largest error, as a fraction of the largest value expected; None takes one that fits the dtype.
-        gradients: compare gradients with regard to inputs and parameters too.
+        gradients: compare gradients with regard to inputs and parameters too. Set it to False where the answer itself
+            differentiates with regard to its inputs.
         seconds: time limit of one call.
         runner: makes one call, with the signature of `running.run`.
 
@@ -176,29 +184,34 @@ class _Trial:
 
     def __init__(self, spec: Check, seed: int) -> None:
         self.spec, self.seed, self.reference = spec, seed, spec.reference
-        self.cases = list(spec.cases(Random(seed)))
+        with isolated(seed):
+            self.cases = list(spec.cases(Random(seed)))
         if not self.cases:
             raise ValueError(f"the check of {spec.name} yields no cases, so it cannot fail")
+        for case in self.cases:
+            if isinstance(case, Property) and case.points_to:
+                spec.find_mistake(case.points_to)
         self.weights = [
             random_weights(self.reference, case, seed + i) if isinstance(case, Case) and case.init is not None else {}
             for i, case in enumerate(self.cases)
         ]
-        self.expected = [self.outcome(self.reference, i) for i in range(len(self.cases))]
-        for expected in self.expected:
-            if expected.error:
-                raise RuntimeError(f"the reference of {spec.name} fails its own check") from expected.error
+        # The reference gets ten times the time: a busy machine must not fail it.
+        self.expected = [
+            self._run(self.reference, i, spec.gradients, 10 * spec.seconds) for i in range(len(self.cases))
+        ]
+        for case, expected in zip(self.cases, self.expected, strict=True):
+            if expected.error or (isinstance(case, Property) and not expected.output):
+                raise RuntimeError(f"the reference of {spec.name} fails its own check {case}") from expected.error
 
     def outcome(self, answer: Callable, i: int) -> Outcome:
-        case, spec = self.cases[i], self.spec
+        """What `answer` does on case `i`."""
+        return self._run(answer, i, self.expected[i].attached, self.spec.seconds)
+
+    def _run(self, answer: Callable, i: int, gradients: bool, seconds: float) -> Outcome:
+        case, limits = self.cases[i], {"seconds": seconds, "seed": self.seed + i}
         if isinstance(case, Property):
-            return run(
-                lambda: bool(case.predicate(answer)), Case((), {}), {}, lambda: None,
-                gradients=False, seconds=spec.seconds, seed=self.seed + i,
-            )  # fmt: skip
-        return spec.runner(
-            answer, case, self.weights[i], self.reference,
-            gradients=spec.gradients, seconds=spec.seconds, seed=self.seed + i,
-        )  # fmt: skip
+            return run(lambda: bool(case.predicate(answer)), call(), {}, lambda: None, gradients=False, **limits)
+        return self.spec.runner(answer, case, self.weights[i], self.reference, gradients=gradients, **limits)
 
     def compare(self, i: int, got: Outcome) -> Finding | None:
         finding = compare(self.expected[i], got, self.spec.tolerance)
@@ -246,7 +259,7 @@ def _diagnose(trial: _Trial, answer: Callable, outcomes: list[Outcome], finding:
     """The one catalogued mistake that does on every case what the answer does; None where none or several do."""
     failed = trial.cases[len(outcomes) - 1]
     if isinstance(failed, Property) and failed.points_to and finding.level is Level.OUTPUT:
-        return next(mistake for mistake in trial.spec.mistakes if mistake.key == failed.points_to)
+        return trial.spec.find_mistake(failed.points_to)
     if isinstance(outcomes[-1].error, TimeLimit):
         return None
     with contextlib.redirect_stdout(io.StringIO()):
