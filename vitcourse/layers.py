@@ -1,6 +1,6 @@
 """Parts that two or more model families share: one door to attention, the MLP, and two regularisers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,7 @@ def attention(
 
     Raises:
         ValueError: an unknown backend; shapes that do not fit together.
+        TypeError: a boolean ``bias``, which backends would read differently.
 
     >>> q = k = v = torch.randn(2, 3, 5, 8)
     >>> attention(q, k, v).shape
@@ -74,6 +75,8 @@ def attention(
             f"q, k and v do not fit together: {_shapes(q, k, v)}; "
             "batch and heads must agree, q and k in D, k and v in their length"
         )
+    if bias is not None and bias.dtype == torch.bool:
+        raise TypeError("bias is boolean; pass torch.where(mask, 0.0, -torch.inf) to hide the keys where mask is False")
     if backend == "auto":
         backend = "sdpa"
     if backend not in ATTENTION_BACKENDS:
@@ -137,7 +140,7 @@ class DropPath(nn.Module):
         if not self.training or self.p == 0:
             return x
         keep = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(1 - self.p)
-        return x * keep / (1 - self.p)
+        return x * keep.div_(1 - self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}"
@@ -173,7 +176,7 @@ def to_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
     Raises:
         ValueError: not a positive integer or a pair of them.
     """
-    pair = (value, value) if isinstance(value, int) else tuple(value)
+    pair = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
         raise ValueError(f"{name} {value!r} must be a positive integer or a pair of them (height, width)")
     return pair

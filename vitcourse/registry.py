@@ -1,4 +1,4 @@
-"""Models by name, and weights from timm, torchvision, Hugging Face or a file."""
+"""Models by name, and weights from timm, torchvision or a file."""
 
 import difflib
 import fnmatch
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MODEL_MODULES = ("vit",)  # what list_models imports; a new model family is named here
+MODEL_MODULES = ("vit", "hybrid")  # what list_models imports; a new model family is named here
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def create_model(
     >>> create_model("vit_tiny", img_size=32, patch_size=4, num_classes=10)(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 10])
     """
+    new_head = "num_classes" in overrides
     if str(name).endswith(".safetensors"):
         if weights is not None:
             raise ValueError(
@@ -123,7 +124,7 @@ def create_model(
     model.name, model.model_args = name, dict(overrides)
     model.preprocess = _fit_preprocess(entry.preprocess, model)
     if weights is not None:
-        load_weights(model, weights, new_head="num_classes" in overrides)
+        load_weights(model, weights, new_head=new_head)
     return model
 
 
@@ -167,8 +168,10 @@ def load_weights(
         source: ``"timm:NAME"`` or ``"torchvision:NAME[.WEIGHTS]"`` (downloads pretrained weights on first use), the
             path of a ``.safetensors`` file or of a ``.pth``/``.pt`` file (read with ``weights_only=True``), a state
             dict, or a model of timm or torchvision.
-        strict: every parameter must find its tensor, and every tensor its parameter.
-        new_head: where the classes differ in number, keep the model's own, untrained head, and say so on stderr.
+        strict: every parameter must find its tensor, and every tensor its parameter; otherwise one line on stderr says
+            what did not.
+        new_head: where the classes differ in number, keep the model's own, untrained head, and say so on stderr; for
+            a model without a head, leave out that of the checkpoint.
 
     Returns:
         ``model``.
@@ -188,6 +191,11 @@ def load_weights(
     reshaped = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     if reshaped or (strict and (missing or unexpected)):
         raise ValueError(_describe(source, model, own, state, missing, unexpected, sorted(reshaped)))
+    if missing or unexpected:
+        print(
+            f"vitcourse: weights loaded in part; missing: {_some(missing)}; left over: {_some(unexpected)}",
+            file=sys.stderr,
+        )
     model.load_state_dict(state, strict=strict)
     if preprocess is not None:
         model.preprocess = preprocess
@@ -195,12 +203,17 @@ def load_weights(
 
 
 def _keep_head(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    state = {k: v for k, v in state.items() if k in own or not k.startswith("head.")}
     heads = [k for k in own if k.startswith("head.") and (k not in state or state[k].shape != own[k].shape)]
     if heads:
         classes = next((state[k].shape[0] for k in heads if k in state), "no")
         wanted = own[heads[0]].shape[0]
         print(f"vitcourse: weights are for {classes} classes, not {wanted}: the head starts untrained", file=sys.stderr)
     return {**state, **{k: own[k] for k in heads}}
+
+
+def _some(names: list[str]) -> str:
+    return (", ".join(names[:4]) or "none") + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _describe(
@@ -212,20 +225,18 @@ def _describe(
     unexpected: list[str],
     reshaped: list[str],
 ) -> str:
-    def some(names: list[str]) -> str:
-        return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
     what = source if isinstance(source, (str, Path)) else type(source).__name__
     lines = [f"weights from {what} do not fit {getattr(model, 'name', type(model).__name__)}:"]
     if missing:
-        lines.append(f"  missing: {some(missing)}")
+        lines.append(f"  missing: {_some(missing)}")
     if unexpected:
-        lines.append(f"  not in the model: {some(unexpected)}")
+        lines.append(f"  not in the model: {_some(unexpected)}")
     shapes = [f"{k} is {tuple(state[k].shape)}, the model's {tuple(own[k].shape)}" for k in reshaped]
     if shapes:
-        lines.append(f"  of another shape: {some(shapes)}")
+        lines.append(f"  of another shape: {_some(shapes)}")
     if any(k.startswith("head.") for k in reshaped):
-        lines.append("  for other classes, pass new_head=True to start with an untrained head")
+        lines.append("  for other classes and an untrained head: load_weights(…, new_head=True), or num_classes in")
+        lines.append("  create_model(name, num_classes=…, weights=…)")
     return "\n".join(lines)
 
 
@@ -308,7 +319,11 @@ def _from_file(path: Path) -> tuple[Mapping[str, Tensor], Preprocess | None]:
                 f"weights file {path} cannot be read as tensors alone ({type(error).__name__}); it is corrupt, or a "
                 "pickle of other things, which is never run: save a state dict instead"
             ) from error
-        return state.get("state_dict", state.get("model", state)), None
+        if isinstance(state, Mapping):
+            state = state.get("state_dict", state.get("model", state))
+        if not (isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())):
+            raise ValueError(f"weights file {path} holds no state dict (a mapping of names to tensors)")
+        return state, None
     saved = read_metadata(path)
     from safetensors.torch import load_file
 
@@ -333,13 +348,30 @@ def save_weights(model: nn.Module, path: str | Path, *, half: bool = False, **me
     if half:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     if hasattr(model, "name"):
-        metadata = {"model": model.name, "model_args": model.model_args, **metadata}
+        metadata = {**_recipe(model), **metadata}
     if isinstance(getattr(model, "preprocess", None), Preprocess):
         metadata = {"preprocess": asdict(model.preprocess), **metadata}
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     save_file(state, partial, metadata={"format": "pt", "vitcourse": json.dumps(metadata)})
     partial.replace(path)
+
+
+def _recipe(model: nn.Module) -> dict[str, Any]:
+    """What create_model needs to build ``model`` again, its present head included."""
+    arguments = dict(model.model_args)
+    if hasattr(model, "num_classes"):
+        arguments["num_classes"] = model.num_classes
+    try:
+        json.dumps(arguments)
+    except TypeError:  # a class, such as attn_layer
+        print(
+            f"vitcourse: {model.name} was built with arguments no file can hold ({', '.join(model.model_args)}); "
+            "its weights are saved alone: build the model in code, then load_weights",
+            file=sys.stderr,
+        )
+        return {}
+    return {"model": model.name, "model_args": arguments}
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

@@ -43,8 +43,8 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = True, backend: str = "auto") -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"embed_dim {dim} is not divisible by num_heads {num_heads}")
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f"embed_dim {dim} is not divisible by num_heads {num_heads}; every head is as wide")
         self.num_heads = num_heads
         self.backend = backend
         self.recorder: list[Tensor] | None = None  # see record_attention
@@ -257,7 +257,7 @@ class VisionTransformer(nn.Module):
         """Put a new, randomly initialised head in place; 0 classes for none."""
         self.num_classes = num_classes
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
-        self.head.apply(init_linear).to(self.blocks[0].norm1.weight)
+        self.head.apply(init_linear).to(next(self.parameters()))
 
     def embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Images (B, C, H, W) to tokens (B, prefix + h · w, D) with positions, and the grid they lie on."""
@@ -322,7 +322,7 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"indices {tuple(indices)} name blocks that do not exist; the model has {depth}")
         wanted, outputs = [i % depth for i in indices], {}
         x, (h, w, prefix) = self.embed(x)
-        for i, block in enumerate(self.blocks[: max(wanted) + 1]):
+        for i, block in enumerate(self.blocks[: max(wanted, default=-1) + 1]):
             x = self._run(block, x, (h, w, prefix))
             if i in wanted:
                 tokens = self.fc_norm(self.norm(x))[:, prefix:]

@@ -1,11 +1,11 @@
 """Where a patch lies: fixed sine-cosine codes, and learnt ones brought to another grid."""
 
-from functools import cache
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def sincos_2d(h: int, w: int, dim: int, temperature: float = 10000.0) -> Tensor:
@@ -47,7 +47,8 @@ def resize_matrix(n_in: int, n_out: int, *, antialias: bool = True, device: torc
             PyTorch does by default.
     """
     ratio = n_in / n_out
-    centre = (torch.arange(n_out, device=device, dtype=torch.float64)[:, None] + 0.5) * ratio - 0.5  # in input pixels
+    dtype = torch.float32 if device is not None and device.type == "mps" else torch.float64  # Apple's GPUs have no more
+    centre = (torch.arange(n_out, device=device, dtype=dtype)[:, None] + 0.5) * ratio - 0.5  # in input pixels
     if antialias:
         stretch = max(ratio, 1.0)
         weight = _cubic((torch.arange(n_in, device=device) - centre) / stretch, a=-0.5)
@@ -67,7 +68,19 @@ def _cubic(x: Tensor, a: float) -> Tensor:
     return torch.where(x <= 1, near, torch.where(x < 2, far, torch.zeros_like(x)))
 
 
-_cached_resize_matrix = cache(resize_matrix)
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is made here may be used in training later
+def _cached_resize_matrix(n_in: int, n_out: int, antialias: bool, device: torch.device) -> Tensor:
+    return resize_matrix(n_in, n_out, antialias=antialias, device=device)
+
+
+def _same_grid(old: tuple[int, int], new: tuple[int, int]) -> bool:
+    """Whether nothing is to be resized. While compiling for sizes yet unknown the answer is no: one graph fits all."""
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return all(statically_known_true(a == b) for a, b in zip(old, new, strict=True))
+    return tuple(old) == tuple(new)
 
 
 def resize_pos_embed(
@@ -100,9 +113,10 @@ def resize_pos_embed(
             f"pos_embed has {pos_embed.shape[1]} positions, but old_grid {tuple(old_grid)} with "
             f"{num_prefix_tokens} prefix tokens has {num_prefix_tokens + old_grid[0] * old_grid[1]}"
         )
-    if tuple(old_grid) == tuple(new_grid):
+    if _same_grid(old_grid, new_grid):
         return pos_embed
-    matrix = resize_matrix if torch.compiler.is_compiling() else _cached_resize_matrix
+    traced = torch.compiler.is_compiling() or type(pos_embed) not in (Tensor, nn.Parameter)  # what is fake, do not keep
+    matrix = resize_matrix if traced else _cached_resize_matrix
     rows, columns = (
         matrix(n_in, n_out, antialias=antialias, device=pos_embed.device)
         for n_in, n_out in zip(old_grid, new_grid, strict=True)
