@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-MODEL_MODULES = ("vit", "hybrid")  # what list_models imports; a new model family is named here
+MODEL_MODULES = ("vit", "hierarchical", "hybrid")  # what list_models imports; a new model family is named here
 
 
 @dataclass(frozen=True)

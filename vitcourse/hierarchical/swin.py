@@ -1,0 +1,428 @@
+"""Swin Transformer (Liu et al. 2021, "Hierarchical Vision Transformer using Shifted Windows"), from top to bottom.
+
+Parameter names are timm's, so its checkpoints load as they are.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from vitcourse.hierarchical.checkpoints import adapt_checkpoint
+from vitcourse.hierarchical.windows import Pair, cached_relative_position_index, cached_shift_mask
+from vitcourse.layers import attention, attention_weights, drop_path_rates, init_linear, to_pair
+from vitcourse.vit.model import Block, Grid
+from vitcourse.vit.patches import PatchEmbed
+
+
+class WindowAttention(nn.Module):
+    """Multi-head self-attention inside windows, shifted or not, with relative position bias (sec. 3.2, eq. 4).
+
+    A token mixer, as :class:`vitcourse.vit.Attention` is: called with x (B, h · w, D) and ``grid = (h, w, 0)``.
+
+    A map that the windows do not divide is padded with zeros on the right and below. By default the padding takes
+    part in the attention: timm's models were trained and are run that way, and the logits agree. timm also rolls
+    before it pads, so that on such maps some strangers from the opposite border see each other. ``mask_padding=True``
+    is exact instead: each token sees the tokens of its own, displaced window and nothing else, and along an axis that
+    is no longer than a window nothing is displaced.
+
+    Args:
+        dim: width D.
+        num_heads: heads H, each D/H wide.
+        qkv_bias: biases on the projection to queries, keys and values.
+        window_size: side of a window in tokens, or (height, width).
+        shift_size: by how many tokens the windows are displaced, or (rows, columns); 0 for regular windows.
+        mask_padding: see above.
+        backend: see :func:`vitcourse.layers.attention`.
+
+    Raises:
+        ValueError: dim is not divisible by num_heads; windows or shifts out of range; in ``forward``, prefix tokens.
+
+    >>> mixer = WindowAttention(32, num_heads=4, window_size=7, shift_size=3)
+    >>> mixer(torch.zeros(2, 14 * 10, 32), (14, 10, 0)).shape
+    torch.Size([2, 140, 32])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = True,
+        window_size: int | Pair = 7,
+        shift_size: int | Pair = 0,
+        mask_padding: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"dim {dim} is not divisible by num_heads {num_heads}")
+        self.num_heads = num_heads
+        self.window_size = to_pair(window_size, "window_size")
+        self.shift_size = (shift_size, shift_size) if isinstance(shift_size, int) else tuple(shift_size)
+        if not all(0 <= s < w for s, w in zip(self.shift_size, self.window_size, strict=True)):
+            raise ValueError(f"shift_size {shift_size!r} must be at least 0 and less than window_size {window_size!r}")
+        self.mask_padding = mask_padding
+        self.backend = backend
+        self.recorder: list[Tensor] | None = None  # see vitcourse.vit.record_attention
+        self._make_projection(dim, qkv_bias)
+        self._make_position_bias()
+        self.proj = nn.Linear(dim, dim)
+
+    def _make_projection(self, dim: int, bias: bool) -> None:
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+
+    def _make_position_bias(self) -> None:
+        p, q = self.window_size
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * p - 1) * (2 * q - 1), self.num_heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values side by side: (…, D) -> (…, 3 · D)."""
+        return self.qkv(x)
+
+    def position_bias(self, like: Tensor) -> Tensor:
+        """The table spread out to all pairs of tokens in a window: (H, N, N)."""
+        return self._spread(self.relative_position_bias_table, like)
+
+    def _spread(self, table: Tensor, like: Tensor) -> Tensor:
+        index = cached_relative_position_index(self.window_size, like=like)
+        return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:
+        if self.recorder is None:
+            return attention(q, k, v, scale=scale, bias=bias, backend=self.backend)
+        weights = attention_weights(q, k, scale=scale, bias=bias)
+        self.recorder.append(rearrange(weights, "b (w h) n m -> (b w) h n m", h=self.num_heads))
+        return weights @ v
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        h, w, prefix = grid
+        if prefix:
+            raise ValueError(
+                f"windows have no place for {prefix} prefix tokens; build the model with class_token=False, "
+                "reg_tokens=0 and global_pool='avg'"
+            )
+        p, r = self.window_size
+        shift = self._shift_on(h, w)
+        x = self._roll_and_pad(x.unflatten(1, (h, w)), shift)
+        rows = x.shape[1] // p
+        # One copy cuts the map into windows and splits the heads.
+        q, k, v = rearrange(
+            self.project(x), "b (i p) (j r) (t h d) -> t b (i j) h (p r) d", t=3, h=self.num_heads, p=p, r=r
+        )
+        bias, mask = self.position_bias(x), self._mask(h, w, shift, x)
+        if mask is None:  # one bias for all windows, which therefore count as batch …
+            bias, q, k, v = bias[None], q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
+        else:  # … or one bias for each window, which counts as a head: bias and mask are never copied along the batch
+            bias = bias.masked_fill(mask[:, None], float("-inf")).flatten(0, 1)[None]
+            q, k, v = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)
+        x = self.attend(q, k, v, bias).view(x.shape[0], -1, self.num_heads, p * r, q.shape[-1])
+        x = rearrange(x, "b (i j) h (p r) d -> b (i p) (j r) (h d)", i=rows, p=p)
+        return self.proj(self._crop_and_roll_back(x, shift, h, w).flatten(1, 2))
+
+    def _shift_on(self, h: int, w: int) -> Pair:
+        """Where padding is masked, an axis that fits into one window needs no displaced ones."""
+        if not self.mask_padding:
+            return self.shift_size
+        return tuple(0 if n <= p else s for n, p, s in zip((h, w), self.window_size, self.shift_size, strict=True))
+
+    def _mask(self, h: int, w: int, shift: Pair, like: Tensor) -> Tensor | None:
+        padded = h % self.window_size[0] or w % self.window_size[1]
+        if any(shift) or (self.mask_padding and padded):
+            return cached_shift_mask((h, w), self.window_size, shift, self.mask_padding, like=like)
+        return None
+
+    def _roll_and_pad(self, x: Tensor, shift: Pair) -> Tensor:
+        """Bring displaced windows to where regular ones lie. Padding first keeps each of them in one piece."""
+        h, w = x.shape[1:3]
+        padding = (0, 0, 0, -w % self.window_size[1], 0, -h % self.window_size[0])
+        if self.mask_padding:
+            return _roll(_pad(x, padding), (-shift[0], -shift[1]))
+        return _pad(_roll(x, (-shift[0], -shift[1])), padding)
+
+    def _crop_and_roll_back(self, x: Tensor, shift: Pair, h: int, w: int) -> Tensor:
+        if self.mask_padding:
+            return _roll(x, shift)[:, :h, :w]
+        return _roll(x[:, :h, :w], shift)
+
+    def extra_repr(self) -> str:
+        return f"window_size={self.window_size}, shift_size={self.shift_size}, mask_padding={self.mask_padding}"
+
+
+def _roll(x: Tensor, shift: Pair) -> Tensor:
+    return torch.roll(x, shift, dims=(1, 2)) if any(shift) else x
+
+
+def _pad(x: Tensor, padding: Sequence[int]) -> Tensor:
+    return F.pad(x, padding) if any(padding) else x
+
+
+class SwinBlock(Block):
+    """A pre-norm block with attention inside windows (eq. 3), called with x (B, h · w, D) and ``grid = (h, w, 0)``.
+
+    Args:
+        dim: width D.
+        num_heads: heads of the attention.
+        mlp_ratio: hidden width of the MLP over D.
+        qkv_bias: biases on the projection to queries, keys and values.
+        drop_path: probability of skipping each branch (stochastic depth).
+        attn_layer: builds the token mixer; windows are set by ``functools.partial``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_path: float = 0.0,
+        attn_layer: Callable[..., nn.Module] = WindowAttention,
+    ) -> None:
+        super().__init__(dim, num_heads, mlp_ratio, qkv_bias, drop_path=drop_path, attn_layer=attn_layer)
+        self.norm1.eps = self.norm2.eps = 1e-5  # ViT's is 1e-6
+
+
+class PatchMerging(nn.Module):
+    """Halve the map: four neighbours become one token, normalised, then projected (sec. 3.1).
+
+    (B, H, W, C) -> (B, ⌈H/2⌉, ⌈W/2⌉, 2C); an odd side is padded with a row or column of zeros.
+
+    >>> PatchMerging(32)(torch.zeros(1, 7, 8, 32)).shape
+    torch.Size([1, 4, 4, 64])
+    """
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Four neighbours side by side, the two of the left column first: (B, ⌈H/2⌉, ⌈W/2⌉, 4C)."""
+        x = _pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        return rearrange(x, "b (h p) (w q) c -> b h w (q p c)", p=2, q=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.reduction(self.norm(self.gather(x)))
+
+
+class NormPatchEmbed(PatchEmbed):
+    """Patches to normalised vectors, channels last: (B, C, H, W) -> (B, H/p, W/p, D)."""
+
+    def __init__(self, patch_size: int | Pair = 4, in_chans: int = 3, embed_dim: int = 96) -> None:
+        super().__init__(patch_size, in_chans, embed_dim)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(rearrange(super().forward(x), "b d h w -> b h w d"))
+
+
+class SwinStage(nn.Module):
+    """Blocks at one resolution, after patch merging where the map shrinks: (B, H, W, C) -> (B, H', W', C')."""
+
+    def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.downsample = downsample or nn.Identity()
+        self.blocks = nn.ModuleList(blocks)
+        self.grad_checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        h, w = x.shape[1:3]
+        x = x.flatten(1, 2)
+        for block in self.blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, (h, w, 0), use_reentrant=False)
+            else:
+                x = block(x, (h, w, 0))
+        return x.unflatten(1, (h, w))
+
+
+class SwinTransformer(nn.Module):
+    """Swin Transformer (Liu et al. 2021, fig. 3): images (B, C, H, W) to logits (B, num_classes).
+
+    Images of any size are taken: filled with zeros on the right and below to the next multiple of the patch, and maps
+    to the next multiple of the window; see :class:`WindowAttention` for what becomes of that padding.
+
+    Args:
+        img_size: side of the images, or (height, width), in pixels. Where it makes a stage's map no longer than a
+            window, that stage's windows shrink to the map, and their shift is 0 (as in timm). Images of other sizes
+            keep these windows.
+        patch_size: side of a patch, or (height, width), in pixels.
+        in_chans: channels of the image.
+        num_classes: width of the head; 0 for none, then the model returns pooled features.
+        global_pool: ``"avg"`` or ``"max"`` over the last map.
+        embed_dim: width of the first stage; each further stage is twice as wide.
+        depths: number of blocks of each stage. Every second one shifts its windows by half.
+        num_heads: heads of the attention in each stage.
+        window_size: side of a window in tokens, or (height, width).
+        mlp_ratio: hidden width of the MLP over the stage's width.
+        qkv_bias: biases on the projection to queries, keys and values.
+        drop_rate: dropout before the head.
+        drop_path_rate: stochastic depth at the last block; it grows linearly from 0 at the first.
+        mask_padding: hide padding and strangers exactly, instead of what timm does.
+        attn_layer, block_layer, merge_layer: build the parts; :mod:`vitcourse.hierarchical.swin_v2` has others.
+
+    Raises:
+        ValueError: sizes that do not fit together, unknown options, in ``forward`` a wrong rank or number of channels.
+        TypeError: in ``forward``, integer images.
+
+    >>> model = SwinTransformer(img_size=56, num_classes=10, embed_dim=24, depths=(2, 2), num_heads=(2, 4))
+    >>> model(torch.zeros(2, 3, 56, 56)).shape
+    torch.Size([2, 10])
+    >>> [tuple(m.shape) for m in model.feature_maps(torch.zeros(2, 3, 50, 75))]
+    [(2, 24, 13, 19), (2, 48, 7, 10)]
+    """
+
+    num_prefix_tokens = 0
+
+    def __init__(
+        self,
+        img_size: int | Pair = 224,
+        patch_size: int | Pair = 4,
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        global_pool: str = "avg",
+        embed_dim: int = 96,
+        depths: Sequence[int] = (2, 2, 6, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int | Pair = 7,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = True,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        mask_padding: bool = False,
+        attn_layer: Callable[..., nn.Module] = WindowAttention,
+        block_layer: Callable[..., nn.Module] = SwinBlock,
+        merge_layer: Callable[..., nn.Module] = PatchMerging,
+    ) -> None:
+        super().__init__()
+        self.img_size, self.patch_size = to_pair(img_size, "img_size"), to_pair(patch_size, "patch_size")
+        self.window_size = to_pair(window_size, "window_size")
+        if global_pool not in ("avg", "max"):
+            raise ValueError(f"global_pool {global_pool!r} is unknown; use 'avg' or 'max'")
+        dims = [embed_dim * 2**i for i in range(len(depths))]
+        _check_stages(dims, depths, num_heads)
+        self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
+        self.embed_dim, self.num_features = embed_dim, dims[-1]
+        self.feature_info = [{"num_chs": dim, "reduction": self.patch_size[0] * 2**i} for i, dim in enumerate(dims)]
+
+        self.patch_embed = NormPatchEmbed(self.patch_size, in_chans, embed_dim)
+        self.layers = nn.ModuleList()
+        rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
+        size = tuple(-(-n // p) for n, p in zip(self.img_size, self.patch_size, strict=True))
+        for i, (dim, depth, heads) in enumerate(zip(dims, depths, num_heads, strict=True)):
+            if i > 0:
+                size = tuple(-(-n // 2) for n in size)
+            mixers = [
+                partial(attn_layer, mask_padding=mask_padding, **windows)
+                for windows in _windows(size, self.window_size, depth)
+            ]
+            blocks = [
+                block_layer(dim, heads, mlp_ratio, qkv_bias, drop_path=rate, attn_layer=mixer)
+                for mixer, rate in zip(mixers, islice(rates, depth), strict=True)
+            ]
+            self.layers.append(SwinStage(blocks, merge_layer(dim // 2) if i > 0 else None))
+        self.norm = nn.LayerNorm(self.num_features)
+        self.head = nn.Sequential(OrderedDict(drop=nn.Dropout(drop_rate), fc=self._make_classifier(num_classes)))
+        self.apply(init_linear)
+
+    def _make_classifier(self, num_classes: int) -> nn.Module:
+        return nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone, beside norms and biases."""
+        kinds = ("relative_position_bias_table", "logit_scale", "cpb_mlp")
+        return {name for name, _ in self.named_parameters() if any(kind in name for kind in kinds)}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations: less memory, more time."""
+        for stage in self.layers:
+            stage.grad_checkpointing = enable
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Put a new, randomly initialised head in place; 0 classes for none."""
+        self.num_classes = num_classes
+        self.head.fc = self._make_classifier(num_classes)
+        self.head.fc.apply(init_linear).to(self.norm.weight)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to a map of patches (B, h, w, D)."""
+        if x.ndim != 4 or x.shape[1] != self.in_chans:
+            raise ValueError(f"images must be (B, {self.in_chans}, H, W), got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"images must be floating point, got {x.dtype}; scale to [0, 1] and normalise them first")
+        (p1, p2), (H, W) = self.patch_size, x.shape[-2:]
+        return self.patch_embed(_pad(x, (0, -W % p2, 0, -H % p1)))
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to the last stage's map (B, h, w, D), normalised."""
+        x = self.embed(x)
+        for stage in self.layers:
+            x = stage(x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """The last map (B, h, w, D) to logits (B, num_classes)."""
+        return self.head(x.mean(dim=(1, 2)) if self.global_pool == "avg" else x.amax(dim=(1, 2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def feature_maps(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
+        """What a dense head eats: the stages' maps, finest first.
+
+        The final norm is applied to the last stage's map, the only one that it was trained for; the others are as they
+        leave their stage, as timm hands them out.
+
+        Args:
+            x: images (B, C, H, W).
+            indices: stages whose maps are wanted, counted from 0, or from the end with −1; all where None.
+
+        Returns:
+            a list of (B, C_i, H_i, W_i), whose channels and strides ``feature_info`` tells.
+
+        Raises:
+            ValueError: a stage that does not exist.
+        """
+        count = len(self.layers)
+        indices = range(count) if indices is None else indices
+        if not all(-count <= i < count for i in indices):
+            raise ValueError(f"indices {tuple(indices)} name stages that do not exist; the model has {count}")
+        wanted, maps = [i % count for i in indices], []
+        x = self.embed(x)
+        for stage in self.layers[: max(wanted) + 1]:
+            x = stage(x)
+            maps.append(x)
+        if len(maps) == count:
+            maps[-1] = self.norm(x)
+        return [rearrange(maps[i], "b h w d -> b d h w") for i in wanted]
+
+    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Another library's checkpoint in this model's names, its position biases in this model's windows."""
+        return adapt_checkpoint(state, self)
+
+
+def _check_stages(dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int]) -> None:
+    if not depths or len(depths) != len(num_heads) or min(depths) < 1:
+        raise ValueError(
+            f"depths {tuple(depths)} and num_heads {tuple(num_heads)} need one positive number for each stage"
+        )
+    for i, (dim, heads) in enumerate(zip(dims, num_heads, strict=True)):
+        if heads < 1 or dim % heads:
+            raise ValueError(
+                f"stage {i} is {dim} wide (embed_dim · 2^{i}), which num_heads {heads} does not divide; "
+                "change embed_dim or num_heads"
+            )
+
+
+def _windows(size: Sequence[int], window: Pair, depth: int) -> list[dict[str, Pair]]:
+    """Windows of each block of a stage: regular and shifted in turn, no larger than the map."""
+    shift = tuple(w // 2 if n > w else 0 for n, w in zip(size, window, strict=True))
+    window = tuple(min(n, w) for n, w in zip(size, window, strict=True))
+    return [{"window_size": window, "shift_size": shift if i % 2 else (0, 0)} for i in range(depth)]
