@@ -1,5 +1,6 @@
 """Where a patch lies: fixed sine-cosine codes, and learnt ones brought to another grid."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -45,6 +46,9 @@ def resize_matrix(n_in: int, n_out: int, *, antialias: bool = True, device: torc
         n_in, n_out: lengths before and after.
         antialias: widen the filter when shrinking, and use the a = −½ kernel, as PIL does; otherwise a = −¾, as
             PyTorch does by default.
+
+    Returns:
+        (n_out, n_in), in double precision where the device has it.
     """
     ratio = n_in / n_out
     dtype = torch.float32 if device is not None and device.type == "mps" else torch.float64  # Apple's GPUs have no more
@@ -57,7 +61,7 @@ def resize_matrix(n_in: int, n_out: int, *, antialias: bool = True, device: torc
         wide = _cubic(torch.arange(-2, n_in + 2, device=device) - centre, a=-0.75)  # two pixels beyond either border …
         edge = torch.arange(-2, n_in + 2, device=device).clamp(0, n_in - 1)
         weight = wide @ F.one_hot(edge, n_in).to(wide)  # … repeat the outermost pixel
-    return weight.float()
+    return weight
 
 
 def _cubic(x: Tensor, a: float) -> Tensor:
@@ -81,6 +85,12 @@ def _same_grid(old: tuple[int, int], new: tuple[int, int]) -> bool:
 
         return all(statically_known_true(a == b) for a, b in zip(old, new, strict=True))
     return tuple(old) == tuple(new)
+
+
+def _full_precision(device_type: str) -> AbstractContextManager:
+    """Autocast off, on devices that know it (``meta`` does not)."""
+    known = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if known else nullcontext()
 
 
 def resize_pos_embed(
@@ -122,7 +132,8 @@ def resize_pos_embed(
         for n_in, n_out in zip(old_grid, new_grid, strict=True)
     )
     prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
-    with torch.autocast(pos_embed.device.type, enabled=False):
-        grid = rearrange(patches.float(), "1 (h w) d -> h w d", h=old_grid[0])
-        resized = torch.einsum("yh,xw,hwd->yxd", rows, columns, grid)
+    with _full_precision(pos_embed.device.type):
+        exact = torch.promote_types(patches.dtype, torch.float32)
+        grid = rearrange(patches.to(exact), "1 (h w) d -> h w d", h=old_grid[0])
+        resized = torch.einsum("yh,xw,hwd->yxd", rows.to(exact), columns.to(exact), grid)
     return torch.cat([prefix, rearrange(resized, "y x d -> 1 (y x) d").to(prefix.dtype)], dim=1)
