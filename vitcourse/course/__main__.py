@@ -1,4 +1,4 @@
-"""``python -m vitcourse.course``: ``start``, ``progress`` for learners; ``build``, ``check``, ``mistakes`` for authors."""
+"""``python -m vitcourse.course``: `start` and `progress` for learners; `build`, `check`, `mistakes` for authors."""
 
 import argparse
 import sys

@@ -193,14 +193,14 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _gradients(expected: Outcome, got: Outcome, tolerance: float | None) -> str:
-    if not expected.attached:
-        return ""
-    if not got.attached:
+    if got.attached and not expected.attached:
+        return "right in value, but a gradient flows back, where none should"
+    if expected.attached and not got.attached:
         return (
             "right in value, but cut off from the graph: no gradient flows back "
             "(is something detached, or turned into numbers or NumPy on the way?)"
         )
-    if got.backward_error:
+    if got.backward_error and not expected.backward_error:
         return f"right in value, but the backward pass fails: {describe_error(got.backward_error)}"
     largest = max((g.abs().max().item() for g in expected.gradients.values() if g is not None and g.numel()), default=0)
     for name, right in expected.gradients.items():

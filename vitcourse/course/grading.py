@@ -160,9 +160,10 @@ class Attempt:
 
     def replay(self) -> Any:
         """Call the answer again on the same inputs, with errors let through: try ``%debug`` after it."""
-        if isinstance(self.case, Property):
-            return self.case.predicate(self.function)
-        return execute(self.function, self.case, self.weights, CHECKS[self.name].reference, False).output
+        with _bound(self.function):
+            if isinstance(self.case, Property):
+                return self.case.predicate(self.function)
+            return execute(self.function, self.case, self.weights, CHECKS[self.name].reference, False).output
 
     def __repr__(self) -> str:
         state = type(self.error).__name__ if self.error else "no error"
