@@ -1,0 +1,139 @@
+"""The comparisons of lesson 00 that it has no time to train: small ViTs on Fashion-MNIST, three seeds each.
+
+    python -m benchmarks.lesson_vit            every run that is not in runs/lesson_vit.jsonl yet, then the results file
+
+Every run has the same number of steps, save where it says "equal time": there the convolutional network gets as many
+steps as fit into the ViT's CPU time, by the median time of a step, both measured in turns before anything else.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.common import write_results
+from vitcourse.course.baselines import small_cnn
+from vitcourse.data import open_dataset, subset
+from vitcourse.train import TrainConfig, fit
+from vitcourse.vit import VisionTransformer
+
+LOG = Path("runs/lesson_vit.jsonl")
+SEEDS = (0, 1, 2)
+STEPS, BATCH = 500, 100  # five passes over the 10 000 embedded images
+BASE = {"lr": 3e-3, "warmup": 0.1, "label_smoothing": 0.0}
+LIGHT = {"hflip": True, "crop_padding": 2}
+STRONG = {**LIGHT, "randaugment": 2, "randaugment_magnitude": 5, "mixup": 0.8, "cutmix": 1.0}
+
+
+def settings() -> list[dict[str, Any]]:
+    """Every run but for its seed. The first is what all others are compared with."""
+    runs: list[dict[str, Any]] = [{"name": "base"}]
+    runs += [{"name": f"patch {p}", "model": {"patch_size": p}} for p in (14, 4)]
+    runs += [{"name": f"adamw lr {lr:g}", "train": {"lr": lr}} for lr in (3e-4, 1e-3, 1e-2)]
+    runs += [{"name": f"adamw lr {lr:g}, no warm-up", "train": {"lr": lr, "warmup": 0.0}} for lr in (1e-3, 3e-3, 1e-2)]
+    runs += [{"name": f"sgd lr {lr:g}", "train": {"optimizer": "sgd", "lr": lr}} for lr in (0.03, 0.1, 0.3, 1.0)]
+    runs += [{"name": "10000 images, flips and crops", "train": LIGHT}]
+    runs += [{"name": "10000 images, strong augmentation", "train": STRONG}]
+    runs += [{"name": "2000 images", "images": 2000}]
+    runs += [{"name": "2000 images, flips and crops", "images": 2000, "train": LIGHT}]
+    runs += [{"name": "2000 images, strong augmentation", "images": 2000, "train": STRONG}]
+    runs += [{"name": "500 images", "images": 500}]
+    runs += [{"name": f"cnn, {n} images, equal time", "images": n, "cnn": True} for n in (500, 2000, 10000)]
+    return runs
+
+
+def make_model(run: dict[str, Any]) -> nn.Module:
+    if run.get("cnn"):
+        return small_cnn()
+    sizes = {"img_size": 28, "patch_size": 7, "in_chans": 1, "num_classes": 10}
+    return VisionTransformer(**{**sizes, "embed_dim": 64, "depth": 4, "num_heads": 4, **run.get("model", {})})
+
+
+def step_seconds(models: dict[str, nn.Module], repeats: int = 15) -> dict[str, float]:
+    """Median CPU seconds of one training step of each model, measured in turns."""
+    images, labels = torch.randn(BATCH, 1, 28, 28), torch.randint(0, 10, (BATCH,))
+    steps = {name: _step(model, images, labels) for name, model in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            start = time.process_time()
+            step()
+            seconds[name].append(time.process_time() - start)
+    return {name: statistics.median(values[2:]) for name, values in seconds.items()}
+
+
+def _step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Callable[[], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        nn.functional.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def train(run: dict[str, Any], seed: int, steps: int) -> dict[str, Any]:
+    images = run.get("images", 10000)
+    train_set, test_set = open_dataset("fashion_mnist_subset"), open_dataset("fashion_mnist_subset", "test")
+    if images < len(train_set):
+        train_set = subset(train_set, images, seed=seed)
+    torch.manual_seed(seed)
+    model = make_model(run)
+    epochs = -(-steps // (images // BATCH))
+    options = {"epochs": epochs, "max_steps": steps, "batch_size": BATCH, "eval_every": epochs, "seed": seed}
+    start = time.process_time()
+    history = fit(
+        model, train_set, test_set, TrainConfig(**{**options, **BASE, **run.get("train", {})}), progress=False
+    )
+    return {
+        "name": run["name"],
+        "seed": seed,
+        "images": images,
+        "steps": steps,
+        "accuracy": history[-1]["val_accuracy"],
+        "train_loss": history[-1]["train_loss"],
+        "cpu_seconds": round(time.process_time() - start, 1),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens": None if run.get("cnn") else model.pos_embed.shape[1],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every run")
+    torch.set_num_threads(parser.parse_args().threads)
+    LOG.parent.mkdir(exist_ok=True)
+    lines = LOG.read_text().splitlines() if LOG.exists() else []
+    rows = [json.loads(line) for line in lines]
+
+    if not any(row["name"] == "step seconds" for row in rows):
+        models = {"vit": make_model({}), "cnn": small_cnn()}
+        models |= {f"vit, patch {p}": make_model({"model": {"patch_size": p}}) for p in (14, 4)}
+        rows.append({"name": "step seconds", "seed": -1, **step_seconds(models)})
+        _append(rows[-1])
+    seconds = next(row for row in rows if row["name"] == "step seconds")
+    done = {(row["name"], row["seed"]) for row in rows}
+    for seed in SEEDS:
+        for run in settings():
+            if (run["name"], seed) not in done:
+                steps = round(STEPS * seconds["vit"] / seconds["cnn"]) if run.get("cnn") else STEPS
+                rows.append(train(run, seed, steps))
+                _append(rows[-1])
+                print(f"{run['name']}, seed {seed}: {rows[-1]['accuracy']:.4f}", flush=True)
+    write_results("lesson_vit", rows)
+
+
+def _append(row: dict[str, Any]) -> None:
+    with LOG.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()
