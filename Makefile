@@ -1,0 +1,69 @@
+# make lab     install into .venv and open the course in JupyterLab
+# make test    everything that must hold: lint, unit, parity and doc tests, and every notebook of both editions
+# The rest is for those who work on the course: notebooks, oldest, bench, gpu, lint, clean.
+
+PYTHON ?= python3
+VENV   ?= .venv
+OLDEST ?= .venv-oldest
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+NOTEBOOKS = $(wildcard notebooks/*.ipynb solutions/*.ipynb)
+BENCHMARKS = importtime models
+
+.PHONY: lab test lint notebooks oldest bench gpu clean
+.DELETE_ON_ERROR:
+
+lab: $(VENV)/.lab
+	$(BIN)/python -m vitcourse.course start work
+	$(BIN)/jupyter lab --notebook-dir=work
+
+test: lint
+	$(BIN)/python -m vitcourse.course check
+	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --nbval $(NOTEBOOKS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: $(VENV)/.dev
+	$(BIN)/python -m vitcourse.course build
+
+# The oldest versions that are supported, in an environment of their own: the tests, and the opening lesson.
+oldest: $(OLDEST)/.dev
+	$(OLDEST)/bin/python -m pytest -q -m "not slow"
+	$(OLDEST)/bin/python -m pytest -q --nbval notebooks/00_vit.ipynb solutions/00_vit.ipynb
+
+bench: $(VENV)/.dev
+	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.tables
+
+# On a machine with CUDA. Uses whatever `python3` has torch, triton and pytest, and PYTHONPATH for the rest.
+gpu:
+	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'make gpu needs a machine with CUDA'"
+	$(PYTHON) -m pytest -q -m gpu tests
+	$(PYTHON) -m pytest -q --nbval $(NOTEBOOKS)
+	for name in $(BENCHMARKS); do $(PYTHON) -m benchmarks.$$name || exit 1; done
+	$(PYTHON) -m benchmarks.tables
+
+clean:
+	rm -rf $(VENV) $(OLDEST) build dist
+
+# An environment is made once, and brought up to date when pyproject.toml changes.
+$(VENV)/.lab $(VENV)/.dev: $(VENV)/.%: pyproject.toml | $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e ".[$*]"
+	touch $@
+
+$(VENV):
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'vitcourse needs Python 3.11 or newer: make PYTHON=python3.12 …')"
+	$(PYTHON) -m venv $(VENV)
+
+$(OLDEST)/.dev: pyproject.toml
+	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
+	$(OLDEST)/bin/python -m pip install --quiet -e ".[dev]" "torch==2.11.*" "torchvision==0.26.*"
+	touch $@
