@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitcourse.hierarchical.windows import relative_position_index
 from vitcourse.hybrid import (
     CoAtNet,
     ConvStem,
@@ -16,7 +17,6 @@ from vitcourse.hybrid import (
     RelativeAttention,
     RelativeBlock,
     SqueezeExcite,
-    relative_position_index,
 )
 from vitcourse.registry import create_model, list_models, load_weights, save_weights
 from vitcourse.vit import VisionTransformer, record_attention
@@ -102,21 +102,12 @@ def test_relative_attention_is_its_definition(backend):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-def test_relative_position_index_counts_offsets():
-    h, w = 2, 3
-    index = relative_position_index(h, w)
-    offsets = [(dy, dx) for dy in range(1 - h, h) for dx in range(1 - w, w)]
-    for i in range(h * w):
-        for j in range(h * w):
-            assert offsets[index[i, j]] == (i // w - j // w, i % w - j % w)
-
-
 def test_bias_is_interpolated_for_other_maps():
     mixer = randomise(RelativeAttention(8, 2, grid_size=(4, 3)))
     table = mixer.relative_position_bias_table.T.reshape(1, 2, 7, 5)
     resized = F.interpolate(table, size=(11, 3), mode="bicubic", antialias=True).flatten(2)[0]
-    expected = resized[:, relative_position_index(6, 2)][None]
-    torch.testing.assert_close(mixer.bias(6, 2), expected, rtol=1e-5, atol=1e-6)
+    expected = resized[:, relative_position_index((6, 2))][None]
+    torch.testing.assert_close(mixer.position_bias((6, 2), like=table), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_bias_can_be_trained_after_inference_mode():
@@ -360,6 +351,10 @@ def test_feature_maps_and_features():
     assert features.shape == (2, 2, 3, 32) and model.num_prefix_tokens == 0
     torch.testing.assert_close(maps[-1].movedim(1, -1), model.norm(features))
     torch.testing.assert_close(model.forward_head(features), model(x))
+    last, first = model.feature_maps(x, indices=(-1, 0))
+    assert torch.equal(last, maps[3]) and torch.equal(first, maps[0])
+    with pytest.raises(ValueError, match="indices .4,. name stages that do not exist; the model has 4"):
+        model.feature_maps(x, indices=(4,))
 
 
 def test_reset_classifier():

@@ -11,7 +11,6 @@ from vitcourse.hybrid.blocks import (
     RelativeBlock,
     SqueezeExcite,
     make_shortcut,
-    relative_position_index,
 )
 from vitcourse.hybrid.coatnet import CoAtNet
 from vitcourse.hybrid.stem import ConvStem
@@ -26,7 +25,6 @@ __all__ = [
     "RelativeBlock",
     "SqueezeExcite",
     "make_shortcut",
-    "relative_position_index",
 ]
 
 COATNET_SIZES: dict[str, dict[str, Any]] = {  # Dai et al. 2021, table 3

@@ -5,12 +5,12 @@ they act: x + f(norm(x)), and where they shrink the map, Proj(Pool(x)) + f(norm(
 """
 
 from collections import OrderedDict
-from functools import lru_cache
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vitcourse.hierarchical.windows import cached_relative_position_index
 from vitcourse.layers import DropPath, Mlp, attention, attention_weights
 from vitcourse.vit import Grid, resize_pos_embed
 
@@ -97,33 +97,6 @@ class MBConv(nn.Module):
         return shortcut + self.drop_path(self.project(self.se(x)))
 
 
-def relative_position_index(h: int, w: int, device: torch.device | None = None) -> Tensor:
-    """Which entry of a table of offsets belongs to each pair of positions on an h × w map.
-
-    Args:
-        h, w: rows and columns of the map; positions count in reading order.
-        device: where the index is made.
-
-    Returns:
-        (h · w, h · w), int64: entry [i, j] is the place of the offset i − j in a table of (2h − 1) · (2w − 1) offsets,
-        rows of offsets from 1 − h to h − 1, in each the columns from 1 − w to w − 1.
-
-    >>> relative_position_index(1, 3)  # the offset of column 0 from column 2 is −2: the first entry
-    tensor([[2, 1, 0],
-            [3, 2, 1],
-            [4, 3, 2]])
-    """
-    row = torch.arange(h, device=device).repeat_interleave(w)
-    column = torch.arange(w, device=device).repeat(h)
-    return (row[:, None] - row + h - 1) * (2 * w - 1) + (column[:, None] - column + w - 1)
-
-
-@lru_cache(maxsize=16)
-def _cached_index(h: int, w: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # what is made in inference mode could not serve a backward pass later
-        return relative_position_index(h, w, device)
-
-
 class RelativeAttention(nn.Module):
     """Self-attention with a learnt bias for every offset, w_{i−j} (eq. 3, the "pre-softmax" form).
 
@@ -171,12 +144,12 @@ class RelativeAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.empty(rows * columns, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
-    def bias(self, h: int, w: int) -> Tensor:
-        """The bias of every pair of positions on an h × w map: (1, H, h · w, h · w)."""
+    def position_bias(self, size: tuple[int, int], like: Tensor) -> Tensor:
+        """The table spread out to all pairs of positions on a map of ``size``: (1, H, N, N), of the dtype of ``like``."""
         table = self.relative_position_bias_table
-        table = resize_pos_embed(table[None], table_size(self.grid_size), table_size((h, w)))[0]
-        index = (relative_position_index if torch.compiler.is_compiling() else _cached_index)(h, w, table.device)
-        return table.t().contiguous().index_select(1, index.flatten()).view(1, self.num_heads, h * w, h * w)
+        table = resize_pos_embed(table[None], table_size(self.grid_size), table_size(size))[0].to(like.dtype)
+        index = cached_relative_position_index(size, like=like)
+        return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)[None]
 
     def forward(self, x: Tensor, grid: Grid) -> Tensor:
         h, w, prefix = grid
@@ -184,7 +157,7 @@ class RelativeAttention(nn.Module):
             raise ValueError(f"relative attention has no offsets for {prefix} prefix tokens; use class_token=False")
         qkv = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
         q, k, v = qkv.unbind(0)
-        bias = self.bias(h, w).to(q.dtype)
+        bias = self.position_bias((h, w), like=q)
         if self.recorder is None:
             x = attention(q, k, v, bias=bias, backend=self.backend)
         else:  # fused kernels never form the weights, so whoever wants to see them pays for the plain equation

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import islice
 from math import isqrt, prod
 
 import torch
@@ -79,7 +80,8 @@ class CoAtNet(nn.Module):
         super().__init__()
         _check_stages(layout, embed_dim, depths, strides, stem_stride, head_dim)
         self.img_size, self.in_chans, self.num_classes = to_pair(img_size, "img_size"), in_chans, num_classes
-        self.embed_dim, self.layout, self.head_dim = embed_dim[-1], layout, head_dim
+        self.num_features = self.embed_dim = embed_dim[-1]
+        self.layout, self.head_dim = layout, head_dim
         self.total_stride = stem_stride * prod(strides)
         self.grad_checkpointing = False
         self._check_divisible(self.img_size)
@@ -160,10 +162,28 @@ class CoAtNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
-    def feature_maps(self, x: Tensor) -> list[Tensor]:
-        """What a dense head eats: each stage's map (B, D_i, h_i, w_i), finest first, the final norm on the last."""
-        *maps, last = self._stage_outputs(x)
-        return [*maps, rearrange(self.norm(rearrange(last, "b d h w -> b h w d")), "b h w d -> b d h w")]
+    def feature_maps(self, x: Tensor, indices: Sequence[int] | None = None) -> list[Tensor]:
+        """What a dense head eats: the stages' maps, finest first, the final norm applied to the last stage's.
+
+        Args:
+            x: images (B, C, H, W).
+            indices: stages whose maps are wanted, counted from 0, or from the end with −1; all where None.
+
+        Returns:
+            a list of (B, C_i, H_i, W_i), whose channels and strides ``feature_info`` tells.
+
+        Raises:
+            ValueError: a stage that does not exist.
+        """
+        count = len(self.stages)
+        indices = range(count) if indices is None else indices
+        if not all(-count <= i < count for i in indices):
+            raise ValueError(f"indices {tuple(indices)} name stages that do not exist; the model has {count}")
+        wanted = [i % count for i in indices]
+        maps = list(islice(self._stage_outputs(x), max(wanted) + 1))
+        if len(maps) == count:
+            maps[-1] = rearrange(self.norm(rearrange(maps[-1], "b d h w -> b h w d")), "b h w d -> b d h w")
+        return [maps[i] for i in wanted]
 
     def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """Another checkpoint in this model's names and sizes: timm's names, tables of offsets interpolated.
