@@ -1,5 +1,6 @@
 """Exercises that are blank, wrong in every way, and right; `expect`; progress; and all checks of the course."""
 
+import functools
 import importlib.util
 import json
 import math
@@ -398,6 +399,17 @@ def test_an_error_alone_is_no_evidence_of_a_mistake(monkeypatch):
     assert grading.grade(demo_patches, fails).mistake is None
 
 
+def test_gradients_that_are_only_rounding_are_not_compared(monkeypatch):
+    """Normalised along an axis of one, everything is 1 or -1, and the gradient is zero but for rounding."""
+    names = {"reference": "torch.nn.functional.normalize", "level": 1, "minutes": 1, "why": "Rounding."}
+    monkeypatch.setattr(grading, "CHECKS", {})
+    spec = check("demo.normalize", **names)(lambda rng: [call(rng.normal(5, 1))])
+    for seed in range(20):
+        assert grading.grade(spec, lambda x: x / (x * x).sum(1, True) ** 0.5, seed).status == "right"
+        assert grading.grade(spec, lambda x: x.sign() + 0 * x, seed).status == "right"
+        assert grading.grade(spec, lambda x: x.sign() + x - x.detach(), seed).status == "wrong"
+
+
 def test_effects_of_an_in_place_reference_have_to_be_matched(monkeypatch):
     def freeze(model, total):
         model.requires_grad_(False)
@@ -717,10 +729,11 @@ def every(kind):
 
 
 def prove(spec, seed):
-    """The reference passes; every mistake is rejected, with its own message."""
-    assert grading.grade(spec, spec.reference, seed).status == "right"
+    """On one seed: the reference passes; every mistake is rejected, with its own message."""
+    trial = grading.Trial(spec, seed)
+    assert grading.judge(trial, spec.reference).status == "right"
     for mistake in spec.mistakes:
-        verdict = grading.grade(spec, mistake.faulty, seed)
+        verdict = grading.judge(trial, mistake.faulty)
         assert verdict.status == "wrong", f"{spec.name} accepts the mistake {mistake.key!r}"
         told = verdict.mistake.key if verdict.mistake else None
         assert told == mistake.key, f"{spec.name}: {mistake.key!r} is told {told!r}: {verdict.text}"
@@ -759,22 +772,27 @@ def test_every_check_of_the_course_is_complete(spec):
     assert any(name == spec.name for name, _ in every("RIGHT")), "an independent right answer is needed"
 
 
+@functools.cache
+def trials(name):
+    return [grading.Trial(checks.find(name), seed) for seed in range(3)]
+
+
 @pytest.mark.parametrize(("name", "key", "answer"), every("VARIANTS"))
 def test_a_variant_of_a_mistake_gets_the_same_diagnosis(name, key, answer):
-    for seed in range(3):
-        verdict = grading.grade(checks.find(name), answer, seed)
+    for trial in trials(name):
+        verdict = grading.judge(trial, answer)
         assert verdict.status == "wrong" and verdict.mistake and verdict.mistake.key == key, verdict.text
 
 
 @pytest.mark.parametrize(("name", "answer"), every("UNKNOWN"))
 def test_an_unknown_wrong_answer_is_rejected_without_a_diagnosis(name, answer):
-    for seed in range(3):
-        verdict = grading.grade(checks.find(name), answer, seed)
+    for trial in trials(name):
+        verdict = grading.judge(trial, answer)
         assert verdict.status == "wrong" and verdict.mistake is None, verdict.mistake
 
 
 @pytest.mark.parametrize(("name", "answer"), every("RIGHT"))
 def test_an_independent_right_answer_is_accepted(name, answer):
-    for seed in range(3):
-        verdict = grading.grade(checks.find(name), answer, seed)
+    for trial in trials(name):
+        verdict = grading.judge(trial, answer)
         assert verdict.status == "right", verdict.text

@@ -145,12 +145,12 @@ def _replace(file: Path, text: str) -> None:
 
 def problems(lesson: Lesson, edition: str) -> list[str]:
     """How the stored notebook differs from what its source says; empty when it is in sync. Executes nothing."""
-    file = lesson.notebook(edition)
+    file, fresh = lesson.notebook(edition), render(lesson, edition)
     name = f"{EDITIONS[edition]}/{file.name}"
     if not file.exists():
         return [f"{name}: missing"]
     notebook = nbformat.read(file, as_version=4)
-    found = _drift(render(lesson, edition), notebook)
+    found = _drift(fresh, notebook)
     if not found and notebook.metadata.get("vitcourse", {}).get("executed") != fingerprint(notebook):
         found.append("its outputs are of an older source")
     for i, cell in enumerate(notebook.cells):

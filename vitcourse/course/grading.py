@@ -180,11 +180,12 @@ class Verdict:
     mistake: Mistake | None = None
 
 
-class _Trial:
-    """All cases of a check from one seed, each with what the reference does on it."""
+class Trial:
+    """All cases of a check from one seed, each with what the reference does on it; any number of answers can follow."""
 
     def __init__(self, spec: Check, seed: int) -> None:
         self.spec, self.seed, self.reference = spec, seed, spec.reference
+        self._faulty: dict[tuple[str, int], Outcome] = {}
         with isolated(seed):
             self.cases = list(spec.cases(Random(seed)))
         if not self.cases:
@@ -207,6 +208,12 @@ class _Trial:
     def outcome(self, answer: Callable, i: int) -> Outcome:
         """What `answer` does on case `i`."""
         return self._run(answer, i, self.expected[i].attached, self.spec.seconds)
+
+    def faulty(self, mistake: Mistake, i: int) -> Outcome:
+        """What a catalogued mistake does on case `i`."""
+        if (mistake.key, i) not in self._faulty:
+            self._faulty[mistake.key, i] = self.outcome(mistake.faulty, i)
+        return self._faulty[mistake.key, i]
 
     def _run(self, answer: Callable, i: int, gradients: bool, seconds: float) -> Outcome:
         case, limits = self.cases[i], {"seconds": seconds, "seed": self.seed + i}
@@ -232,7 +239,11 @@ class _Trial:
 
 def grade(spec: Check, answer: Callable, seed: int | None = None) -> Verdict:
     """Grade `answer` on fresh inputs; `seed` replays earlier ones."""
-    trial = _Trial(spec, secrets.randbits(31) if seed is None else seed)
+    return judge(Trial(spec, secrets.randbits(31) if seed is None else seed), answer)
+
+
+def judge(trial: Trial, answer: Callable) -> Verdict:
+    """Grade `answer` on the cases of `trial`."""
     outcomes: list[Outcome] = []
     with _bound(answer):
         for i in range(len(trial.cases)):
@@ -256,7 +267,7 @@ def _with_place(text: str, case: Case | Property, answer: Callable, error: BaseE
     return f"{text} ({place})" if place else text
 
 
-def _diagnose(trial: _Trial, answer: Callable, outcomes: list[Outcome], finding: Finding) -> Mistake | None:
+def _diagnose(trial: Trial, answer: Callable, outcomes: list[Outcome], finding: Finding) -> Mistake | None:
     """The one catalogued mistake that does on every case what the answer does; None where none or several do."""
     failed = trial.cases[len(outcomes) - 1]
     if isinstance(failed, Property) and failed.points_to and finding.level is Level.OUTPUT:
@@ -272,10 +283,10 @@ def _diagnose(trial: _Trial, answer: Callable, outcomes: list[Outcome], finding:
     return found[0] if len(found) == 1 else None
 
 
-def _makes(trial: _Trial, mistake: Mistake, outcomes: list[Outcome], level: Level) -> bool:
+def _makes(trial: Trial, mistake: Mistake, outcomes: list[Outcome], level: Level) -> bool:
     evidence = False
     for i, got in enumerate(outcomes):
-        faulty = trial.outcome(mistake.faulty, i)
+        faulty = trial.faulty(mistake, i)
         if compare(faulty, got, trial.spec.tolerance, upto=max(level, Level.OUTPUT)):
             return False
         if isinstance(trial.cases[i], Case):
@@ -283,7 +294,7 @@ def _makes(trial: _Trial, mistake: Mistake, outcomes: list[Outcome], level: Leve
     return evidence
 
 
-def _elsewhere(trial: _Trial, answer: Callable) -> str:
+def _elsewhere(trial: Trial, answer: Callable) -> str:
     """On an accelerator, if there is one, nothing may have been left on the CPU. One case is enough to tell."""
     spec, i = trial.spec, next((i for i, case in enumerate(trial.cases) if isinstance(case, Case)), None)
     for device in accelerators() if i is not None else []:
