@@ -1,11 +1,13 @@
 """The training engine: ``fit`` in a program, ``python -m vitcourse.train`` in a shell.
 
 Read in this order: ``config`` (every choice there is), ``optim`` (how weights move), ``augment`` (how images are
-varied), ``batches`` (which images, when), ``record`` (what is left on disk), ``engine`` (the run itself), ``cli``.
+varied), ``batches`` (which images, when), ``runtime`` (on what device), ``evaluation``, ``record`` (what is left on
+disk), ``engine`` (the run itself), ``cli``.
 """
 
 from .config import TrainConfig, TrainingError, list_recipes, load_recipe
-from .engine import evaluate, fit
+from .engine import fit
+from .evaluation import evaluate
 from .optim import Ema, learning_rate, param_groups
 from .record import History
 

@@ -4,7 +4,7 @@ A whole run is one list of batches, fixed by the seed. A resumed run starts furt
 micro-batch takes a part of each entry.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -110,74 +110,67 @@ def choose_memory(dataset: Dataset, loader: str) -> tuple[Tensor, Tensor] | None
     return held
 
 
-class TrainBatches:
-    """The micro-batches ``(images, labels)`` of one process from ``start`` on, on the device, in order."""
+def train_batches(
+    dataset: Dataset,
+    plan: Plan,
+    share: Share,
+    steps: range,
+    config: TrainConfig,
+    device: torch.device,
+    num_classes: int | None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The micro-batches (images, labels) of one process in ``steps``, in order, on the device.
 
-    def __init__(
-        self, dataset: Dataset, plan: Plan, share: Share, steps: range, config: TrainConfig, device: torch.device
-    ) -> None:
-        self.dataset, self.plan, self.share, self.steps = dataset, plan, share, steps
-        self.config, self.device = config, device
+    One iterator serves all epochs, so that worker processes start once and read ahead across their borders.
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        held = choose_memory(self.dataset, self.config.loader)
-        if held is not None:
-            images, labels = (t.to(self.device) for t in held)
-            for keys in self._keys():
-                index = torch.tensor([i for _, i in keys], device=self.device)
-                yield images[index], labels[index]
-            return
-        yield from _to_device(self._workers(), self.device)
-
-    def _keys(self) -> Iterator[list[tuple[int, int]]]:
-        for step in self.steps:
-            epoch, batch = self.plan.epoch_of(step), self.plan.batch(step).tolist()
-            for part in self.share.slices(len(batch)):
-                yield [(epoch, i) for i in batch[part]]
-
-    def _workers(self) -> DataLoader:
+    Raises:
+        ValueError: a label that is not below ``num_classes`` (None: not looked at).
+    """
+    keys = (
+        [(plan.epoch_of(step), index) for index in plan.batch(step)[part].tolist()]
+        for step in steps
+        for part in share.slices(len(plan.batch(step)))
+    )
+    held = choose_memory(dataset, config.loader)
+    if held is None:
         from vitcourse.data import Augmented
 
-        seeded = self.dataset if isinstance(self.dataset, Augmented) else Augmented(self.dataset, seed=self.config.seed)
-        return _loader(seeded, _Listed(self._keys), self.config, self.device)
-
-
-class _Listed:
-    """A batch sampler out of a function that makes the list anew."""
-
-    def __init__(self, make: Any) -> None:
-        self.make = make
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        return self.make()
+        seeded = dataset if isinstance(dataset, Augmented) else Augmented(dataset, seed=config.seed)
+        yield from _load(seeded, keys, config, device, num_classes)
+        return
+    images, labels = (t.to(device) for t in held)
+    for batch in keys:
+        index = torch.tensor([i for _, i in batch], device=device)
+        yield images[index], labels[index]
 
 
 def eval_batches(
-    dataset: Dataset, share: Share, config: TrainConfig, device: torch.device
+    dataset: Dataset, share: Share, config: TrainConfig, device: torch.device, num_classes: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Every image of ``dataset`` once, over all processes together: process r has images r, r + world, …"""
     mine = torch.arange(share.rank, len(dataset), share.world)
-    chunks = [c for c in mine.split(config.eval_batch_size) if len(c)]
-    held = choose_memory(dataset, "auto" if config.loader == "memory" else config.loader)
-    if held is not None:
-        for chunk in chunks:
-            yield held[0][chunk].to(device), held[1][chunk].to(device)
-    else:
-        yield from _to_device(_loader(dataset, [c.tolist() for c in chunks], config, device), device)
+    chunks = [chunk for chunk in mine.split(config.eval_batch_size) if len(chunk)]
+    held = choose_memory(dataset, "workers" if config.loader == "workers" else "auto")
+    if held is None:
+        yield from _load(dataset, [chunk.tolist() for chunk in chunks], config, device, num_classes)
+        return
+    for chunk in chunks:
+        yield held[0][chunk].to(device), held[1][chunk].to(device)
 
 
-def _loader(dataset: Dataset, batch_sampler: Any, config: TrainConfig, device: torch.device) -> DataLoader:
-    return DataLoader(
+def _load(
+    dataset: Dataset, batches: Iterable[list[Any]], config: TrainConfig, device: torch.device, num_classes: int | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    loader = DataLoader(
         dataset,
-        batch_sampler=batch_sampler,
+        batch_sampler=batches,
         num_workers=config.num_workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator().manual_seed(config.seed),  # else it would draw from the global one
     )
-
-
-def _to_device(batches: DataLoader, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    for images, labels in batches:
+    for images, labels in loader:
+        if num_classes is not None:
+            check_labels(labels, num_classes, "the data set")
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 

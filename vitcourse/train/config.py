@@ -9,7 +9,8 @@ from typing import Any
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 
-# What may differ between the two halves of an interrupted run: none of these changes a weight.
+# What may differ between the two halves of an interrupted run. None of these changes what is learned; `accum`, the
+# remedy for a full memory, changes the rounding and what dropout draws.
 HARMLESS = {
     "num_workers",
     "threads",

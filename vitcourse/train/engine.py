@@ -1,11 +1,11 @@
-"""The engine: ``fit`` and ``evaluate``, on one device or on many."""
+"""The engine: ``fit``, on one device or on many."""
 
 import contextlib
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from .augment import Mixer, augment, seed_of
-from .batches import Plan, Share, TrainBatches, check_data, eval_batches
+from .batches import Plan, check_data, even_slices, train_batches
 from .config import TrainConfig, TrainingError
+from .evaluation import evaluate, find_mean_std, normalise
 from .optim import Ema, learning_rate, make_optimizer, param_groups, set_learning_rate
 from .record import History, RunFolder, TensorBoard
+from .runtime import Processes, autocast, deterministic, memory_errors, own_random_state, resolve_precision
 
 LossFn = Callable[[nn.Module, Tensor, Tensor], Tensor]
 EvalFn = Callable[[nn.Module, Dataset], dict[str, float]]
@@ -78,201 +80,76 @@ def fit(
     >>> len(history), history[-1]["val_accuracy"] > 0.7
     (4, True)
     """
-    trainer = _Trainer(
-        model,
-        train_set,
-        val_set,
-        config or TrainConfig(),
-        out_dir=out_dir,
-        resume=resume,
-        loss_fn=loss_fn,
-        eval_fn=eval_fn,
-        groups=groups,
-        on_epoch_end=on_epoch_end,
-        about=about or {},
-        command=command,
-        progress=progress,
-    )
-    return trainer.run()
-
-
-def evaluate(
-    model: nn.Module,
-    dataset: Dataset,
-    *,
-    config: TrainConfig | None = None,
-    device: torch.device | str | None = None,
-    mean_std: tuple[Tensor, Tensor] | None = None,
-    share: Share | None = None,
-    reduce: Callable[[Tensor], Tensor] | None = None,
-) -> dict[str, float]:
-    """Mean cross-entropy and accuracy of ``model`` on a data set: ``{"val_loss", "val_accuracy"}``.
-
-    Every image counts exactly once, in a distributed run too. ``config`` gives precision, batch size and workers.
-
-    >>> from vitcourse.data import open_dataset
-    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))
-    >>> sorted(evaluate(model, open_dataset("fashion_mnist_subset", "test")))
-    ['val_accuracy', 'val_loss']
-    """
     config = config or TrainConfig()
-    device = torch.device(device) if device else next(model.parameters()).device
-    mean_std = mean_std or find_mean_std(model, dataset, device)
-    was_training = model.training
-    model.eval()
-    sums = []
-    with torch.inference_mode(), autocast(device, config.precision):
-        for images, labels in eval_batches(dataset, share or Share(), config, device):
-            logits = model(normalise(images, mean_std)).float()
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            sums.append(torch.stack([loss, (logits.argmax(1) == labels).sum().to(loss)]))
-    model.train(was_training)
-    total = torch.stack(sums).sum(0) if sums else torch.zeros(2, device=device)
-    loss, correct = (reduce(total) if reduce else total).tolist()
-    return {"val_loss": loss / len(dataset), "val_accuracy": correct / len(dataset)}
+    with memory_errors(config):
+        trainer = _Trainer(model, train_set, val_set, config, _Hooks(loss_fn, eval_fn, on_epoch_end), groups)
+        if out_dir is not None:
+            trainer.open(out_dir, resume, about or {}, command)
+        elif resume or config.tensorboard:
+            raise ValueError("resume and tensorboard need an out_dir")
+        return trainer.run(progress)
 
 
-def find_mean_std(model: nn.Module, dataset: Dataset, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Per channel (C, 1, 1): the model's own mean and std if it has some, else those of the data set.
-
-    Raises:
-        ValueError: neither says, and the images are uint8.
-    """
-    source = getattr(model, "preprocess", None) or dataset
-    if not hasattr(source, "mean"):
-        if dataset[0][0].dtype == torch.uint8:
-            raise ValueError("uint8 images need mean and std to be normalised; set model.preprocess or the data set's")
-        source = _UNIT
-    return tuple(torch.tensor(v, device=device).view(-1, 1, 1) for v in (source.mean, source.std))
-
-
-class _UNIT:
-    mean, std = (0.0,), (1.0,)
-
-
-def normalise(images: Tensor, mean_std: tuple[Tensor, Tensor]) -> Tensor:
-    """uint8 images (B, C, H, W) to standardised float32; floating-point images are what they should be already."""
-    if images.is_floating_point():
-        return images
-    mean, std = mean_std
-    return (images.float() / 255 - mean) / std
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device that is asked for, or for ``"auto"`` the best there is.
-
-    Raises:
-        ValueError: there is no such device here.
-    """
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, present in has.items() if present)
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device {name!r} is unknown; use auto, cuda, mps or cpu") from None
-    if not has.get(device.type, True):
-        raise ValueError(f"device {name!r} is not available here; use --device auto or cpu")
-    return device
-
-
-def resolve_precision(name: str, device: torch.device) -> str:
-    """What ``"auto"`` means on a device: bf16 where it is native (compute capability 8), fp16 on older GPUs."""
-    if name != "auto":
-        return name
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
-
-
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
-    precision = resolve_precision(precision, device)
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
-
-
-class _Processes:
-    """One process, or several under Accelerate: what differs between the two."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        self.accelerator = None
-        self.device = resolve_device(config.device)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            try:
-                from accelerate import Accelerator
-            except ImportError as error:
-                raise TrainingError("several processes need Accelerate: pip install accelerate") from error
-            self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
-            self.device = self.accelerator.device
-
-    def share(self, accum: int) -> Share:
-        if self.accelerator is None:
-            return Share(0, 1, accum)
-        return Share(self.accelerator.process_index, self.accelerator.num_processes, accum)
-
-    @property
-    def is_main(self) -> bool:
-        return self.accelerator is None or self.accelerator.is_main_process
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        return model if self.accelerator is None else self.accelerator.prepare_model(model)
-
-    def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager:
-        return contextlib.nullcontext() if self.accelerator is None else self.accelerator.no_sync(model)
-
-    def sum(self, values: Tensor) -> Tensor:
-        return values if self.accelerator is None else self.accelerator.reduce(values, "sum")
-
-    def wait(self) -> None:
-        if self.accelerator is not None:
-            self.accelerator.wait_for_everyone()
+@dataclass(frozen=True)
+class _Hooks:
+    loss: LossFn | None
+    evaluate: EvalFn | None
+    on_epoch_end: Callable[[dict[str, Any]], None] | None
 
 
 class _Trainer:
+    """One run's state: the model and what moves it, the step it is at, the records it keeps."""
+
     def __init__(
-        self, model: nn.Module, train_set: Dataset, val_set: Dataset | None, config: TrainConfig, **options: Any
+        self,
+        model: nn.Module,
+        train_set: Dataset,
+        val_set: Dataset | None,
+        config: TrainConfig,
+        hooks: _Hooks,
+        groups: list[dict[str, Any]] | None,
     ) -> None:
-        self.model, self.train_set, self.val_set, self.config = model, train_set, val_set, config
-        self.loss_fn, self.eval_fn = options["loss_fn"] or self._cross_entropy, options["eval_fn"]
-        self.on_epoch_end, self.progress, self.command = (options[k] for k in ("on_epoch_end", "progress", "command"))
+        self.model, self.train_set, self.val_set, self.config, self.hooks = model, train_set, val_set, config, hooks
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.processes = _Processes(config)
+        self.processes = Processes(config)
         self.device = self.processes.device
-        self.share = self.processes.share(config.accum)
         self.precision = resolve_precision(config.precision, self.device)
-
-        self.num_classes = getattr(model, "num_classes", None) or len(getattr(train_set, "classes", ())) or None
-        for dataset, name in ((train_set, "train_set"), (val_set, "val_set")):
-            if dataset is not None:
-                classes = self.num_classes if options["loss_fn"] is None else None
-                check_data(dataset, name, num_classes=classes, model=model)
-        if (config.mixup or config.cutmix) and self.num_classes is None:
-            raise ValueError("mixup and cutmix need the number of classes; give the model `num_classes`")
+        self.share = self.processes.share(config.accum)
         self.plan = Plan(len(train_set), config.batch_size, config.drop_last, config.seed)
-        self._check_batches()
+        self.num_classes = self._check_data()
         self.total_steps = config.max_steps or config.epochs * self.plan.steps_per_epoch
+        self._prepare_model(groups)
 
-        self._prepare_model(options["groups"])
+        self.folder: RunFolder | None = None
+        self.tensorboard: TensorBoard | None = None
+        self.command: str | None = None
         self.step, self.history, self.best = 0, History(), -1.0
         self.epoch_loss, self.epoch_norm, self.epoch_images, self.epoch_seconds = 0.0, 0.0, 0, 0.0
-        self.pending: list[Tensor] = []
-        self.about = {**options["about"], "images": len(train_set), "model_class": type(model).__name__}
-        self.folder = self._open_folder(options["out_dir"], options["resume"])
+        self.pending: list[Tensor] = []  # losses and gradient norms that are still on the device
+        self.about = {"images": len(train_set), "model_class": type(model).__name__, "precision": self.precision}
 
-    def _check_batches(self) -> None:
-        n, config = len(self.train_set), self.config
-        if config.drop_last and n < config.batch_size:
+    def _check_data(self) -> int | None:
+        """The number of classes; None if it is unknown, or a loss of the caller's own needs none."""
+        config, classes = self.config, getattr(self.train_set, "classes", None)
+        num_classes = getattr(self.model, "num_classes", None) or (len(classes) if classes else None)
+        if self.hooks.loss is not None and not (config.mixup or config.cutmix):
+            num_classes = None
+        for dataset, name in ((self.train_set, "train_set"), (self.val_set, "val_set")):
+            if dataset is not None:
+                check_data(dataset, name, num_classes=num_classes, model=self.model)
+        if (config.mixup or config.cutmix) and num_classes is None:
+            raise ValueError("mixup and cutmix need the number of classes; give the model `num_classes`")
+        n, size = len(self.train_set), config.batch_size
+        if config.drop_last and n < size:
+            raise ValueError(f"train_set has {n} images, fewer than batch_size {size}; use --batch-size {n} or less")
+        last = size if config.drop_last else min(size, n % size or size)
+        if len(even_slices(0, last, self.share.world)) < self.share.world:
             raise ValueError(
-                f"train_set has {n} images, fewer than batch_size {config.batch_size}; use --batch-size {n} or less"
+                f"a batch of {last} images is too small for {self.share.world} processes, who take pairs; use "
+                "--drop-last and a larger --batch-size"
             )
-        last = config.batch_size if config.drop_last else (n % config.batch_size or config.batch_size)
-        if min(last, config.batch_size) < 2 * self.share.world - 1:
-            raise ValueError(
-                f"a batch of {last} images cannot be shared by {self.share.world} processes, who take pairs; "
-                "use a larger --batch-size, and --drop-last"
-            )
+        return num_classes
 
     def _prepare_model(self, groups: list[dict[str, Any]] | None) -> None:
         model, config = self.model, self.config
@@ -288,46 +165,35 @@ class _Trainer:
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = make_optimizer(groups or param_groups(model, config.weight_decay), config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
-        self.net = self.processes.wrap(torch.compile(model) if config.compile else model)
+        self.replica = self.processes.wrap(model)
+        self.net = torch.compile(self.replica) if config.compile else self.replica
 
-    def _open_folder(self, out_dir: str | Path | None, resume: bool) -> RunFolder | None:
-        self.tensorboard = None
-        if out_dir is None:
-            if resume or self.config.tensorboard:
-                raise ValueError("resume and tensorboard need an out_dir")
-            return None
+    def open(self, out_dir: str | Path, resume: bool, about: dict[str, Any], command: str | None) -> None:
+        """Keep records in ``out_dir``, and take up the run that is there if ``resume``."""
+        self.about.update(about)
+        self.command = command
+        self.folder = RunFolder(out_dir)
         if self.processes.is_main:
-            folder = RunFolder(out_dir, self.config, {**self.about, "precision": self.precision}, resume=resume)
+            self.folder.claim(self.config, self.about, resume=resume)
         self.processes.wait()
-        if not self.processes.is_main:
-            folder = RunFolder(out_dir, self.config, {**self.about, "precision": self.precision}, resume=True)
         if resume:
-            self._load(folder)
+            self._load()
         if self.config.tensorboard and self.processes.is_main:
-            self.tensorboard = TensorBoard(folder.path / "tensorboard", self.step)
-        return folder
+            self.tensorboard = TensorBoard(self.folder.path / "tensorboard", self.step)
 
     # ------------------------------------------------------------------------------------------------- the run
 
-    def run(self) -> History:
-        batches = iter(
-            TrainBatches(
-                self.train_set, self.plan, self.share, range(self.step, self.total_steps), self.config, self.device
-            )
-        )
+    def run(self, progress: bool) -> History:
+        config, steps = self.config, range(self.step, self.total_steps)
+        batches = train_batches(self.train_set, self.plan, self.share, steps, config, self.device, self.num_classes)
         bar = tqdm(
             total=self.total_steps,
             initial=self.step,
-            disable=not (self.progress and self.processes.is_main),
+            disable=not (progress and self.processes.is_main),
             unit="step",
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,
+            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file needs no smooth bar
         )
-        with (
-            bar,
-            _own_random_state(self.device),
-            _deterministic(self.config.deterministic),
-            _memory_errors(self.config),
-        ):
+        with bar, own_random_state(self.device), deterministic(config.deterministic):
             self.model.train()
             while self.step < self.total_steps:
                 started = time.perf_counter()
@@ -348,9 +214,9 @@ class _Trainer:
             images, labels = self._prepare(next(batches), part, mixer)
             torch.manual_seed(seed_of(config.seed, step, part.start))  # of dropout and stochastic depth
             last = part is slices[-1]
-            with contextlib.nullcontext() if last else self.processes.no_sync(self.net):
+            with contextlib.nullcontext() if last else self.processes.no_sync(self.replica):
                 with autocast(self.device, self.precision):
-                    loss = self.loss_fn(self.net, images, labels)
+                    loss = (self.hooks.loss or self._cross_entropy)(self.net, images, labels)
                 # Means of the parts, weighted by their sizes, are the mean of the whole; DDP divides by `world`.
                 weight = (part.stop - part.start) / size
                 self.scaler.scale(loss * (weight * self.share.world)).backward()
@@ -412,7 +278,11 @@ class _Trainer:
             if not math.isfinite(loss) or not (math.isfinite(norm) or self.precision == "fp16"):
                 self._stop_not_finite(first + i, "loss" if not math.isfinite(loss) else "gradient")
             self.epoch_loss += loss
-            self.epoch_norm += norm
+            self.epoch_norm += norm if math.isfinite(norm) else 0.0
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 2**-14:
+            raise TrainingError(
+                f"fp16 gradients overflow at every scale (step {self.step}); use --precision fp32, or lower --lr"
+            )
 
     def _stop_not_finite(self, step: int, what: str) -> None:
         lr = learning_rate(step, self.total_steps, self.config)
@@ -422,11 +292,9 @@ class _Trainer:
             if any(i.is_floating_point() and not bool(i.isfinite().all()) for i in images)
             else f"lower --lr ({self.config.lr:g}), raise --warmup ({self.config.warmup:g}) or use --precision fp32"
         )
-        kept = f"; the last good checkpoint is {self.folder.checkpoint}" if self._has_checkpoint() else ""
+        has_checkpoint = self.folder is not None and self.folder.checkpoint.exists()
+        kept = f"; the last good checkpoint is {self.folder.checkpoint}" if has_checkpoint else ""
         raise TrainingError(f"the {what} is not finite at step {step} (lr {lr:.3g}): {cause}{kept}")
-
-    def _has_checkpoint(self) -> bool:
-        return self.folder is not None and self.folder.checkpoint.exists()
 
     def _end_epoch(self, finished: bool) -> None:
         epoch = self.plan.epoch_of(self.step - 1) + 1
@@ -451,16 +319,10 @@ class _Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         model = self.ema.model if self.ema else self.model
-        if self.eval_fn:
-            return self.eval_fn(model, self.val_set)
+        if self.hooks.evaluate:
+            return self.hooks.evaluate(model, self.val_set)
         return evaluate(
-            model,
-            self.val_set,
-            config=self.config,
-            device=self.device,
-            mean_std=self.mean_std,
-            share=self.share,
-            reduce=self.processes.sum,
+            model, self.val_set, self.config, mean_std=self.mean_std, share=self.share, reduce=self.processes.sum
         )
 
     def _record(self, row: dict[str, Any]) -> None:
@@ -470,8 +332,8 @@ class _Trainer:
         self.best = max(self.best, accuracy if accuracy is not None else -1.0)
         if self.tensorboard:
             self.tensorboard.write(row)
-        if self.on_epoch_end:
-            self.on_epoch_end(row)
+        if self.hooks.on_epoch_end:
+            self.hooks.on_epoch_end(row)
 
     def _finish(self) -> None:
         if self.ema:
@@ -501,10 +363,11 @@ class _Trainer:
         )
         self.folder.write_metrics(self.history)
 
-    def _load(self, folder: RunFolder) -> None:
-        state = folder.load_checkpoint()
+    def _load(self) -> None:
+        state = self.folder.load_checkpoint()
         if state is None:
-            print(f"vitcourse: {folder.path} has no checkpoint yet; starting at step 0", file=sys.stderr)
+            if self.processes.is_main:
+                print(f"vitcourse: {self.folder.path} has no checkpoint yet; starting at step 0", file=sys.stderr)
             return
         self.model.load_state_dict(state["model"])
         if self.ema:
@@ -530,42 +393,3 @@ class _Trainer:
 
 
 _SHOWN = ("epoch", "train_loss", "val_loss", "val_accuracy")
-
-
-@contextlib.contextmanager
-def _own_random_state(device: torch.device) -> Iterator[None]:
-    """Leave the caller's random numbers as they were: the engine seeds the global generators at every step."""
-    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
-
-
-@contextlib.contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    if not wanted:
-        yield
-        return
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-
-
-@contextlib.contextmanager
-def _memory_errors(config: TrainConfig) -> Iterator[None]:
-    """Turn a full memory into advice."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(s in str(error) for s in _FULL):
-            raise
-        raise TrainingError(
-            f"out of memory with batch_size {config.batch_size} in {config.accum} micro-batches; use --accum "
-            f"{2 * config.accum} (same result, half the memory), --grad-checkpointing, or a smaller --batch-size"
-        ) from error
-
-
-_FULL = ("can't allocate memory", "not enough memory", "out of memory")

@@ -46,26 +46,27 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 class RunFolder:
-    """The folder of one run: ``config.json``, ``last.pt``, ``metrics.csv``, ``best`` and ``final.safetensors``.
+    """The folder of one run: ``config.json``, ``last.pt``, ``metrics.csv``, ``best`` and ``final.safetensors``."""
 
-    Raises:
-        ValueError: the folder already has a run and ``resume`` is false, or its config contradicts ``config``.
-    """
-
-    def __init__(self, path: str | Path, config: TrainConfig, about: dict[str, Any], *, resume: bool) -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.path.mkdir(parents=True, exist_ok=True)
-        config_file = self.path / "config.json"
+
+    def claim(self, config: TrainConfig, about: dict[str, Any], *, resume: bool) -> None:
+        """Make the folder that of this run, or see that the run in it is the same.
+
+        Raises:
+            ValueError: it has the checkpoint of a run, and ``resume`` is false or the settings differ.
+        """
         about = json.loads(json.dumps(about))  # tuples become lists, as they do in the file
-        if config_file.exists() and not resume:
-            raise ValueError(
-                f"out_dir {self.path} already has a run; add --resume to continue it, or choose another folder"
-            )
-        if config_file.exists():
+        config_file = self.path / "config.json"
+        if self.checkpoint.exists() and not resume:
+            raise ValueError(f"out_dir {self.path} already has a run; continue it with --resume, or choose another")
+        if self.checkpoint.exists():
             _check_same(json.loads(config_file.read_text(encoding="utf-8")), config, about, self.path)
-        else:
-            text = json.dumps({"config": asdict(config), "about": about}, indent=2)
-            write_atomically(config_file, lambda f: f.write(text.encode()))
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"config": asdict(config), "about": about}, indent=2)
+        write_atomically(config_file, lambda f: f.write(text.encode()))
 
     @property
     def checkpoint(self) -> Path:
@@ -92,7 +93,8 @@ class RunFolder:
     def write_metrics(self, history: History) -> None:
         """All rows again: a few kilobytes, and no row can then be missing or double after a resume."""
         text = io.StringIO()
-        table = csv.DictWriter(text, COLUMNS, extrasaction="ignore")
+        extra = [name for row in history for name in row if name not in COLUMNS]
+        table = csv.DictWriter(text, [*COLUMNS, *dict.fromkeys(extra)])
         table.writeheader()
         table.writerows(history)
         write_atomically(self.path / "metrics.csv", lambda f: f.write(text.getvalue().encode()))

@@ -1,0 +1,83 @@
+"""Accuracy and loss of a model on a data set, and the normalisation that training and evaluation share."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from .batches import Share, eval_batches
+from .config import TrainConfig
+from .runtime import autocast
+
+MeanStd = tuple[Tensor, Tensor]
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    config: TrainConfig | None = None,
+    *,
+    mean_std: MeanStd | None = None,
+    share: Share | None = None,
+    reduce: Callable[[Tensor], Tensor] = lambda total: total,
+) -> dict[str, float]:
+    """Mean cross-entropy and accuracy of ``model`` on a data set: ``{"val_loss", "val_accuracy"}``.
+
+    Args:
+        model: images (B, C, H, W) to logits (B, num_classes), on the device to be used.
+        dataset: pairs (image, label); uint8 images are normalised as in :func:`find_mean_std`.
+        config: gives precision, ``eval_batch_size``, ``loader`` and ``num_workers``.
+        mean_std: used in place of what :func:`find_mean_std` finds.
+        share: which of several processes this is; each then takes its share of the images, every image exactly once.
+        reduce: sums a tensor over these processes.
+
+    Raises:
+        ValueError: an empty data set, a label out of range, or no mean and std for uint8 images.
+
+    >>> from vitcourse.data import open_dataset
+    >>> model = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))
+    >>> sorted(evaluate(model, open_dataset("fashion_mnist_subset", "test")))
+    ['val_accuracy', 'val_loss']
+    """
+    if len(dataset) == 0:
+        raise ValueError("dataset is empty; give a data set with at least one image")
+    config = config or TrainConfig()
+    device = next(model.parameters()).device
+    mean_std = mean_std or find_mean_std(model, dataset, device)
+    batches = eval_batches(dataset, share or Share(), config, device, getattr(model, "num_classes", None))
+    was_training = model.training
+    model.eval()
+    total = torch.zeros(2, device=device)
+    with torch.inference_mode(), autocast(device, config.precision):
+        for images, labels in batches:
+            logits = model(normalise(images, mean_std)).float()
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            total += torch.stack([loss, (logits.argmax(1) == labels).sum()])
+    model.train(was_training)
+    loss, correct = reduce(total).tolist()
+    return {"val_loss": loss / len(dataset), "val_accuracy": correct / len(dataset)}
+
+
+def find_mean_std(model: nn.Module, dataset: Dataset, device: torch.device) -> MeanStd | None:
+    """Per channel (C, 1, 1): the model's own mean and std if it has some, else the data set's; None if neither has.
+
+    Raises:
+        ValueError: neither has, and the images are uint8.
+    """
+    source = getattr(model, "preprocess", None) or dataset
+    if hasattr(source, "mean"):
+        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (source.mean, source.std))
+        return mean, std
+    if torch.as_tensor(dataset[0][0]).dtype == torch.uint8:
+        raise ValueError("uint8 images need mean and std to be normalised; set model.preprocess or the data set's")
+    return None
+
+
+def normalise(images: Tensor, mean_std: MeanStd | None) -> Tensor:
+    """uint8 images (B, C, H, W) to standardised float32; floating-point images are what they should be already."""
+    if mean_std is None or images.is_floating_point():
+        return images
+    mean, std = mean_std
+    return (images.float() / 255 - mean) / std

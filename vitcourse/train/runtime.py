@@ -1,0 +1,136 @@
+"""Where a run happens: device, precision, one process or several, and what it must leave as it was."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Share
+from .config import TrainConfig, TrainingError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that is asked for, or for ``"auto"`` the best there is.
+
+    Raises:
+        ValueError: there is no such device here.
+    """
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, present in has.items() if present)
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is unknown; use auto, cuda, mps or cpu") from None
+    if not has.get(device.type, True):
+        raise ValueError(f"device {name!r} is not available here; use --device auto or cpu")
+    return device
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """What ``"auto"`` means on a device: bf16 where it is native (compute capability 8), fp16 on older GPUs.
+
+    >>> resolve_precision("auto", torch.device("cpu"))
+    'fp32'
+    """
+    if name != "auto":
+        return name
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
+    """Mixed precision on ``device``; ``precision`` as in TrainConfig."""
+    precision = resolve_precision(precision, device)
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+class Processes:
+    """One process, or several under Accelerate: all that differs between the two.
+
+    Raises:
+        TrainingError: several processes, and no Accelerate.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.accelerator = None
+        self.device = resolve_device(config.device)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            try:
+                from accelerate import Accelerator
+            except ImportError as error:
+                raise TrainingError("several processes need Accelerate: pip install accelerate") from error
+            # Precision is the engine's own affair, so that one process and many take the same path.
+            self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
+            self.device = self.accelerator.device
+
+    def share(self, accum: int) -> Share:
+        if self.accelerator is None:
+            return Share(0, 1, accum)
+        return Share(self.accelerator.process_index, self.accelerator.num_processes, accum)
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator is None or self.accelerator.is_main_process
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        return model if self.accelerator is None else self.accelerator.prepare_model(model)
+
+    def no_sync(self, model: nn.Module) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if self.accelerator is None else self.accelerator.no_sync(model)
+
+    def sum(self, values: Tensor) -> Tensor:
+        return values if self.accelerator is None else self.accelerator.reduce(values, "sum")
+
+    def wait(self) -> None:
+        if self.accelerator is not None:
+            self.accelerator.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def own_random_state(device: torch.device) -> Iterator[None]:
+    """Leave the caller's random numbers as they were: the engine seeds the global generators at every step."""
+    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+@contextlib.contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Only deterministic kernels, where ``wanted``; PyTorch raises where there is none."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS may choose kernels by timing
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
+def memory_errors(config: TrainConfig) -> Iterator[None]:
+    """Turn a full memory into advice.
+
+    Raises:
+        TrainingError: in place of PyTorch's own error.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not any(s in str(error) for s in _FULL):
+            raise
+        raise TrainingError(
+            f"out of memory with --batch-size {config.batch_size} --accum {config.accum}; use --accum "
+            f"{2 * config.accum} (same gradient, half the memory), --grad-checkpointing, or a smaller --batch-size"
+        ) from error
+
+
+_FULL = ("can't allocate memory", "not enough memory", "out of memory")  # of the CPU's allocators
