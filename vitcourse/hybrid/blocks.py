@@ -145,7 +145,7 @@ class RelativeAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def position_bias(self, size: tuple[int, int], like: Tensor) -> Tensor:
-        """The table spread out to all pairs of positions on a map of ``size``: (1, H, N, N), of the dtype of ``like``."""
+        """The table spread out to all pairs of positions on a map: (1, H, N, N), of the dtype of ``like``."""
         table = self.relative_position_bias_table
         table = resize_pos_embed(table[None], table_size(self.grid_size), table_size(size))[0].to(like.dtype)
         index = cached_relative_position_index(size, like=like)
