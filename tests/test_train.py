@@ -470,6 +470,15 @@ def test_command_line_end_to_end(folder, uninterrupted, capsys):
     assert path.read_bytes() == before
 
 
+def test_files_can_be_held_in_memory(folder, tmp_path, capsys):
+    runs = [tmp_path / loader for loader in ("memory", "workers")]
+    for out in runs:
+        assert main(command(folder, out, "--loader", out.name, "--crop-scale", "1", "--max-steps", "4")) == 0
+    assert without_times(runs[0] / "metrics.csv") == without_times(runs[1] / "metrics.csv")
+    assert main(command(folder, tmp_path / "other", "--loader", "memory")) == 1
+    assert "use --loader workers" in capsys.readouterr().err
+
+
 def test_a_write_that_is_cut_leaves_the_old_file(tmp_path):
     path = tmp_path / "last.pt"
     write_atomically(path, lambda f: torch.save({"step": 1}, f))

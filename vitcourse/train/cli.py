@@ -153,19 +153,37 @@ def open_raw(options: argparse.Namespace, split: str) -> Any:
 
 
 def fit_size(dataset: Any, size: int, config: TrainConfig, *, train: bool, crop_pct: float = 1.0) -> Any:
-    """``dataset`` with uint8 images of ``size``; what is in memory at that size already stays as it is."""
+    """``dataset`` with uint8 images of ``size``; what is in memory at that size already stays as it is.
+
+    With ``loader="memory"`` files are read now, once, and held.
+
+    Raises:
+        ValueError: random crops of larger pictures are asked for, of images that are to be held.
+    """
     import torch
     from torchvision.transforms import v2
 
+    from vitcourse.data import ImageDataset
+
     if isinstance(dataset.images, torch.Tensor) and dataset.img_size == size:
         return dataset
-    bicubic = v2.InterpolationMode.BICUBIC
-    if train and config.crop_scale < 1:
+    bicubic, random_crop, hold = (
+        v2.InterpolationMode.BICUBIC,
+        train and config.crop_scale < 1,
+        config.loader == "memory",
+    )
+    if random_crop and hold:
+        raise ValueError(
+            "crop_scale crops larger pictures anew in every epoch; use --loader workers, or --crop-scale 1"
+        )
+    if random_crop:
         dataset.transform = v2.RandomResizedCrop(size, scale=(config.crop_scale, 1.0), interpolation=bicubic)
     else:
-        resized = round(size / crop_pct)
-        dataset.transform = v2.Compose([v2.Resize(resized, interpolation=bicubic), v2.CenterCrop(size)])
-    return dataset
+        dataset.transform = v2.Compose([v2.Resize(round(size / crop_pct), interpolation=bicubic), v2.CenterCrop(size)])
+    if not hold:
+        return dataset
+    images = torch.stack([torch.as_tensor(dataset[i][0]) for i in range(len(dataset))])
+    return ImageDataset(images, dataset.targets, dataset.classes, mean=dataset.mean, std=dataset.std)
 
 
 def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

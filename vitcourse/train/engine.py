@@ -173,9 +173,9 @@ class _Trainer:
         self.about.update(about)
         self.command = command
         self.folder = RunFolder(out_dir)
-        if self.processes.is_main:
-            self.folder.claim(self.config, self.about, resume=resume)
-        self.processes.wait()
+        with self.processes.main_first():
+            if self.processes.is_main:
+                self.folder.claim(self.config, self.about, resume=resume)
         if resume:
             self._load()
         if self.config.tensorboard and self.processes.is_main:

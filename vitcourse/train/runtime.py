@@ -87,6 +87,24 @@ class Processes:
     def sum(self, values: Tensor) -> Tensor:
         return values if self.accelerator is None else self.accelerator.reduce(values, "sum")
 
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Do something that only the main process does; if it fails there, stop everywhere instead of waiting.
+
+        Raises:
+            TrainingError: in the other processes, if the main one has failed.
+        """
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failure = error
+        failures = self.sum(torch.tensor(float(failure is not None), device=self.device))
+        if failure is not None:
+            raise failure
+        if failures:
+            raise TrainingError("the main process has stopped, for the reason that it gives")
+
     def wait(self) -> None:
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
