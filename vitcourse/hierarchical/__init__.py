@@ -28,7 +28,7 @@ __all__ = [
     "window_reverse",
 ]
 
-SIZES: dict[str, dict[str, Any]] = {  # Liu et al. 2021, sec. 3.4; heads are 32 wide
+SIZES: dict[str, dict[str, Any]] = {  # Liu et al. 2021, sec. 3.3; heads are 32 wide
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
     "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
     "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},

@@ -15,7 +15,9 @@ from vitcourse.vit.model import Grid
 
 
 def log_spaced_offsets(window_size: Pair, device: torch.device | None = None) -> Tensor:
-    """All distances inside a window on a logarithmic scale from −1 to 1 (sec. 3.3, eq. 4).
+    """All distances inside a window on a logarithmic scale (sec. 3.3, eq. 4).
+
+    Distance d in a window of n tokens is ±log₈(1 + 8 |d| / (n − 1)).
 
     Returns:
         ((2p − 1) · (2q − 1), 2) rows and columns, in the order of :func:`relative_position_index`.
@@ -36,9 +38,10 @@ cached_log_spaced_offsets = once_per_size(log_spaced_offsets)
 class CosineWindowAttention(WindowAttention):
     """Window attention by cosine similarity (sec. 3.2, eq. 2), its bias a function of the distance (sec. 3.3, eq. 3).
 
-    Scores are τ · cos(q, k) with a learnt 1/τ of at least 0.01 for each head, so no pair of tokens can dominate the
-    others. The bias comes from a small MLP on log-spaced distances, which carries over to windows of another size;
-    it lies between 0 and 16. Keys have no bias. Arguments are those of :class:`WindowAttention`.
+    Scores are cos(q, k) / τ with a learnt τ of at least 0.01 for each head (``logit_scale`` is −log τ), so no pair of
+    tokens can dominate the others. The bias comes from a small MLP on log-spaced distances, which carries over to
+    windows of another size; it lies between 0 and 16. Keys have no bias. Arguments are those of
+    :class:`WindowAttention`.
     """
 
     def _make_projection(self, dim: int, bias: bool) -> None:

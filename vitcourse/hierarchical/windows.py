@@ -113,7 +113,7 @@ def relative_position_index(window_size: int | Pair, device: torch.device | None
 def shift_mask(
     size: Pair, window_size: Pair, shift: Pair, mask_padding: bool = False, device: torch.device | None = None
 ) -> Tensor:
-    """Who must not see whom after a map was padded and rolled by ``shift`` (sec. 3.3 and fig. 4).
+    """Who must not see whom after a map was padded and rolled by ``shift`` (sec. 3.2 and fig. 4).
 
     Displaced windows cut the map at ``shift``, ``shift + window`` and so on, which leaves narrower windows at the
     borders. The roll packs the narrow ones of opposite borders into one full window, where they are strangers.
