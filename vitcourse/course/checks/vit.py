@@ -91,16 +91,15 @@ def sincos_2d(rng):
     yield call(2, 7, 24).on("a wide grid")
 
 
-def _sincos(h, w, dim, *, frequencies=None, across=None, temperature=10000.0, stack=False, order="xxyy"):
+def _sincos(h, w, dim, *, frequencies=None, temperature=10000.0, layout="xy wave n", order="xxyy"):
     n = dim // 4
     omega = temperature ** -(torch.arange(n) / (frequencies or n))
     rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     x, y = columns.reshape(-1, 1) * omega, rows.reshape(-1, 1) * omega
     if order == "yyxx":
         x, y = y, x
-    if stack:
-        return torch.stack([x.sin(), x.cos(), y.sin(), y.cos()], dim=2).flatten(1)
-    return torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], dim=1)
+    parts = torch.stack([x.sin(), x.cos(), y.sin(), y.cos()]).unflatten(0, (2, 2))
+    return rearrange(parts, f"xy wave place n -> place ({layout})")
 
 
 sincos_2d.mistake(
@@ -110,7 +109,7 @@ sincos_2d.mistake(
 )
 sincos_2d.mistake(
     "wrong-exponent",
-    "the frequencies fall too slowly: the exponent runs over the number of frequencies, not over the number of channels",
+    "the frequencies fall too slowly: the exponent is divided by the number of all channels, and never comes near 1",
     lambda h, w, dim: _sincos(h, w, dim, frequencies=dim),
 )
 sincos_2d.mistake(
@@ -120,12 +119,17 @@ sincos_2d.mistake(
 )
 sincos_2d.mistake(
     "interleaved",
-    "the values are right but interleaved: sines and cosines of one axis should each stand in one stretch of channels",
-    lambda h, w, dim: _sincos(h, w, dim, stack=True),
+    "the values are right, but the four kinds of channel take turns: each kind should stand in one stretch",
+    lambda h, w, dim: _sincos(h, w, dim, layout="n xy wave"),
+)
+sincos_2d.mistake(
+    "alternating",
+    "the sines and cosines of an axis take turns, as in many codes for text; here they stand in two stretches",
+    lambda h, w, dim: _sincos(h, w, dim, layout="xy n wave"),
 )
 sincos_2d.mistake(
     "same-frequency",
-    "all channels have one frequency, so distant patches get the same code: where is the geometric series?",
+    "all channels have one frequency, so patches a period apart get almost the same code: where is the geometric series?",
     lambda h, w, dim: _sincos(h, w, dim, temperature=1.0),
 )
 
@@ -177,7 +181,7 @@ attention_weights.mistake(
 )
 attention_weights.mistake(
     "multiplied",
-    "the scale has the wrong sign in its exponent: large widths should make the scores smaller",
+    "the scale works in the wrong direction: it makes the scores of wide heads, large as they are, larger still",
     lambda q, k: (_scores(q, k) * q.shape[-1] ** 0.5).softmax(-1),
 )
 attention_weights.mistake(
@@ -238,7 +242,9 @@ class _WrongAttention(vit.Attention):
         return self.proj(out) if self.projects else out
 
 
-@attention.mistake("no-scale", "the scores are not scaled by the width of a head")
+@attention.mistake(
+    "no-scale", "the scores are not scaled: they grow with the width of a head, and the softmax saturates"
+)
 class _(_WrongAttention):
     scale_power = 0.0
 
@@ -400,7 +406,7 @@ class _WrongTransformer(vit.VisionTransformer):
 
 @vision_transformer.mistake(
     "positions-before-cls",
-    "the positions are added before [CLS] is prepended, so [CLS] has none and every patch has its own or its neighbour's",
+    "the positions are added to the patches only, before [CLS] is prepended: [CLS] is left without its own",
 )
 class _(_WrongTransformer):
     def tokens(self, x):
@@ -486,13 +492,15 @@ class _(_WrongTransformer):
 )
 def learning_rate(rng):
     config = TrainConfig(lr=0.8, min_lr=0.1, warmup=0.2)
-    total = 10 * rng.integer(3, 7) + 5
+    total = 10 * rng.integer(3, 7) + 4  # a fifth of it ends in .8, of three steps more in .4: rounded up, and down
     warm = round(0.2 * total)
     yield call(0, total, config).on("the first step")
     yield call(warm - 1, total, config).on("the end of the warm-up")
     yield call(warm, total, config).on("the first step after the warm-up")
     yield call(warm + rng.integer(2, total - warm - 4), total, config).on("the cosine")
     yield call(total - 1, total, config).on("the last step")
+    yield call(1, total + 3, config).on("a run of another length")
+    yield call(0, total, TrainConfig(lr=0.8, min_lr=0.1, warmup=0.0)).on("a run without warm-up")
 
 
 def _rate(step, total, config, *, start=1, warm=None, until=None, low=None, shift=True, half=1.0):
@@ -572,16 +580,23 @@ _catalogue_resizing("bilinear", "this is bilinear; pretrained models expect bicu
 _catalogue_resizing("nearest", "each new place copies its nearest old one, so neighbours become equal", mode="nearest")
 _catalogue_resizing(
     "align-corners",
-    "the corners are aligned: that pins the centres of the outer patches to each other, and shifts all others",
+    "the corners are aligned, without antialiasing: that pins the centres of the outer patches, and shifts all others",
     align_corners=True,
     antialias=False,
 )
 _catalogue_resizing(
-    "no-antialias", "without antialiasing a smaller grid skips positions, and production models use it", antialias=False
+    "align-corners-antialiased",
+    "the corners are aligned: that treats a patch as a point, not as an area, and its code moves away from its place",
+    align_corners=True,
+)
+_catalogue_resizing(
+    "no-antialias",
+    "this is bicubic without antialiasing, which production models have: on a smaller grid positions are skipped",
+    antialias=False,
 )
 
 
-@resize_pos_embed.mistake("transposed", "rows and columns are exchanged on the way, which a square grid would hide")
+@resize_pos_embed.mistake("transposed", "rows and columns are exchanged on the way, which square grids would hide")
 def _(pos, old, new, prefix=0):
     grid = rearrange(pos[:, prefix:], "1 (w h) d -> 1 d h w", h=old[0])
     grid = F.interpolate(grid, size=tuple(new), mode="bicubic", antialias=True)
