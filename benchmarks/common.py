@@ -1,0 +1,108 @@
+"""How everything here is measured and written down.
+
+Two candidates are run in turns within one process, in alternating order, and compared round by round: whatever slows
+the machine down for a while slows down both. A ratio is the median of the rounds' ratios; a time is the shortest.
+"""
+
+import datetime
+import json
+import math
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitcourse.paths import results_dir
+
+PACKAGES = ("torch", "torchvision", "triton", "timm", "vitcourse")
+
+
+def in_turns(steps: dict[str, Callable[[], Any]], device: str, rounds: int, warmup: int = 3) -> dict[str, list[float]]:
+    """Seconds that each step takes, one entry a round; every round runs all of them, in alternating order.
+
+    On a CPU they are seconds of processor time, which other people's programs disturb least; elsewhere of wall-clock
+    time, with as many repetitions between two synchronisations as fill 50 ms.
+    """
+    for step in steps.values():
+        for _ in range(warmup):
+            step()
+    once = [seconds(step, device, 1) for step in steps.values()]
+    number = 1 if device == "cpu" else math.ceil(0.05 / min(once))
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for i in range(rounds):
+        for name in list(steps) if i % 2 else reversed(steps):
+            taken[name].append(seconds(steps[name], device, number))
+    return taken
+
+
+def seconds(step: Callable[[], Any], device: str, number: int) -> float:
+    """Seconds for one of ``number`` repetitions of ``step``."""
+    if device == "cpu":
+        start = time.process_time()
+        for _ in range(number):
+            step()
+        return (time.process_time() - start) / number
+    torch.accelerator.synchronize()
+    start = time.perf_counter()
+    for _ in range(number):
+        step()
+    torch.accelerator.synchronize()
+    return (time.perf_counter() - start) / number
+
+
+def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    """Median and quartiles over the rounds of ours / theirs."""
+    low, middle, high = statistics.quantiles([a / b for a, b in zip(ours, theirs, strict=True)], n=4)
+    return {"ratio": middle, "ratio_low": low, "ratio_high": high}
+
+
+def device_name(device: str) -> str:
+    """What the device calls itself; for a CPU also how many threads are used."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    threads = torch.get_num_threads()
+    return f"{(models or [platform.machine()])[0]} CPU, {threads} thread{'s' * (threads > 1)}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter to the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_results(name: str) -> dict[str, Any] | None:
+    """The results that were written last under ``name``, or None."""
+    path = results_dir() / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def write_results(name: str, rows: list[dict[str, Any]], device: str = "cpu") -> Path:
+    """Write ``benchmarks/results/<name>.json``: rows, and what they were measured on, with what, and when."""
+    record = {
+        "benchmark": name,
+        "device": device_name(device),
+        "versions": versions(),
+        "date": datetime.date.today().isoformat(),
+        "rows": [{key: _rounded(value) for key, value in row.items()} for row in rows],
+    }
+    path = results_dir() / f"{name}.json"
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"wrote {path}")
+    return path
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.4g}") if isinstance(value, float) else value

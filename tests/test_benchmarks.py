@@ -1,0 +1,95 @@
+"""The harness measures what it says, and the README says what was measured."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import common, importtime, models, tables
+from vitcourse import create_model
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    for module in (common, tables):
+        monkeypatch.setattr(module, "results_dir", lambda: tmp_path)
+    return tmp_path
+
+
+def test_the_readme_shows_the_committed_results():
+    text = tables.README.read_text(encoding="utf-8")
+    assert tables.fill(text) == text, "run python -m benchmarks.tables"
+
+
+def test_candidates_run_in_turns_in_alternating_order():
+    ran = []
+    taken = common.in_turns({"a": lambda: ran.append("a"), "b": lambda: ran.append("b")}, "cpu", rounds=4, warmup=0)
+    assert "".join(ran[-8:]) in ("baabbaab", "abbaabba")
+    assert [len(times) for times in taken.values()] == [4, 4]
+
+
+def test_the_ratio_is_taken_round_by_round():
+    noisy = [1.0, 5.0, 1.0, 9.0, 2.0]
+    found = common.ratio([1.5 * t for t in noisy], noisy)
+    assert found == pytest.approx({"ratio": 1.5, "ratio_low": 1.5, "ratio_high": 1.5})
+
+
+def test_results_say_where_with_what_and_when(results):
+    assert common.read_results("toy") is None
+    path = common.write_results("toy", [{"name": "a", "seconds": 0.123456, "n": 123456}])
+    assert path == results / "toy.json"
+    record = json.loads(path.read_text())
+    assert set(record) == {"benchmark", "device", "versions", "date", "rows"}
+    assert record["rows"] == [{"name": "a", "seconds": 0.1235, "n": 123456}]
+    assert record["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
+    assert f"{torch.get_num_threads()} thread" in record["device"]
+
+
+@pytest.mark.parametrize("kind", models.STEPS)
+def test_models_are_compared_and_earlier_rows_kept(monkeypatch, results, kind):
+    tiny = partial(create_model, img_size=32, depth=1)
+    monkeypatch.setattr(models, "create_model", tiny)
+    monkeypatch.setattr(models, "build_peer", lambda name: nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)))
+    pair = models.Pair("vit_tiny_patch16_224", models.PAIRS[0].peer, 2, 2, img_size=32)
+    row = models.measure(pair, kind, "eager", "cpu", rounds=3)
+    assert row["ratio"] > 1, "a transformer costs more than a linear layer"
+    assert (row["batch"], row["rounds"], row["step"]) == (2, 3, kind)
+
+    common.write_results("models_cpu", models.merged("models_cpu", [row], "cpu"))
+    again = models.merged("models_cpu", [{**row, "mode": "compiled"}], "cpu")
+    assert [r["mode"] for r in again] == ["eager", "compiled"]
+    torch_threads = torch.get_num_threads()
+    torch.set_num_threads(torch_threads + 1)
+    try:
+        assert models.merged("models_cpu", [row], "cpu") == [row], "rows of another device are not mixed in"
+    finally:
+        torch.set_num_threads(torch_threads)
+
+
+@pytest.mark.parametrize("peer", ["timm:swin_tiny_patch4_window7_224", "torchvision:swin_t"])
+def test_peers_are_built_without_stochastic_depth(peer):
+    with torch.device("meta"):
+        modules = [m for m in models.build_peer(peer).modules() if type(m).__name__ in ("DropPath", "StochasticDepth")]
+    assert not any(m.p if hasattr(m, "p") else m.drop_prob for m in modules)
+
+
+def test_tables_are_made_from_results(results):
+    row = {"model": "vit", "peer": "timm:vit", "step": "inference", "mode": "eager", "batch": 8, "ratio": 0.987}
+    common.write_results("models_cpu", [row])
+    common.write_results("importtime", [{"statement": "import x", "seconds": 0.01, "import_torch_seconds": 2.0}])
+    text = "<!-- table:models -->\nold\n<!-- /table -->\nkept\n<!-- table:importtime -->\n<!-- /table -->\n"
+    filled = tables.fill(text)
+    assert "| `vit` | timm `vit` | 8 | 0.99 |  |  |  |" in filled
+    assert "| `import x` | 0.010 s | 2.00 s |" in filled
+    assert "old" not in filled
+    assert "kept" in filled
+    assert tables.fill(filled) == filled
+    with pytest.raises(ValueError, match="there is no table 'zzz'; the tables are models, importtime"):
+        tables.fill("<!-- table:zzz -->\n<!-- /table -->")
+
+
+def test_import_seconds_are_those_after_torch():
+    torch_seconds, own_seconds = importtime.import_seconds("sum(range(3_000_000))")
+    assert 0 < own_seconds < torch_seconds

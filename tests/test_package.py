@@ -1,0 +1,94 @@
+"""What is installed, and what an import costs."""
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import vitcourse
+from vitcourse.paths import data_dir, results_dir
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+HEAVY = {"torchvision", "matplotlib", "timm", "accelerate", "tensorboard", "transformers", "pandas", "scipy", "IPython"}
+
+
+def imported_by(code):
+    """Top-level packages that are loaded after ``code`` ran in a fresh interpreter."""
+    report = "\nimport sys; print('\\n'.join({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code + report], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert not imported_by("import vitcourse") & (HEAVY | {"torch", "numpy", "einops"})
+
+
+def test_building_and_running_a_model_loads_nothing_heavy():
+    code = """
+import torch, vitcourse
+model = vitcourse.create_model("vit_tiny", img_size=32, depth=1)
+model(torch.zeros(1, 3, 48, 32))
+vitcourse.load_weights(model, model.state_dict())
+"""
+    assert not (imported_by(code) - imported_by("import torch")) & (HEAVY | {"triton", "sympy"})
+
+
+def test_the_public_names_resolve():
+    for name in vitcourse.__all__:
+        assert callable(getattr(vitcourse, name))
+
+
+def test_environment_yml_lists_what_pyproject_does():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    conda = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
+    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
+    assert environment["name"] == PROJECT["name"]
+    assert conda == [f"python{PROJECT['requires-python']}", "pip"]
+    assert pip == ["-e .", *PROJECT["dependencies"], *PROJECT["optional-dependencies"]["lab"]]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    backend = pytest.importorskip("hatchling.build")
+    assert backend
+    folder = tmp_path_factory.mktemp("wheel")
+    build = f"import hatchling.build; hatchling.build.build_wheel({str(folder)!r})"
+    done = subprocess.run([sys.executable, "-c", build], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+def files_below(folder):
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+
+
+def test_the_wheel_carries_code_data_and_results(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for inside, folder in [
+        ("vitcourse/_data/data", data_dir()),
+        ("vitcourse/_data/results", results_dir()),
+        ("vitcourse", ROOT / "vitcourse"),
+    ]:
+        expected = {f"{inside}/{name}" for name in files_below(folder)}
+        assert expected
+        assert expected <= names
+    assert "vitcourse/py.typed" in names
+    assert any(name.startswith("vitcourse/recipes/") for name in names)
+    assert not [name for name in names if name.startswith(("tests/", "notebooks/", "solutions/"))]
+
+
+def test_the_wheel_finds_its_data_without_the_clone(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    code = "import vitcourse.paths as p; print(p.data_dir()); print(p.results_dir())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert [Path(line) for line in done.stdout.splitlines()] == [
+        tmp_path / "vitcourse" / "_data" / "data",
+        tmp_path / "vitcourse" / "_data" / "results",
+    ]
