@@ -112,7 +112,8 @@ if getattr(find_spec("vitcourse"), "origin", None):
 elif clone:
     sys.path.insert(0, str(clone))
 elif REPOSITORY:
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", f"vitcourse[lessons] @ git+{{REPOSITORY}}"], check=True)
+    package = f"vitcourse[lessons] @ git+{{REPOSITORY}}"
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", package], check=True)
 else:
     raise ModuleNotFoundError("vitcourse is not here: open this notebook in a clone of it, or `pip install` a clone")
 
