@@ -1,8 +1,9 @@
-"""Rebuild the embedded images from their complete sources.
+"""Rebuild the embedded images from their complete sources, and take over the weights of a finished run.
 
     python data/build.py fashion_mnist --source DIR   # DIR/FashionMNIST/raw, as torchvision downloads it
     python data/build.py photos                       # needs scikit-image
     python data/build.py textures                     # needs scikit-image
+    python data/build.py weights --source DIR --run RUN  # RUN/final.safetensors, from python -m vitcourse.train
 
 Each command rewrites one folder beside this file, its SHA256SUMS included. Only the data's makers need this: the
 library reads the folders and never scikit-image.
@@ -11,6 +12,7 @@ library reads the folders and never scikit-image.
 import argparse
 import hashlib
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -83,6 +85,35 @@ def crops(names: dict[str, str]) -> dict[str, bytes]:
     return files
 
 
+def weights(run: Path, source: Path) -> dict[str, bytes]:
+    """The trained ViT as stored, in float16, and a record of where it comes from and how well it does."""
+    import torch
+    import torchvision
+
+    from vitcourse import create_model
+    from vitcourse.data import open_dataset
+    from vitcourse.registry import read_metadata
+    from vitcourse.train import evaluate
+
+    file = run / "final.safetensors"
+    model, metadata = create_model(file).eval(), read_metadata(file)
+    tests = {
+        "accuracy": open_dataset("fashion_mnist", "test", root=source),
+        "accuracy_embedded": open_dataset("fashion_mnist_subset", "test"),
+    }
+    record = {
+        "command": metadata["command"],
+        "seed": metadata["seed"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **{name: round(evaluate(model, dataset)["val_accuracy"], 4) for name, dataset in tests.items()},
+        "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+    }
+    return {
+        "fashion_mnist_vit.safetensors": file.read_bytes(),
+        "fashion_mnist_vit.json": (json.dumps(record, indent=1) + "\n").encode(),
+    }
+
+
 def write(folder: Path, files: dict[str, bytes]) -> None:
     """Write the files and their SHA256SUMS (the format of ``sha256sum --check``)."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,15 +126,20 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", choices=("fashion_mnist", "photos", "textures"))
+    parser.add_argument("folder", choices=("fashion_mnist", "photos", "textures", "weights"))
     parser.add_argument("--source", type=Path, help="folder that holds FashionMNIST/raw")
+    parser.add_argument("--run", type=Path, help="folder of the finished training run")
     arguments = parser.parse_args()
-    if arguments.folder != "fashion_mnist":
+    if arguments.folder in ("photos", "textures"):
         files = crops(PHOTOS if arguments.folder == "photos" else TEXTURES)
     elif arguments.source is None:
-        parser.error("fashion_mnist needs --source DIR, the folder that holds FashionMNIST/raw")
-    else:
+        parser.error(f"{arguments.folder} needs --source DIR, the folder that holds FashionMNIST/raw")
+    elif arguments.folder == "fashion_mnist":
         files = fashion_mnist(arguments.source)
+    elif arguments.run is None:
+        parser.error("weights needs --run DIR, the folder that the training command wrote")
+    else:
+        files = weights(arguments.run, arguments.source)
     write(HERE / arguments.folder, files)
 
 

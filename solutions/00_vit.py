@@ -333,10 +333,7 @@ fig, axes = plot.panels(3, 1 + heads.shape[1], width=1.8, height=1.8)
 for axes_row, item, maps in zip(axes.reshape(3, -1), items.cpu(), heads, strict=True):
     plot.show_image(axes_row[0], item)
     for ax, attended in zip(axes_row[1:], maps, strict=True):
-        plot.show_image(ax, item)
-        ax.imshow(
-            attended, cmap="inferno", extent=(-0.5, 27.5, 27.5, -0.5), alpha=0.3 + 0.6 * attended / attended.max()
-        )
+        plot.show_attention(ax, item, attended)
 for ax, title in zip(axes, ["item", *(f"head {i + 1}" for i in range(heads.shape[1]))], strict=False):
     ax.set_title(title)
 plt.show()
@@ -522,8 +519,8 @@ expect("logits unchanged when the prefix tokens are spoiled", unchanged, equals=
 # * **Warm-up.** Adam's estimates are poor in the first steps, and a large early step can push the softmax where its
 #   gradient is zero. So the rate climbs linearly at first.
 # * **Cosine decay.** Then it falls, slowly, so that the weights settle.
-# * **Augmentation**, because a ViT knows nothing about images: not that neighbours belong together, not that a shifted shoe
-#   is a shoe. It has to see that in the data.
+# * **Augmentation**, in long runs: a ViT knows nothing about images, not even that a mirrored shoe is a shoe. Once it has seen
+#   each picture often enough to know it by heart, it has to be shown new ones.
 #
 # ### Exercise 7 · `learning_rate`
 # *Difficulty 2 of 5, about 15 minutes.* Transformers are touchy in their first steps. The warm-up gets them through.
@@ -567,7 +564,7 @@ if session.quick:
         "depth": 4,
         "num_heads": 4,
     }
-    recipe = TrainConfig(epochs=5, batch_size=100, lr=3e-3, warmup=0.1, label_smoothing=0.0)
+    recipe = TrainConfig(epochs=6, batch_size=100, lr=3e-3, warmup=0.1, label_smoothing=0.0)
 else:
     train_set, test_set = (open_dataset("cifar10", split, download=True) for split in ("train", "test"))
     size = {
@@ -589,36 +586,43 @@ print(
 )
 
 # %%
-expect("accuracy of your ViT on unseen images", vit_history[-1]["val_accuracy"], at_least=0.78)
+expect("accuracy of your ViT on unseen images", vit_history[-1]["val_accuracy"], at_least=0.79)
 
 # %% [markdown]
-# Is that good? A number means something beside a **baseline**. Here is a plain convolutional network with half as many
-# parameters, for two passes over the same images, which takes about as long:
+# Is that good? A number means something beside a **baseline**, and the hardest test for a ViT is *few images*. So here are two
+# more runs of about equal time on only 1 000 of the images: your ViT, and a plain convolutional network with half as many
+# parameters.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# alt: Left: accuracy on unseen images after each epoch; the small convolutional network is above the ViT after one epoch
-# already. Right: the learning rate over the steps, a short linear rise and a long cosine fall.
+# alt: Left: accuracy on unseen images over the epochs of three runs: the ViT on all images, the ViT on 1 000 images, and the
+# convolutional network on 1 000 images, which ends well above the ViT on 1 000. Right: the learning rate over the steps, a short
+# linear rise and a long cosine fall.
 from vitcourse.course.baselines import small_cnn
 
+few = subset(train_set, 1000)
 torch.manual_seed(0)
-cnn = small_cnn(size["in_chans"]).to(device)
-cnn_history = fit(cnn, train_set, test_set, TrainConfig(**{**asdict(recipe), "epochs": 2}))
+contrast = {}
+for name, model, epochs in [("ViT", VisionTransformer(**size), 20), ("CNN", small_cnn(size["in_chans"]), 12)]:
+    options = {**asdict(recipe), "epochs": epochs, "batch_size": 100, "eval_every": 4}
+    contrast[name] = fit(model.to(device), few, test_set, TrainConfig(**options))
 
-fig, (left, right) = plot.panels(1, 2, width=4.3, height=3.3)
-plot.curves(left, {"your ViT": vit_history, "small CNN": cnn_history}, "val_accuracy", "accuracy on unseen images")
+fig, (left, right) = plot.panels(1, 2, width=4.6, height=3.4)
+runs_shown = {"your ViT, all images": vit_history, **{f"{name}, 1 000 images": h for name, h in contrast.items()}}
+plot.curves(left, runs_shown, "val_accuracy", "accuracy on unseen images")
 steps = vit_history[-1]["step"]
 right.plot([learning_rate(step, steps, recipe) for step in range(steps)], color=plot.GREEN)
 right.set(xlabel="step", ylabel="learning rate", title="your schedule")
 plt.show()
 
 # %%
-lead = cnn_history[-1]["val_accuracy"] - vit_history[-1]["val_accuracy"]
-expect("the CNN's lead over the ViT", lead, at_least=0.005)
+lead = contrast["CNN"][-1]["val_accuracy"] - contrast["ViT"][-1]["val_accuracy"]
+expect("the CNN's lead over the ViT on 1 000 images", lead, at_least=0.02)
 
 # %% [markdown]
-# The convolutional network wins, and not by luck. It was *built* to know that neighbouring pixels belong together and that a
-# pattern means the same wherever it is. Your ViT had to learn both from 10 000 pictures. What does it get wrong?
+# With few images the convolutional network wins, and not by luck. It was *built* to know that neighbouring pixels belong together
+# and that a pattern means the same wherever it is. Your ViT has to learn both from pictures. What does the one that saw all
+# images still get wrong?
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -662,11 +666,11 @@ def runs(name, key="accuracy"):
 
 
 # %% [markdown]
-# **Patch size.** Smaller patches mean more tokens: finer detail, and a longer sequence to pay for.
+# **Patch size.** Smaller patches mean more tokens: finer detail, and a longer sequence to pay for. Which is best?
 
 # %%
 # alt: Three panels over the patch sizes 14, 7 and 4 pixels: the sequence length grows from 5 to 17 to 50 tokens, the time of a
-# training step grows with it, and so does the accuracy on unseen images, with diminishing returns.
+# training step grows with it, and the accuracy on unseen images falls a little with every step to smaller patches.
 patches = {14: "patch 14", 7: "base", 4: "patch 4"}
 step_ms = next(row for row in results["rows"] if row["name"] == "step seconds")
 step_ms = [1e3 * step_ms[key] for key in ("vit, patch 14", "vit", "vit, patch 4")]
@@ -682,6 +686,11 @@ right.set(title="accuracy, %", xlabel="patch size")
 plt.show()
 
 # %% [markdown]
+# In a run this short the *largest* patches win, in a fraction of the time. With 4 patches there is little to find out about who
+# should look at whom, and most of the work is done by the embedding, almost an ordinary network. With 49 patches the same
+# 500 steps have to teach attention as well. Fine patches pay in long runs: the shipped model has 4-pixel patches, and is far
+# better than any run shown here.
+#
 # **Optimizer and warm-up.** SGD with momentum, the standard for convolutional networks, against AdamW, each over a range of
 # learning rates, since every optimizer looks bad at the wrong one.
 
@@ -702,24 +711,25 @@ best = {label: max(sum(runs(n)) / 3 for n in names.values()) for label, names in
 expect("AdamW's lead over SGD, each at its best rate, in points", best["adamw"] - best["sgd"], at_least=1.0)
 
 # %% [markdown]
-# **Augmentation, and data.** Left: does augmentation help? That depends on how often the model sees the same picture: 500 steps
-# are five passes over 10 000 images, but 25 over 2 000. Right: ViT against the convolutional network at **equal training
+# AdamW wins by a wide margin. The warm-up makes no measurable difference here: four pre-norm blocks are easy to start. It
+# earns its place in deep models and at large batches.
+#
+# **Augmentation, and data.** Left: does augmentation help? 500 steps are five passes over 10 000 images, but 25 over 2 000. Right: ViT against the convolutional network at **equal training
 # time**, with fewer and with more images.
 
 # %%
-# alt: Left: bars of accuracy with 10 000 and with 2 000 training images, each without augmentation, with flips and crops, and
-# with strong augmentation. Right: accuracy against the number of training images, 500, 2 000 and 10 000: the convolutional
+# alt: Left: bars of accuracy with 10 000 and with 2 000 training images, without augmentation, with flips and crops, and, for
+# 2 000, with strong augmentation: each time the bar without augmentation is the longest. Right: accuracy against the number of training images, 500, 2 000 and 10 000: the convolutional
 # network lies above the ViT everywhere.
 fig, (left, right) = plot.panels(1, 2, width=5.0, height=3.8)
-kinds = ["", ", flips and crops", ", strong augmentation"]
-plot.bars(
-    left,
-    {
-        f"{n:,d} images{kind or ', none'}": runs("base" if n == 10000 and not kind else f"{n} images{kind}")
-        for n in (10000, 2000)
-        for kind in kinds
-    },
-)
+augmented = {
+    "10 000 images": "base",
+    "… flips and crops": "10000 images, flips and crops",
+    "2 000 images": "2000 images",
+    "… flips, crops": "2000 images, flips and crops",
+    "… strong": "2000 images, strong augmentation",
+}
+plot.bars(left, {label: runs(name) for label, name in augmented.items()})
 left.set(xlabel="accuracy, %", title="augmentation")
 left.set_xlim(left=50)
 sizes = [500, 2000, 10000]
@@ -731,14 +741,18 @@ right.minorticks_off()
 right.set(xlabel="training images", ylabel="accuracy, %", title="equal training time")
 right.legend()
 plt.show()
-gap = {
-    n: sum(runs(f"cnn, {n} images, equal time")) / 3 - sum(runs(v)) / 3
-    for n, v in [(500, "500 images"), (10000, "base")]
+lead = {
+    n: sum(runs(f"cnn, {n} images, equal time")) / 3 - sum(runs(vit)) / 3
+    for n, vit in [(500, "500 images"), (10000, "base")]
 }
-expect("the CNN's lead with 500 images, in points", gap[500], at_least=1.0)
+expect("the CNN's lead with 500 images, in points", lead[500], at_least=3.0)
+expect("how much larger it is than with 10 000 images, in points", lead[500] - lead[10000], at_least=2.0)
 
 # %% [markdown]
-# A ViT pays for its freedom with data. There are three ways out, and each is a lesson of this course: give the structure back
+# Augmentation *costs* accuracy here, even where each picture is seen 25 times: these runs end long before the model knows its
+# pictures by heart, and until then a harder task is only harder. Do not copy a recipe for 300 epochs into a run of five.
+#
+# And a ViT pays for its freedom with data: the fewer images, the larger the lead of the convolutional network. There are three ways out, and each is a lesson of this course: give the structure back
 # (01 hierarchical, 02 hybrid), or let it learn structure from images without labels (03 pre-training), or start
 # from a model that somebody else trained (04 fine-tuning).
 #

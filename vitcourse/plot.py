@@ -75,6 +75,14 @@ def draw_grid(ax: Axes, size: tuple[int, int], patch: int, colour: str = "white"
         ax.axvline(x - 0.5, color=colour, linewidth=0.8)
 
 
+def show_attention(ax: Axes, image: Tensor, weights: Tensor) -> None:
+    """Lay attention weights (h, w) over an image (C, H, W): the brighter, the more."""
+    show_image(ax, image)
+    weights = weights.detach().cpu()
+    extent = (-0.5, image.shape[-1] - 0.5, image.shape[-2] - 0.5, -0.5)
+    ax.imshow(weights, cmap="inferno", extent=extent, alpha=0.3 + 0.6 * weights / weights.max())
+
+
 def spread(ax: Axes, x: Sequence[float], runs: Sequence[Sequence[float]], label: str = "", **options: Any) -> None:
     """The mean over seeds with the range from the lowest to the highest; ``runs`` is one list of seeds for each x."""
     mean = [float(np.mean(r)) for r in runs]
