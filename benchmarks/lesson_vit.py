@@ -2,8 +2,9 @@
 
     python -m benchmarks.lesson_vit            every run that is not in runs/lesson_vit.jsonl yet, then the results file
 
-Every run has the same number of steps, save where it says "equal time": there the convolutional network gets as many
-steps as fit into the ViT's CPU time, by the median time of a step, both measured in turns before anything else.
+Every run sees the same number of images, in steps of 100 unless it says otherwise, save where it says "equal time": there
+the convolutional network gets as many steps as fit into the ViT's CPU time, by the median time of a step, both measured
+in turns before anything else.
 """
 
 import argparse
@@ -38,6 +39,7 @@ def settings() -> list[dict[str, Any]]:
     runs += [{"name": f"adamw lr {lr:g}", "train": {"lr": lr}} for lr in (1e-3, 1e-2)]
     runs += [{"name": f"adamw lr {lr:g}, no warm-up", "train": {"lr": lr, "warmup": 0.0}} for lr in (3e-3, 1e-2)]
     runs += [{"name": f"sgd lr {lr:g}", "train": {"optimizer": "sgd", "lr": lr}} for lr in (0.03, 0.1, 0.3)]
+    runs += [{"name": "batch 500", "batch": 500}, {"name": "batch 500, lr 0.007", "batch": 500, "train": {"lr": 7e-3}}]
     runs += [{"name": "10000 images, flips and crops", "train": LIGHT}]
     runs += [{"name": "2000 images", "images": 2000}]
     runs += [{"name": "2000 images, flips and crops", "images": 2000, "train": LIGHT}]
@@ -85,8 +87,10 @@ def train(run: dict[str, Any], seed: int, steps: int) -> dict[str, Any]:
         train_set = subset(train_set, images, seed=seed)
     torch.manual_seed(seed)
     model = make_model(run)
-    epochs = -(-steps // (images // BATCH))
-    options = {"epochs": epochs, "max_steps": steps, "batch_size": BATCH, "eval_every": epochs, "seed": seed}
+    batch = run.get("batch", BATCH)
+    steps = steps * BATCH // batch
+    epochs = -(-steps // (images // batch))
+    options = {"epochs": epochs, "max_steps": steps, "batch_size": batch, "eval_every": epochs, "seed": seed}
     start = time.process_time()
     history = fit(
         model, train_set, test_set, TrainConfig(**{**options, **BASE, **run.get("train", {})}), progress=False
