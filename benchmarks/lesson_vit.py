@@ -2,7 +2,7 @@
 
     python -m benchmarks.lesson_vit            every run that is not in runs/lesson_vit.jsonl yet, then the results file
 
-Every run sees the same number of images, in steps of 100 unless it says otherwise, save for those at "equal time": there
+Every run sees the same number of images, in steps of 100 or as it says, save for those at "equal time": there
 the convolutional network gets as many steps as fit into the ViT's CPU time, by the median time of a step, both measured
 in turns before anything else.
 """
