@@ -88,9 +88,8 @@ def _same_grid(old: tuple[int, int], new: tuple[int, int]) -> bool:
 
 
 def _full_precision(device_type: str) -> AbstractContextManager:
-    """Autocast off, on devices that know it (``meta`` does not)."""
-    known = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if known else nullcontext()
+    """Autocast off. ``meta`` tensors have none; torch 2.11 cannot ask a device about that inside of a graph."""
+    return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
 
 def resize_pos_embed(
