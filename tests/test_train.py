@@ -41,6 +41,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from _train_worker import DOUBLE, double_run
 
 WORKER = Path(__file__).with_name("_train_worker.py")
+# Processes of their own find this clone, installed or not.
+SEARCH_PATH = os.pathsep.join(filter(None, (str(WORKER.parents[1]), os.environ.get("PYTHONPATH"))))
 
 
 @pytest.fixture(autouse=True)
@@ -426,7 +428,8 @@ def test_a_killed_run_continues_to_the_same_bits(folder, uninterrupted, tmp_path
     """3 epochs of 3 steps, a checkpoint every 2: killed in mid-epoch, continued with another number of workers."""
     out = tmp_path / "killed"
     program = [sys.executable, str(WORKER), "killed", "5", *command(folder, out, "--num-workers", "2")]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": SEARCH_PATH}
+    done = subprocess.run(program, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == -9, done.stderr
     assert torch.load(out / "last.pt", weights_only=True)["step"] == 4
     assert not (out / "final.safetensors").exists()
@@ -519,7 +522,7 @@ def test_two_processes_do_what_one_does(tmp_path):
     """torchrun with two CPU processes against this one: float64 weights, and every test image counted once."""
     out = tmp_path / "out.pt"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "PYTHONPATH": SEARCH_PATH, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     program = [*launch, str(WORKER), "distributed", str(out)]
     done = subprocess.run(program, capture_output=True, text=True, timeout=180, env=environment)
     assert done.returncode == 0, done.stderr
