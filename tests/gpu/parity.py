@@ -93,7 +93,7 @@ def assert_as_exact_as_theirs(ours: nn.Module, theirs: nn.Module, images: Tensor
         exact_logits.append(exact)
         errors.append((relative_error(logits, exact), total_error(gradients, exact_gradients)))
     assert_varies(exact_logits[0])
-    assert relative_error(*exact_logits) <= 1e-6, "not the same model"
+    assert relative_error(*exact_logits) <= 1e-5, "not the same model"  # some tables are made in float32
     for own, peer in zip(*errors, strict=True):
         assert 0 < own <= 2 * peer, errors
 
