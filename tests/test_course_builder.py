@@ -213,7 +213,10 @@ def test_the_setup_cell_installs_from_the_one_address(tmp_path):
     source = lessons.setup_cell(lessons.Lesson(tmp_path, "00_demo"), "student")
     assert source.count("https://example.org/vitcourse") == 1
     result = run_setup_cell(source, tmp_path)
-    assert "RUN ['-m', 'pip', 'install', '--quiet', 'git+https://example.org/vitcourse']" in result.stderr
+    assert (
+        "RUN ['-m', 'pip', 'install', '--quiet', 'vitcourse[lessons] @ git+https://example.org/vitcourse']"
+        in result.stderr
+    )
 
 
 def test_solutions_are_not_counted_as_progress(built):
