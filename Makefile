@@ -38,16 +38,16 @@ oldest: $(OLDEST)/.dev
 	$(OLDEST)/bin/python -m pytest -q --nbval notebooks/00_vit.ipynb solutions/00_vit.ipynb
 
 bench: $(VENV)/.dev
-	for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || exit 1; done
-	$(BIN)/python -m benchmarks.tables
+	missed=; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || missed="$$missed $$name"; done; \
+	$(BIN)/python -m benchmarks.tables && test -z "$$missed" || { echo "missed their targets:$$missed"; exit 1; }
 
 # On a machine with CUDA. Uses whatever `python3` has torch, triton and pytest, and PYTHONPATH for the rest.
 gpu:
 	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'make gpu needs a machine with CUDA'"
 	$(PYTHON) -m pytest -q -m gpu tests
 	$(PYTHON) -m pytest -q --nbval $(NOTEBOOKS)
-	for name in $(BENCHMARKS); do $(PYTHON) -m benchmarks.$$name || exit 1; done
-	$(PYTHON) -m benchmarks.tables
+	missed=; for name in $(BENCHMARKS); do $(PYTHON) -m benchmarks.$$name || missed="$$missed $$name"; done; \
+	$(PYTHON) -m benchmarks.tables && test -z "$$missed" || { echo "missed their targets:$$missed"; exit 1; }
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist

@@ -113,7 +113,7 @@ class Processes:
 @contextlib.contextmanager
 def own_random_state(device: torch.device) -> Iterator[None]:
     """Leave the caller's random numbers as they were: the engine seeds the global generators at every step."""
-    devices = [torch.cuda.current_device()] if device.type == "cuda" else []
+    devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
 
