@@ -33,34 +33,43 @@ class Attention(nn.Module):
 
     Args:
         dim: width D.
-        num_heads: heads H, each D/H wide.
+        num_heads: heads H.
         qkv_bias: biases on the projection to queries, keys and values.
         backend: see :func:`vitcourse.layers.attention`.
+        head_dim: width of a head where it is not D/H, as in a pruned layer.
 
     Raises:
-        ValueError: dim is not divisible by num_heads.
+        ValueError: dim is not divisible by num_heads, and no head_dim is given.
     """
 
-    def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = True, backend: str = "auto") -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = True,
+        backend: str = "auto",
+        head_dim: int | None = None,
+    ) -> None:
         super().__init__()
-        if num_heads < 1 or dim % num_heads:
+        if num_heads < 1 or (head_dim is None and dim % num_heads):
             raise ValueError(f"embed_dim {dim} is not divisible by num_heads {num_heads}; every head is as wide")
         self.num_heads = num_heads
+        self.head_dim = dim // num_heads if head_dim is None else head_dim
         self.backend = backend
         self.recorder: list[Tensor] | None = None  # see record_attention
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * num_heads * self.head_dim, bias=qkv_bias)
+        self.proj = nn.Linear(num_heads * self.head_dim, dim)
 
     def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
-        B, N, D = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
+        B, N, _ = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         if self.recorder is None:
             x = attention(q, k, v, backend=self.backend)
         else:  # fused kernels never form the weights, so whoever wants to see them pays for the plain equation
             weights = attention_weights(q, k)
             self.recorder.append(weights)
             x = weights @ v
-        return self.proj(x.transpose(1, 2).reshape(B, N, D))
+        return self.proj(x.transpose(1, 2).flatten(2))
 
 
 @contextmanager
