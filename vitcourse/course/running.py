@@ -28,6 +28,10 @@ class WrongParameters(Exception):
     """The learned parameters of the answer are not those of the reference, in name or in shape."""
 
 
+class OutOfBounds(Exception):
+    """A kernel has written outside the tensors that it was given."""
+
+
 @dataclass
 class Outcome:
     """What one call did: its output, its effects on the inputs, its gradients, or its error."""

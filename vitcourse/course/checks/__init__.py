@@ -51,6 +51,8 @@ gradients of all inputs and parameters. What the reference cannot tell, because 
 A mistake is recognised when the answer does what it does in *every* case, values included; if two catalogued mistakes
 cannot be told apart by the cases, neither is named: add a case that separates them. So a good set of cases has every
 size different from every other (batch, height, width, heads), a batch of one, and an input that is not square.
+
+An exercise whose answer is a Triton kernel gets a runner of its own: see `vitcourse.course.kernels`.
 """
 
 import difflib
