@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
+import vitcourse
 from vitcourse.paths import results_dir
 
-PACKAGES = ("torch", "torchvision", "triton", "timm", "vitcourse")
+PACKAGES = ("torch", "torchvision", "triton", "timm")
 
 
 def in_turns(steps: dict[str, Callable[[], Any]], device: str, rounds: int, warmup: int = 3) -> dict[str, list[float]]:
@@ -74,7 +75,7 @@ def device_name(device: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter to the numbers."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "vitcourse": vitcourse.__version__}
     for package in PACKAGES:
         try:
             found[package] = version(package)

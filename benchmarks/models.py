@@ -34,6 +34,7 @@ class Pair:
     batch_cpu: int
     batch_gpu: int
     img_size: int = 224
+    options: tuple[tuple[str, Any], ...] = ()  # of our model, where the peer's default differs
 
 
 PAIRS = (
@@ -43,7 +44,7 @@ PAIRS = (
     Pair("vit_base_patch16_224", "torchvision:vit_b_16", 2, 128),
     Pair("swin_tiny_patch4_window7_224", "timm:swin_tiny_patch4_window7_224", 2, 128),
     Pair("swin_tiny_patch4_window7_224", "torchvision:swin_t", 2, 128),
-    Pair("coatnet_0", "timm:coatnet_0_224", 2, 128),
+    Pair("coatnet_0", "timm:coatnet_0_224", 2, 128, options=(("downsample", "depthwise"),)),
 )
 
 
@@ -94,7 +95,10 @@ def measure(pair: Pair, kind: str, mode: str, device: str, rounds: int) -> dict[
     torch._dynamo.reset()
     batch = pair.batch_cpu if device == "cpu" else pair.batch_gpu
     images = torch.randn(batch, 3, pair.img_size, pair.img_size, device=device)
-    models = {"ours": create_model(pair.model, drop_path_rate=0.0), "theirs": build_peer(pair.peer)}
+    models = {
+        "ours": create_model(pair.model, drop_path_rate=0.0, **dict(pair.options)),
+        "theirs": build_peer(pair.peer),
+    }
     steps = {}
     for name, model in models.items():
         model = model.to(device)

@@ -180,6 +180,19 @@ def drop_path_rates(rate: float, depth: int) -> list[float]:
     return [rate * i / max(depth - 1, 1) for i in range(depth)]
 
 
+def check_images(x: Tensor, in_chans: int) -> None:
+    """What every model asks of its input.
+
+    Raises:
+        ValueError: not (B, in_chans, H, W).
+        TypeError: not floating point.
+    """
+    if x.ndim != 4 or x.shape[1] != in_chans:
+        raise ValueError(f"images must be (B, {in_chans}, H, W), got shape {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"images must be floating point, got {x.dtype}; scale to [0, 1] and normalise them first")
+
+
 def to_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
     """``7`` -> ``(7, 7)``; a pair stays as it is.
 

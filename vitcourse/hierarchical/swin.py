@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitcourse.hierarchical.checkpoints import adapt_checkpoint
 from vitcourse.hierarchical.windows import Pair, cached_relative_position_index, cached_shift_mask
-from vitcourse.layers import attention, attention_weights, drop_path_rates, init_linear, to_pair
+from vitcourse.layers import attention, attention_weights, check_images, drop_path_rates, init_linear, to_pair
 from vitcourse.vit.model import Block, Grid
 from vitcourse.vit.patches import PatchEmbed
 
@@ -353,10 +353,7 @@ class SwinTransformer(nn.Module):
 
     def embed(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to a map of patches (B, h, w, D)."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(f"images must be (B, {self.in_chans}, H, W), got shape {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise TypeError(f"images must be floating point, got {x.dtype}; scale to [0, 1] and normalise them first")
+        check_images(x, self.in_chans)
         (p1, p2), (H, W) = self.patch_size, x.shape[-2:]
         return self.patch_embed(_pad(x, (0, -W % p2, 0, -H % p1)))
 

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitcourse.hybrid.blocks import MBConv, RelativeAttention, RelativeBlock, table_size
 from vitcourse.hybrid.stem import init_conv
-from vitcourse.layers import drop_path_rates, init_linear, to_pair
+from vitcourse.layers import check_images, drop_path_rates, init_linear, to_pair
 from vitcourse.vit import resize_pos_embed
 
 
@@ -139,10 +139,7 @@ class CoAtNet(nn.Module):
         self.head.apply(init_linear).to(self.norm.weight)
 
     def _stage_outputs(self, x: Tensor) -> Iterator[Tensor]:
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(f"images must be (B, {self.in_chans}, H, W), got shape {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise TypeError(f"images must be floating point, got {x.dtype}; scale to [0, 1] and normalise them first")
+        check_images(x, self.in_chans)
         self._check_divisible(x.shape[-2:])
         x = self.stem(x)
         for stage in self.stages:

@@ -15,6 +15,7 @@ from vitcourse.layers import (
     Mlp,
     attention,
     attention_weights,
+    check_images,
     drop_path_rates,
     init_linear,
     to_pair,
@@ -276,10 +277,7 @@ class VisionTransformer(nn.Module):
 
     def embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Images (B, C, H, W) to tokens (B, prefix + h · w, D) with positions, and the grid they lie on."""
-        if x.ndim != 4 or x.shape[1] != self.in_chans:
-            raise ValueError(f"images must be (B, {self.in_chans}, H, W), got shape {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise TypeError(f"images must be floating point, got {x.dtype}; scale to [0, 1] and normalise them first")
+        check_images(x, self.in_chans)
         (p1, p2), (H, W) = self.patch_size, x.shape[-2:]
         if self.pad:
             x = F.pad(x, (0, -W % p2, 0, -H % p1))
