@@ -1,0 +1,456 @@
+"""Pruning: what is removed was really there, what is left computes the same as with zeros, and zeros stay zeros."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from vitcourse import create_model, hardware
+from vitcourse.hardware.prune import (
+    accelerate_2_4,
+    count_macs,
+    keep_units,
+    load_pruned,
+    magnitude_prune,
+    make_permanent,
+    prune_like,
+    prune_model,
+    save_pruned,
+    structure,
+    taylor_importance,
+    taylor_score,
+)
+from vitcourse.hierarchical import SwinTransformer
+from vitcourse.vit import VisionTransformer, record_attention
+
+SIZES = {"img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": 5, "embed_dim": 24, "depth": 2, "num_heads": 3}
+KEEP = {"blocks.0.attn": [0, 2], "blocks.0.mlp": [*range(5), 17, 40], "blocks.1.attn": [1], "blocks.1.mlp": [95, 3]}
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter random, in float64: biases and tokens that start at zero would hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    return model.double().eval()
+
+
+@pytest.fixture
+def vit() -> VisionTransformer:
+    return randomised(VisionTransformer(**SIZES))
+
+
+@pytest.fixture
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(n, 1, 16, 16, generator=generator).double(), torch.randint(5, (n,), generator=generator))
+        for n in (6, 3)
+    ]
+
+
+def with_zeros(model: nn.Module, keep: dict[str, list[int]], images: torch.Tensor) -> torch.Tensor:
+    """The whole model's logits with the outputs of all other heads and channels set to zero."""
+    hooks = []
+    for name, units in keep.items():
+        layer = model.get_submodule(name)
+        outlet = layer.proj if hasattr(layer, "proj") else layer.fc2
+        mask = torch.zeros(structure(model)[name], dtype=images.dtype)
+        mask[units] = 1
+        mask = mask.repeat_interleave(outlet.in_features // len(mask))
+        hooks.append(outlet.register_forward_pre_hook(lambda module, args, mask=mask: (args[0] * mask,)))
+    try:
+        return model(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+# -------------------------------------------------------------------------------------------------------------- surgery
+
+
+@pytest.mark.parametrize("options", [{}, {"qkv_bias": False, "init_values": 0.5}, {"global_pool": "avg"}])
+def test_removed_is_the_same_as_zero(options, batches):
+    model, images = randomised(VisionTransformer(**SIZES, **options)), batches[0][0]
+    expected, whole = with_zeros(model, KEEP, images), model(images)
+    small = keep_units(copy.deepcopy(model), KEEP)
+    assert structure(small) == {name: len(units) for name, units in KEEP.items()}
+    torch.testing.assert_close(small(images), expected, rtol=1e-12, atol=1e-12)
+    assert (whole - expected).abs().max() > 0.1 and expected.std(0).min() > 1e-3  # it matters, and the images do
+
+
+def test_order_of_the_units_left_does_not_matter(vit, batches):
+    shuffled = {name: units[::-1] for name, units in KEEP.items()}
+    one, other = (keep_units(copy.deepcopy(vit), keep) for keep in (KEEP, shuffled))
+    torch.testing.assert_close(one(batches[0][0]), other(batches[0][0]), rtol=1e-12, atol=1e-12)
+
+
+def test_parameters_are_really_gone(vit):
+    small = keep_units(copy.deepcopy(vit), KEEP)
+    attn, mlp = small.blocks[1].attn, small.blocks[1].mlp
+    assert attn.qkv.weight.shape == (3 * 8, 24) and attn.proj.weight.shape == (24, 8) and attn.head_dim == 8
+    assert mlp.fc1.weight.shape == (2, 24) and mlp.fc2.weight.shape == (24, 2)
+    assert small.state_dict()["blocks.1.attn.qkv.weight"].untyped_storage().nbytes() == 3 * 8 * 24 * 8
+
+
+def test_surgery_keeps_dtype_mode_and_what_is_frozen(vit):
+    vit.half().train()
+    vit.blocks[0].requires_grad_(False)
+    keep_units(vit, KEEP)
+    assert {p.dtype for p in vit.parameters()} == {torch.float16}
+    assert all(m.training for m in vit.modules())
+    frozen = {name.split(".")[1] for name, p in vit.named_parameters() if "blocks" in name and not p.requires_grad}
+    assert frozen == {"0"}
+
+
+def test_the_small_model_trains_and_shows_its_attention(vit, batches):
+    small = keep_units(vit, KEEP).train()
+    images, labels = batches[0]
+    F.cross_entropy(small(images), labels).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in small.blocks.parameters())
+    with record_attention(small) as weights:
+        small(images)
+    assert [w.shape[1] for w in weights] == [2, 1]
+
+
+def test_the_small_model_compiles_and_exports(vit, batches):
+    small, images = keep_units(vit, KEEP), batches[0][0]
+    expected = small(images)
+    compiled = torch.compile(small, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(images), expected, rtol=1e-10, atol=1e-10)
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(small, (images,), dynamic_shapes=({0: batch},)).module()
+    torch.testing.assert_close(exported(images[:3]), expected[:3], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ({"blocks.2.attn": [0]}, r"no prunable layer 'blocks.2.attn'; it has blocks.0.attn, "),
+        ({"blocks.0.attn": []}, r"some of 0 … 2, each once; got \[\]"),
+        ({"blocks.0.attn": [0, 3]}, r"some of 0 … 2, each once; got \[0, 3\]"),
+        ({"blocks.0.attn": [-1]}, r"got \[-1\]"),
+        ({"blocks.0.mlp": [5, 5]}, r"some of 0 … 95, each once; got \[5, 5\]"),
+        ({"blocks.0.mlp": range(97)}, r"got 97 units from 0 to 96"),
+    ],
+)
+def test_units_that_do_not_exist(vit, keep, message):
+    before = structure(vit)
+    with pytest.raises(ValueError, match=message):
+        keep_units(vit, {"blocks.1.mlp": [0], **keep})
+    assert structure(vit) == before  # nothing is half done
+
+
+def test_models_that_cannot_be_pruned(vit):
+    with pytest.raises(ValueError, match=r"Linear has no vit.Attention and no layers.Mlp"):
+        structure(nn.Linear(3, 3))
+    vit.blocks[0].mlp.fc1 = nn.Sequential(vit.blocks[0].mlp.fc1)
+    with pytest.raises(ValueError, match=r"blocks.0.mlp.fc1 is a Sequential, not nn.Linear"):
+        structure(vit)
+
+
+def test_other_mixers_keep_their_heads():
+    swin = SwinTransformer(img_size=16, patch_size=2, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4)
+    assert set(structure(swin)) == {"layers.0.blocks.0.mlp", "layers.1.blocks.0.mlp"}
+    images = torch.randn(4, 3, 16, 16)
+    small = prune_model(swin, [(images, torch.arange(4))], macs=0.7, rounds=1, channel_multiple=4)
+    assert count_macs(small, images) <= 0.7 * count_macs(swin, images)
+    assert small(images).shape == (4, 1000)
+
+
+# ----------------------------------------------------------------------------------------------------------- importance
+
+
+def test_importance_is_the_gradient_of_a_gate(vit, batches):
+    """Against central differences: a gate on one unit, for one image at a time."""
+    scores = taylor_importance(vit, batches)
+    step = 1e-5
+    for name, unit in [("blocks.0.attn", 1), ("blocks.1.attn", 0), ("blocks.0.mlp", 40), ("blocks.1.mlp", 7)]:
+        layer = vit.get_submodule(name)
+        outlet, units = (layer.proj, 3) if "attn" in name else (layer.fc2, 96)
+        gate = torch.ones(units, outlet.in_features // units).double()
+        hook = outlet.register_forward_pre_hook(lambda module, args, gate=gate: (args[0] * gate.flatten(),))
+        effects = []
+        for images, labels in batches:
+            for image, label in zip(images, labels, strict=True):
+                losses = []
+                for value in (1 + step, 1 - step):
+                    gate[unit] = value
+                    losses.append(F.cross_entropy(vit(image[None]), label[None]))
+                effects.append(((losses[0] - losses[1]) / (2 * step)).abs())
+        hook.remove()
+        torch.testing.assert_close(scores[name][unit], torch.stack(effects).mean(), rtol=1e-6, atol=1e-10)
+
+
+def test_importance_leaves_the_model_as_it_was(vit, batches):
+    vit.train()
+    vit.norm.eval()
+    vit.requires_grad_(False)
+    before = copy.deepcopy(vit.state_dict())
+    scores = taylor_importance(vit, batches)
+    assert all(p.grad is None and not p.requires_grad for p in vit.parameters())
+    assert vit.training and vit.blocks.training and not vit.norm.training
+    assert not any(m._forward_pre_hooks for m in vit.modules())
+    assert all(torch.equal(before[key], value) for key, value in vit.state_dict().items())
+    trainable = taylor_importance(copy.deepcopy(vit).requires_grad_(True), batches)
+    assert all(torch.equal(scores[name], trainable[name]) for name in scores)
+
+
+def test_how_images_are_batched_does_not_matter(vit, batches):
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    split = list(zip(images.split(4), labels.split(4), strict=True))
+    whole, parts = taylor_importance(vit, [(images, labels)]), taylor_importance(vit, split)
+    for name in whole:
+        torch.testing.assert_close(whole[name], parts[name], rtol=1e-10, atol=1e-14)
+
+
+def test_images_that_disagree_do_not_cancel():
+    x = torch.tensor([[[1.0]], [[1.0]]])
+    assert taylor_score(x, torch.tensor([[[2.0]], [[-2.0]]]), 1).item() == 2
+    within = torch.tensor([[[1.0], [1.0]]])  # tokens of one image do: the gate is one for all of them
+    assert taylor_score(within, torch.tensor([[[2.0], [-2.0]]]), 1).item() == 0
+
+
+def test_half_precision_is_summed_in_float32():
+    x = torch.full((1, 4096, 2), 0.25, dtype=torch.float16)
+    score = taylor_score(x, torch.full_like(x, 100.0), 1)
+    assert score.dtype == torch.float32 and score.item() == 4096 * 2 * 25
+
+
+def test_a_data_set_is_normalised_like_the_model_wants():
+    from vitcourse.data import open_dataset, subset
+    from vitcourse.paths import data_dir
+
+    model = create_model(data_dir() / "weights" / "fashion_mnist_vit.safetensors")
+    few = subset(open_dataset("fashion_mnist_subset"), 20)
+    mean, std = model.preprocess.mean[0], model.preprocess.std[0]
+    images = torch.stack([(image.float() / 255 - mean) / std for image, _ in few])
+    ready = taylor_importance(model, [(images, torch.tensor([label for _, label in few]))])
+    scores = taylor_importance(model, few)
+    for name in scores:
+        torch.testing.assert_close(scores[name], ready[name], rtol=1e-4, atol=1e-7)
+
+
+def test_another_loss(vit, batches):
+    doubled = taylor_importance(vit, batches, loss_fn=lambda logits, labels: 2 * F.cross_entropy(logits, labels))
+    for name, score in taylor_importance(vit, batches).items():
+        torch.testing.assert_close(doubled[name], 2 * score)
+
+
+# ------------------------------------------------------------------------------------------------------- prune_model
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("macs", [0.8, 0.45])
+def test_prune_model_reaches_its_target(vit, batches, macs, rounds):
+    before = copy.deepcopy(vit.state_dict())
+    small = hardware.prune_model(vit, batches, macs=macs, rounds=rounds)
+    image = batches[0][0][:1]
+    ratio = count_macs(small, image) / count_macs(vit, image)
+    one_head = count_macs(vit.blocks[0].attn, torch.zeros(1, 17, 24).double()) / 3 / count_macs(vit, image)
+    assert macs - one_head < ratio <= macs
+    assert all(torch.equal(before[key], value) for key, value in vit.state_dict().items())
+    assert all(n % 8 == 0 for name, n in structure(small).items() if name.endswith("mlp"))
+
+
+def test_macs_are_those_of_the_formula(vit):
+    n, d, h, hidden = 17, 8, (3, 2), (96, 40)
+    small = prune_like(vit, {"blocks.1.attn": h[1], "blocks.1.mlp": hidden[1]})
+    blocks = sum(n * 24 * 4 * d * k + 2 * n * n * d * k + 2 * n * 24 * w for k, w in zip(h, hidden, strict=True))
+    assert count_macs(small, torch.zeros(1, 1, 16, 16).double()) == 16 * 16 * 24 + blocks + 24 * 5
+
+
+def test_what_matters_stays(vit, batches):
+    """Units whose outlet is zero do nothing, so they go first, and nothing changes."""
+    with torch.no_grad():
+        vit.blocks[0].attn.proj.weight[:, 8:16] = 0
+        vit.blocks[1].attn.proj.weight[:, :16] = 0
+        vit.blocks[1].mlp.fc2.weight[:, 1::2] = 0
+    expected = vit(batches[0][0])
+    small = prune_model(vit, batches, macs=0.7, rounds=2)
+    assert structure(small) == {"blocks.0.attn": 2, "blocks.0.mlp": 96, "blocks.1.attn": 1, "blocks.1.mlp": 48}
+    torch.testing.assert_close(small(batches[0][0]), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_fine_tuning_is_called_after_each_round(vit, batches):
+    seen, image = [], batches[0][0][:1]
+    small = prune_model(vit, batches, macs=0.6, rounds=3, finetune=lambda m: seen.append((m, count_macs(m, image))))
+    assert len(seen) == 3 and all(m is small for m, _ in seen)
+    full = count_macs(vit, image)
+    for (_, macs), target in zip(seen, (1 - 0.4 / 3, 1 - 0.8 / 3, 0.6), strict=True):
+        assert target - 0.1 < macs / full <= target
+
+
+def test_scores_of_ones_own(vit, batches):
+    first = {name: torch.arange(units, 0, -1).double() for name, units in structure(vit).items()}
+
+    def importance(model):
+        return {name: first[name][:units] for name, units in structure(model).items()}
+
+    small = prune_model(vit, batches, macs=0.6, rounds=2, importance=importance)
+    kept = structure(small)
+    assert kept != structure(vit)
+    expected = keep_units(vit, {name: range(units) for name, units in kept.items()})
+    torch.testing.assert_close(small(batches[0][0]), expected(batches[0][0]), rtol=0, atol=0)
+
+
+def test_batches_may_come_from_a_generator(vit, batches):
+    small = prune_model(vit, (batch for batch in batches), macs=0.6, rounds=2)
+    assert structure(small) == structure(prune_model(vit, batches, macs=0.6, rounds=2))
+
+
+def test_channels_that_do_not_come_in_multiples(batches):
+    model = randomised(VisionTransformer(**SIZES, mlp_ratio=1.5))  # 36 hidden channels
+    kept = structure(prune_model(model, batches, macs=0.4, rounds=1, channel_multiple=8))
+    widths = {kept["blocks.0.mlp"], kept["blocks.1.mlp"]}
+    assert widths <= {8, 16, 24, 32, 36} and widths != {36}
+
+
+def test_floors_hold(vit, batches):
+    small = structure(prune_model(vit, batches, macs=0.5, rounds=1, min_heads=2))
+    assert small["blocks.0.attn"] >= 2 and small["blocks.1.attn"] >= 2
+    with pytest.raises(ValueError, match=r"macs 0.1 cannot be reached: round 1 ends at 0\.\d+ with"):
+        prune_model(vit, batches, macs=0.1, rounds=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"macs": 0.0}, "macs 0.0 must be between 0 and 1"),
+        ({"macs": 1.2}, "macs 1.2 must be between 0 and 1"),
+        ({"rounds": 0}, "rounds must be at least 1, got 0"),
+        ({"channel_multiple": 0}, "channel_multiple must be at least 1, got 0"),
+        ({"min_heads": 0}, "min_heads must be at least 1, got 0"),
+        ({"calibration": []}, "calibration holds no images"),
+    ],
+)
+def test_bad_arguments(vit, batches, options, message):
+    with pytest.raises(ValueError, match=message):
+        prune_model(vit, **{"calibration": batches, **options})
+
+
+# -------------------------------------------------------------------------------------------------------- saved, loaded
+
+
+def test_structure_and_state_dict_are_enough(vit, batches):
+    small = prune_model(vit, batches, macs=0.5, rounds=2)
+    again = prune_like(VisionTransformer(**SIZES).double().eval(), structure(small))
+    again.load_state_dict(small.state_dict())
+    torch.testing.assert_close(again(batches[0][0]), small(batches[0][0]), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="each once; got 97 units"):
+        prune_like(VisionTransformer(**SIZES), {"blocks.0.mlp": 97})
+
+
+def test_saved_and_loaded(tmp_path, batches):
+    sizes = {key: value for key, value in SIZES.items() if key != "img_size"}
+    model = create_model("vit_tiny", img_size=16, **sizes).eval()
+    small = prune_model(model, [(x.float(), y) for x, y in batches], macs=0.5, rounds=1)
+    path = tmp_path / "small.safetensors"
+    save_pruned(small, path, accuracy=0.5)
+    again = load_pruned(path).eval()
+    assert structure(again) == structure(small) and again.preprocess == model.preprocess
+    images = batches[0][0].float()
+    assert torch.equal(again(images), small(images))
+    save_pruned(model, tmp_path / "whole.safetensors")
+    assert path.stat().st_size < 0.75 * (tmp_path / "whole.safetensors").stat().st_size
+
+
+def test_a_file_without_a_structure(tmp_path, vit):
+    from vitcourse.registry import save_weights
+
+    save_weights(vit, tmp_path / "plain.safetensors")
+    with pytest.raises(ValueError, match="does not say how its model is built; write it with save_pruned"):
+        load_pruned(tmp_path / "plain.safetensors")
+
+
+# ---------------------------------------------------------------------------------------------------------------- zeros
+
+
+def test_the_smallest_weights_become_zero(vit):
+    layers = {n: m for n, m in vit.named_modules() if isinstance(m, nn.Linear) and n != "head"}
+    old = {name: layer.weight.detach().clone() for name, layer in layers.items()}
+    magnitude_prune(vit, 0.7)
+    kept = torch.cat([old[name][layer.weight != 0].abs() for name, layer in layers.items()])
+    gone = torch.cat([old[name][layer.weight == 0].abs() for name, layer in layers.items()])
+    assert gone.max() < kept.min()
+    assert len(gone) / (len(gone) + len(kept)) == pytest.approx(0.7, abs=1e-4)
+    assert all(
+        torch.equal(layer.weight[layer.weight != 0], old[name][layer.weight != 0]) for name, layer in layers.items()
+    )
+    assert (vit.head.weight != 0).all()
+
+
+def test_two_of_every_four(vit):
+    old = vit.blocks[0].mlp.fc1.weight.detach().clone()
+    magnitude_prune(vit, pattern="2:4")
+    new = vit.blocks[0].mlp.fc1.weight
+    for before, after in zip(old.flatten().split(4), new.flatten().split(4), strict=True):
+        smaller = before.abs().argsort()[:2]
+        assert after[smaller].tolist() == [0, 0] and (after != 0).sum() == 2
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_zeros_survive_training_and_become_permanent(vit, batches, pattern):
+    magnitude_prune(vit, pattern=pattern)
+    zero = vit.blocks[1].mlp.fc2.weight == 0
+    optimizer = torch.optim.AdamW(vit.parameters(), lr=0.1)
+    images, labels = batches[0]
+    before = vit.blocks[1].mlp.fc2.weight.detach().clone()
+    for _ in range(3):
+        optimizer.zero_grad()
+        F.cross_entropy(vit(images), labels).backward()
+        optimizer.step()
+    assert torch.equal(vit.blocks[1].mlp.fc2.weight == 0, zero)
+    assert (vit.blocks[1].mlp.fc2.weight - before)[~zero].abs().min() > 0
+    expected = vit(images)
+    make_permanent(vit)
+    assert vit.state_dict().keys() == VisionTransformer(**SIZES).state_dict().keys()
+    assert type(vit.blocks[1].mlp.fc2) is nn.Linear and vit.blocks[1].mlp.fc2.weight.requires_grad
+    torch.testing.assert_close(vit(images), expected, rtol=0, atol=0)
+
+
+def test_without_sparse_cores_it_says_so(vit, batches, capsys):
+    magnitude_prune(vit, pattern="2:4")
+    expected = vit(batches[0][0])
+    accelerate_2_4(vit)
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "blocks.0.attn.qkv and 7 more are not skipped" in error and "the weights are on cpu" in error
+    assert torch.equal(vit(batches[0][0]), expected)
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 0), reason="needs sparse tensor cores"
+)
+def test_sparse_cores_compute_the_same():
+    torch.manual_seed(0)
+    layer = magnitude_prune(nn.Linear(128, 256), pattern="2:4").cuda().half()
+    x = torch.randn(64, 128, device="cuda", dtype=torch.float16)
+    expected = layer(x)
+    assert accelerate_2_4(layer).weight.layout != torch.strided or "Sparse" in type(layer.weight).__name__
+    torch.testing.assert_close(layer(x), expected, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pattern": "4:8"}, "pattern '4:8' is unknown"),
+        ({"sparsity": 1.0}, "sparsity 1.0 must be between 0 and 1"),
+        ({"sparsity": 0.3, "pattern": "2:4"}, "for pattern '2:4' it is 0.5"),
+    ],
+)
+def test_bad_patterns(vit, options, message):
+    with pytest.raises(ValueError, match=message):
+        magnitude_prune(vit, **options)
+
+
+def test_layers_that_cannot_have_zeros():
+    with pytest.raises(ValueError, match="Conv2d has no linear layer outside skip"):
+        magnitude_prune(nn.Conv2d(1, 1, 1))
+    with pytest.raises(ValueError, match="1 has 6 inputs, which four does not divide; name it in skip"):
+        magnitude_prune(nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 8)), pattern="2:4")
+    with pytest.raises(ValueError, match="no linear layer has the 2:4 pattern"):
+        accelerate_2_4(nn.Linear(8, 8))

@@ -1,0 +1,29 @@
+"""Pruning: a smaller model (:mod:`~vitcourse.hardware.prune.structured`), or zeros in the old one (``sparsity``)."""
+
+from .sparsity import accelerate_2_4, magnitude_prune, make_permanent
+from .structured import (
+    count_macs,
+    keep_units,
+    load_pruned,
+    prune_like,
+    prune_model,
+    save_pruned,
+    structure,
+    taylor_importance,
+    taylor_score,
+)
+
+__all__ = [
+    "accelerate_2_4",
+    "count_macs",
+    "keep_units",
+    "load_pruned",
+    "magnitude_prune",
+    "make_permanent",
+    "prune_like",
+    "prune_model",
+    "save_pruned",
+    "structure",
+    "taylor_importance",
+    "taylor_score",
+]

@@ -1,0 +1,370 @@
+"""Structured pruning: heads and MLP channels are taken out for good, and an ordinary, smaller model is left."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from vitcourse.layers import Mlp
+from vitcourse.registry import create_model, load_weights, read_metadata, save_weights
+from vitcourse.train.evaluation import find_mean_std, normalise
+from vitcourse.vit import Attention
+
+Batch = tuple[Tensor, Tensor]  # images (B, C, H, W), as the model takes them, and labels (B,)
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits and labels to their mean loss
+_NO_IMAGES = "calibration holds no images; give batches (images, labels) or a data set"
+Structure = dict[str, int]  # heads, or hidden channels, of each layer that has some, by the layer's name
+
+
+# --------------------------------------------------------------------------------------------------- what can be pruned
+
+
+def structure(model: nn.Module) -> Structure:
+    """Heads of each :class:`vitcourse.vit.Attention` and hidden channels of each :class:`vitcourse.layers.Mlp`.
+
+    It is all that :func:`prune_like` needs to build a pruned model again.
+
+    >>> from vitcourse import create_model
+    >>> structure(create_model("vit_tiny", img_size=32, patch_size=16, depth=1))
+    {'blocks.0.attn': 3, 'blocks.0.mlp': 768}
+    """
+    return {name: _units(layer) for name, layer in _prunable(model).items()}
+
+
+def _prunable(model: nn.Module) -> dict[str, Attention | Mlp]:
+    # Other mixers have tables or forms of their own for each head, so subclasses are left alone.
+    found = {name: layer for name, layer in model.named_modules() if type(layer) in (Attention, Mlp)}
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no vit.Attention and no layers.Mlp, so there is nothing to prune")
+    for name, layer in found.items():
+        for part in ("qkv", "proj") if isinstance(layer, Attention) else ("fc1", "fc2"):
+            if type(getattr(layer, part)) is not nn.Linear:
+                kind = type(getattr(layer, part)).__name__
+                raise ValueError(f"{name}.{part} is a {kind}, not nn.Linear; prune first, then quantize or adapt")
+    return found
+
+
+def _units(layer: Attention | Mlp) -> int:
+    return layer.num_heads if isinstance(layer, Attention) else layer.fc1.out_features
+
+
+def _outlet(layer: Attention | Mlp) -> nn.Linear:
+    """The linear layer that adds up what the heads, or the hidden channels, have found."""
+    return layer.proj if isinstance(layer, Attention) else layer.fc2
+
+
+def count_macs(model: nn.Module, images: Tensor) -> int:
+    """Multiply–adds of one forward pass, as ``torch.utils.flop_counter`` counts them: products only, no norms.
+
+    >>> count_macs(nn.Linear(8, 4), torch.zeros(1, 8))
+    32
+    """
+    return _count(model, images).get_total_flops() // 2
+
+
+def _count(model: nn.Module, images: Tensor) -> FlopCounterMode:
+    with _evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(images)
+    return counter
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, and each part's own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _macs_per_unit(model: nn.Module, images: Tensor) -> tuple[dict[str, float], int]:
+    """MACs of one head, or channel, of each layer, which are the same for each of them, and of the whole model."""
+    counter = _count(model, images)
+    counts = counter.get_flop_counts()
+    root = type(model).__name__
+    cost = {
+        name: sum(counts[f"{root}.{name}"].values()) / 2 / _units(layer) for name, layer in _prunable(model).items()
+    }
+    return cost, counter.get_total_flops() // 2
+
+
+# ----------------------------------------------------------------------------------------------------------- importance
+
+
+def taylor_importance(
+    model: nn.Module, calibration: Dataset | Iterable[Batch], *, loss_fn: Loss = F.cross_entropy
+) -> dict[str, Tensor]:
+    """How much the loss would change without each head and each hidden channel, to first order, mean over images.
+
+    A gate ξ = 1 on each unit's output would have the gradient ∂L/∂ξ = Σ a · ∂L/∂a over the unit's activations a; its
+    absolute value is the change of an image's loss when the gate is closed (Michel et al. 2019, eq. 2, for heads;
+    Molchanov et al. 2019, sec. 3.1, for channels). One forward and one backward pass give it for all units at once.
+
+    Args:
+        model: gives logits (B, num_classes); it runs in evaluation mode, and its weights' gradients stay as they are.
+        calibration: batches (images, labels), ready for the model, or a data set, whose uint8 images are normalised by
+            ``model.preprocess`` or the data set's mean and std.
+        loss_fn: mean loss over a batch.
+
+    Returns:
+        for each layer of :func:`structure` one number ≥ 0 a head, or a channel, on the CPU.
+
+    Raises:
+        ValueError: nothing to prune; no images.
+    """
+    layers = _prunable(model)
+    totals = {name: torch.zeros(_units(layer), dtype=torch.float64) for name, layer in layers.items()}
+    activations: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
+            # Below the first trainable weight there is no graph to differentiate; start one.
+            activations[name] = inputs[0] if inputs[0].requires_grad else inputs[0].requires_grad_()
+
+        return hook
+
+    hooks = [_outlet(layer).register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
+    seen = 0
+    try:
+        with _evaluating(model):
+            for images, labels in _batches(model, calibration):
+                with torch.enable_grad():
+                    loss = loss_fn(model(images), labels) * len(images)  # the sum, so each image's gradient is its own
+                    gradients = torch.autograd.grad(loss, list(activations.values()))
+                for (name, x), gradient in zip(activations.items(), gradients, strict=True):
+                    totals[name] += len(images) * taylor_score(x.detach(), gradient, len(totals[name])).cpu()
+                seen += len(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen:
+        raise ValueError(_NO_IMAGES)
+    return {name: total / seen for name, total in totals.items()}
+
+
+def taylor_score(x: Tensor, gradient: Tensor, units: int) -> Tensor:
+    """|Σ x · ∂L/∂x| over tokens and over each unit's stretch of the last axis, mean over images.
+
+    Args:
+        x: activations (B, …, units · width), a unit's values side by side.
+        gradient: of the loss summed over images, with regard to x.
+        units: heads, or channels, that the last axis holds.
+
+    Returns:
+        (units,).
+
+    >>> taylor_score(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), torch.tensor([[[1.0, -1.0, 0.0, 2.0]]]), units=2)
+    tensor([1., 8.])
+    """
+    exact = torch.promote_types(x.dtype, torch.float32)
+    effect = (x.to(exact) * gradient.to(exact)).reshape(len(x), -1, units, x.shape[-1] // units)
+    return effect.sum((1, 3)).abs().mean(0)
+
+
+def _batches(model: nn.Module, calibration: Dataset | Iterable[Batch]) -> Iterator[Batch]:
+    device = next(model.parameters()).device
+    mean_std = None
+    if isinstance(calibration, Dataset):
+        mean_std = find_mean_std(model, calibration, device)
+        calibration = DataLoader(calibration, batch_size=128)
+    for images, labels in calibration:
+        yield normalise(images.to(device), mean_std), labels.to(device)
+
+
+# -------------------------------------------------------------------------------------------------------------- surgery
+
+
+def keep_units(model: nn.Module, keep: Mapping[str, Iterable[int]]) -> nn.Module:
+    """Remove, in place, all heads and hidden channels of the named layers but those listed, in the order listed.
+
+    The result computes what the model did with the removed units' outputs set to zero.
+
+    Args:
+        model: a model with layers that :func:`structure` names.
+        keep: indices of the units that stay, for each layer that is to shrink.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: a layer or a unit that does not exist, twice the same, or none left.
+    """
+    layers = _prunable(model)
+    chosen = {name: list(map(int, units)) for name, units in keep.items()}
+    for name, units in chosen.items():
+        if name not in layers:
+            raise ValueError(f"the model has no prunable layer {name!r}; it has {', '.join(layers)}")
+        available = _units(layers[name])
+        if not units or len(set(units)) < len(units) or not all(0 <= unit < available for unit in units):
+            raise ValueError(f"keep[{name!r}] must list some of 0 … {available - 1}, each once; got {_some(units)}")
+    for name, units in chosen.items():
+        _shrink(layers[name], torch.tensor(units))
+    return model
+
+
+def _some(units: list[int]) -> str:
+    return f"{units}" if len(units) <= 8 else f"{len(units)} units from {min(units)} to {max(units)}"
+
+
+def _shrink(layer: Attention | Mlp, units: Tensor) -> None:
+    if isinstance(layer, Mlp):
+        layer.fc1, layer.fc2 = _rows(layer.fc1, units), _columns(layer.fc2, units)
+        return
+    d, heads = layer.head_dim, layer.num_heads
+    features = (units[:, None] * d + torch.arange(d)).flatten()
+    layer.qkv = _rows(layer.qkv, torch.cat([features + part * heads * d for part in range(3)]))
+    layer.proj = _columns(layer.proj, features)
+    layer.num_heads = len(units)
+
+
+def _rows(linear: nn.Linear, rows: Tensor) -> nn.Linear:
+    """The layer with only these outputs."""
+    return _linear(linear, linear.weight[rows], None if linear.bias is None else linear.bias[rows])
+
+
+def _columns(linear: nn.Linear, columns: Tensor) -> nn.Linear:
+    """The layer with only these inputs."""
+    return _linear(linear, linear.weight[:, columns], linear.bias)
+
+
+def _linear(like: nn.Linear, weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta").train(like.training)
+    linear.weight = nn.Parameter(weight.detach().clone(), like.weight.requires_grad)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach().clone(), like.bias.requires_grad)
+    return linear
+
+
+def prune_like(model: nn.Module, widths: Structure) -> nn.Module:
+    """Give ``model``, in place, the structure of a pruned one, whose weights then fit; returns ``model``.
+
+    Raises:
+        ValueError: a layer that the model does not have, or more units than it has.
+
+    >>> from vitcourse import create_model
+    >>> small = {"blocks.0.attn": 2, "blocks.0.mlp": 256}
+    >>> structure(prune_like(create_model("vit_tiny", img_size=32, patch_size=16, depth=1), small)) == small
+    True
+    """
+    return keep_units(model, {name: range(units) for name, units in widths.items()})
+
+
+def save_pruned(model: nn.Module, path: str | Path, *, half: bool = False, **metadata: object) -> None:
+    """:func:`vitcourse.registry.save_weights` with the structure in the header, for :func:`load_pruned`."""
+    save_weights(model, path, half=half, structure=structure(model), **metadata)
+
+
+def load_pruned(path: str | Path) -> nn.Module:
+    """The model that :func:`save_pruned` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is corrupt, or does not say how the model is built.
+    """
+    saved = read_metadata(path)
+    if not {"model", "structure"} <= saved.keys():
+        raise ValueError(f"{path} does not say how its model is built; write it with save_pruned, from create_model")
+    model = prune_like(create_model(saved["model"], **saved["model_args"]), saved["structure"])
+    return load_weights(model, path)
+
+
+# ------------------------------------------------------------------------------------------------------ the whole thing
+
+
+def prune_model(
+    model: nn.Module,
+    calibration: Dataset | Iterable[Batch],
+    *,
+    macs: float = 0.6,
+    rounds: int = 3,
+    finetune: Callable[[nn.Module], object] | None = None,
+    importance: Callable[[nn.Module], Mapping[str, Tensor]] | None = None,
+    channel_multiple: int = 8,
+    min_heads: int = 1,
+) -> nn.Module:
+    """A smaller copy of ``model``: the heads and MLP channels that matter least for what they cost are removed.
+
+    In each round the units of all layers are ranked together, by their importance over their MACs. The least
+    worthy go, until the round's share of the way to ``macs`` is done; then ``finetune`` may repair the model. Several
+    small steps can lose less than a large one: what is left takes over work, so its importance changes.
+
+    Args:
+        model: has layers that :func:`structure` names. It is not changed.
+        calibration: as in :func:`taylor_importance`, which reads it once a round. A thousand images are plenty.
+        macs: the part of the MACs that shall remain, 0 < macs < 1. The result is at most that.
+        rounds: steps on the way.
+        finetune: called with the smaller model after each round, to train it in place.
+        importance: gives scores in place of ``taylor_importance(model, calibration)``, for another loss, say.
+        channel_multiple: MLP channels go in groups of so many; hardware likes multiples of 8 or more.
+        min_heads: heads that every attention layer keeps. Each MLP keeps ``channel_multiple`` channels.
+
+    Returns:
+        an ordinary module. Save it with :func:`save_pruned`, or keep ``structure(pruned)`` beside its state dict.
+
+    Raises:
+        ValueError: a value out of range; a ratio that cannot be reached; nothing to prune; no images.
+    """
+    if not 0 < macs < 1:
+        raise ValueError(f"macs {macs} must be between 0 and 1: the part of the multiply–adds that shall remain")
+    for name, value in (("rounds", rounds), ("channel_multiple", channel_multiple), ("min_heads", min_heads)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if isinstance(calibration, Iterator):
+        calibration = list(calibration)  # every round reads it
+    pruned = copy.deepcopy(model)
+    example = next((images[:1] for images, _ in _batches(pruned, calibration)), None)
+    if example is None:
+        raise ValueError(_NO_IMAGES)
+    full = count_macs(pruned, example)
+    for step in range(1, rounds + 1):
+        target = full * (1 - (1 - macs) * step / rounds)
+        scores = importance(pruned) if importance else taylor_importance(pruned, calibration)
+        costs, total = _macs_per_unit(pruned, example)
+        keep, remaining = _choose(scores, costs, total - target, _floors(pruned, min_heads, channel_multiple))
+        if remaining > 0:
+            least = (target + remaining) / full
+            raise ValueError(
+                f"macs {macs} cannot be reached: round {step} ends at {least:.3f} with all layers at minimum"
+            )
+        keep_units(pruned, keep)
+        if finetune is not None:
+            finetune(pruned)
+    return pruned
+
+
+def _floors(model: nn.Module, min_heads: int, channel_multiple: int) -> dict[str, tuple[int, int]]:
+    """For each layer: how many units stay at least, and how many go at a time."""
+    return {
+        name: (min_heads, 1) if isinstance(layer, Attention) else (channel_multiple, channel_multiple)
+        for name, layer in _prunable(model).items()
+    }
+
+
+def _choose(
+    scores: Mapping[str, Tensor], costs: dict[str, float], surplus: float, floors: dict[str, tuple[int, int]]
+) -> tuple[dict[str, list[int]], float]:
+    """The units that stay when the least important per MAC have gone, and the surplus that is left (≤ 0 if none is)."""
+    candidates, orders, kept = [], {}, {}
+    for name, score in scores.items():
+        least, group = floors[name]
+        orders[name], kept[name] = score.argsort(descending=True), len(score)
+        # From the end of the order, a first group that leaves a multiple, then whole groups.
+        edges = [len(score), *range((len(score) - 1) // group * group, least - 1, -group)]
+        for end, start in zip(edges, edges[1:], strict=False):
+            worth = score[orders[name][start:end]].sum().item() / (costs[name] * (end - start))
+            candidates.append((worth, name, start, costs[name] * (end - start)))
+    # Within a layer a later group is worth less, so sorting keeps the order of its groups.
+    for _, name, start, saved in sorted(candidates, key=lambda c: (c[0], -c[2])):
+        if surplus <= 0:
+            break
+        surplus, kept[name] = surplus - saved, min(kept[name], start)
+    return {name: sorted(orders[name][: kept[name]].tolist()) for name in scores}, surplus
