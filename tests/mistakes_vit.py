@@ -14,24 +14,13 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mistakes_common import collect
 from torch import nn
 
 from vitcourse import vit
 from vitcourse.layers import Mlp
 
-VARIANTS, UNKNOWN, RIGHT = [], [], []
-
-
-def variant(name, key):
-    return lambda answer: VARIANTS.append((name, key, answer)) or answer
-
-
-def unknown(name):
-    return lambda answer: UNKNOWN.append((name, answer)) or answer
-
-
-def right(name):
-    return lambda answer: RIGHT.append((name, answer)) or answer
+VARIANTS, UNKNOWN, RIGHT, variant, unknown, right = collect()
 
 
 # ---------------------------------------------------------------------------------------------------- image_to_patch
@@ -72,7 +61,7 @@ def equal_stretches(x, patch_size):
     return torch.stack(x.flatten(1).chunk(count, dim=1), dim=1)
 
 
-@unknown(IMAGE)
+@variant(IMAGE, "channels-last-reshape")
 def channels_last_then_reshape(x, patch_size):
     count = x.shape[2] * x.shape[3] // patch_size**2
     return x.permute(0, 2, 3, 1).reshape(x.shape[0], count, -1)
@@ -229,7 +218,7 @@ def last_frequency_included(h, w, dim):
     return four_stretches(*angles(h, w, 10000 ** -torch.linspace(0, 1, dim // 4)))
 
 
-@unknown(SINCOS)
+@variant(SINCOS, "column-major")
 def tokens_column_by_column(h, w, dim):
     rows, columns = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="xy")
     omega = frequencies(dim // 4)
@@ -493,7 +482,7 @@ def softmax_over_rows(self, x, grid=None):
     return self.proj(side_by_side((e / e.sum(2, keepdim=True)) @ v))
 
 
-@unknown(ATTENTION)
+@variant(ATTENTION, "keys-asked")
 @attention
 def keys_before_queries(self, x, grid=None):
     k, q, v = heads_of(self, x)
@@ -667,7 +656,7 @@ def mlp_first(self, x, grid=None):
     return x + self.attn(self.norm1(x))
 
 
-@unknown(BLOCK)
+@variant(BLOCK, "first-step-lost")
 @block
 def second_step_forgets_the_first(self, x, grid=None):
     y = x + self.attn(self.norm1(x))
@@ -856,7 +845,7 @@ def softmax_by_hand(self, x):
     return odds / odds.sum(1, keepdim=True)
 
 
-@unknown(MODEL)
+@variant(MODEL, "plain-reshape")
 @model
 def channels_reshaped_into_tokens(self, x):
     patches = self.patch_embed(x)
@@ -1056,7 +1045,7 @@ def warm_up_rounded_up(step, total_steps, config):
     return cosine_fall(config.lr, config.min_lr, (step - warm) / (total_steps - warm - 1))
 
 
-@unknown(RATE)
+@variant(RATE, "peak-too-early")
 def peak_within_the_warm_up(step, total_steps, config):
     warm = round(config.warmup * total_steps)
     if step < warm:

@@ -68,6 +68,14 @@ def _(x, patch_size):
     return x.reshape(batch, (height // patch_size) * (width // patch_size), patch_size * patch_size * channels)
 
 
+@image_to_patch.mistake(
+    "channels-last-reshape",
+    "with the channels last, a reshape still cuts the rows of pixels into equal stretches; a square is parts of several rows",
+)
+def _(x, patch_size):
+    return rearrange(x, "b c h w -> b (h w c)").unflatten(1, (-1, patch_size**2 * x.shape[1]))
+
+
 # --------------------------------------------------------------------------------------------------------- positions
 
 
@@ -142,6 +150,14 @@ def _(h, w, dim):
     omega = 10000.0 ** -(torch.arange(dim // 2) / (dim // 2))
     angle = torch.arange(h * w)[:, None] * omega
     return torch.cat([angle.sin(), angle.cos()], dim=1)
+
+
+@sincos_2d.mistake(
+    "column-major",
+    "the codes follow each other down the columns; tokens are read row by row (is it indexing='xy'?)",
+)
+def _(h, w, dim):
+    return rearrange(_sincos(h, w, dim), "(h w) d -> (w h) d", h=h)
 
 
 # --------------------------------------------------------------------------------------------------------- attention
@@ -293,6 +309,15 @@ class _(_WrongAttention):
         return rearrange(x, "b h n d -> b n (d h)")
 
 
+@attention.mistake(
+    "keys-asked", "queries and keys are exchanged: the first third of the projection asks, the second answers"
+)
+class _(_WrongAttention):
+    def split(self, x):
+        q, k, v = super().split(x)
+        return k, q, v
+
+
 @attention.mistake("no-projection", "the last projection is missing: without it the heads never mix")
 class _(_WrongAttention):
     projects = False
@@ -358,6 +383,12 @@ class _(vit.Block):
 class _(vit.Block):
     def forward(self, x, grid=None):
         return x + self.attn(self.norm1(x)) + self.mlp(self.norm2(x))
+
+
+@block.mistake("first-step-lost", "the second step adds to the block's input, so what attention has added is dropped")
+class _(vit.Block):
+    def forward(self, x, grid=None):
+        return x + self.mlp(self.norm2(x + self.attn(self.norm1(x))))
 
 
 @block.mistake("mlp-unnormed", "the MLP gets tokens that are not normalised")
@@ -466,6 +497,16 @@ class _(_WrongTransformer):
 
 
 @vision_transformer.mistake(
+    "plain-reshape",
+    "(B, D, h, w) is reshaped to (B, h·w, D) as it lies in memory, so a token gets values of many patches; move D last first",
+)
+class _(_WrongTransformer):
+    def tokens(self, x):
+        x = self.patch_embed(x).flatten(1).unflatten(1, (-1, self.pos_embed.shape[-1]))
+        return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.pos_embed
+
+
+@vision_transformer.mistake(
     "probabilities", "these are probabilities; the loss applies the softmax itself and wants logits"
 )
 class _(_WrongTransformer):
@@ -503,11 +544,11 @@ def learning_rate(rng):
     yield call(0, total, TrainConfig(lr=0.8, min_lr=0.1, warmup=0.0)).on("a run without warm-up")
 
 
-def _rate(step, total, config, *, start=1, warm=None, until=None, low=None, shift=True, half=1.0):
+def _rate(step, total, config, *, start=1, peak=None, warm=None, until=None, low=None, shift=True, half=1.0):
     warm = round(config.warmup * total) if warm is None else warm
     low = config.min_lr if low is None else low
     if step < warm:
-        return config.lr * (step + start) / (warm + start)
+        return config.lr * (step + start) / (warm + (start if peak is None else peak))
     t = (step - warm) / ((until or total - 1) - warm) if shift else step / (total - 1)
     return low + (config.lr - low) * (1 + math.cos(half * math.pi * t)) / 2
 
@@ -516,6 +557,11 @@ learning_rate.mistake(
     "zero-first-step",
     "the first step has a rate of zero, so one batch is wasted",
     lambda step, total_steps, config: _rate(step, total_steps, config, start=0),
+)
+learning_rate.mistake(
+    "peak-too-early",
+    "the warm-up arrives one step early: its last step already has the full rate, which belongs to the step after it",
+    lambda step, total_steps, config: _rate(step, total_steps, config, peak=0),
 )
 learning_rate.mistake(
     "no-warm-up",
