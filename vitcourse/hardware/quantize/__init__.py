@@ -1,0 +1,39 @@
+"""Quantization: weights, and activations, as integers of 8 or 4 bits.
+
+* :mod:`.integers`: from real numbers to integers and back, two 4-bit integers to a byte.
+* :mod:`.linear`: linear layers that keep integers.
+* :mod:`.model`: ``quantize_model``, for all linear layers of a model.
+* :mod:`.calibration`: observers, which find the scale of activations.
+* :mod:`.smoothing`: SmoothQuant, against outliers in activations.
+* :mod:`.ops`, :mod:`.kernels`: the products of integers, on CPUs and in Triton.
+
+Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference.
+Dettmers et al. 2022, LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale.
+Xiao et al. 2023, SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models.
+Frantar et al. 2023, GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers.
+"""
+
+from .calibration import MinMaxObserver, Observer, PercentileObserver
+from .integers import dequantize, pack_int4, quantize, unpack_int4
+from .linear import Int4Linear, Int8Linear, QuantizedLinear, W8A8Linear
+from .model import SCHEMES, model_bytes, quantize_model
+from .smoothing import smooth, smoothing_factors
+
+__all__ = [
+    "SCHEMES",
+    "Int4Linear",
+    "Int8Linear",
+    "MinMaxObserver",
+    "Observer",
+    "PercentileObserver",
+    "QuantizedLinear",
+    "W8A8Linear",
+    "dequantize",
+    "model_bytes",
+    "pack_int4",
+    "quantize",
+    "quantize_model",
+    "smooth",
+    "smoothing_factors",
+    "unpack_int4",
+]

@@ -1,0 +1,118 @@
+"""What a model's linear layers are fed, watched on a few batches: observers, and the walk through the model."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .integers import scale_for
+
+
+class Observer(Protocol):
+    """Sees activations batch by batch, and then says by which scale to quantize them."""
+
+    def observe(self, x: Tensor) -> None: ...
+
+    def scale(self) -> Tensor: ...
+
+
+class MinMaxObserver:
+    """Cover everything that was seen: the scale is that of the largest magnitude.
+
+    >>> observer = MinMaxObserver()
+    >>> observer.observe(torch.tensor([-255.0, 3.0]))
+    >>> observer.scale()
+    tensor(2.)
+    """
+
+    def __init__(self) -> None:
+        self.largest: Tensor | None = None
+
+    def observe(self, x: Tensor) -> None:
+        largest = x.detach().abs().amax().float()
+        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+
+    def scale(self) -> Tensor:
+        return scale_for(self.largest)
+
+
+class PercentileObserver:
+    """Clip the outermost magnitudes, so that the others get finer steps.
+
+    Magnitudes are counted in bins that are 2^(1/64) wide, over all of float32's range: the order of the batches and
+    their size do not matter, and the percentile is found to within 1.1 %, never below its true value.
+
+    Args:
+        percentile: how many of a hundred magnitudes are covered, 0 < percentile ≤ 100.
+
+    Raises:
+        ValueError: another percentile.
+    """
+
+    BINS_PER_OCTAVE = 64
+    OCTAVES = (-126, 128)
+
+    def __init__(self, percentile: float = 99.99) -> None:
+        if not 0 < percentile <= 100:
+            raise ValueError(f"percentile {percentile} is outside (0, 100]")
+        self.percentile = percentile
+        self.counts: Tensor | None = None
+
+    def observe(self, x: Tensor) -> None:
+        first, last = (octave * self.BINS_PER_OCTAVE for octave in self.OCTAVES)
+        bins = (x.detach().abs().double().log2() * self.BINS_PER_OCTAVE).ceil().clamp(first, last) - first
+        counts = torch.bincount(bins.flatten().long(), minlength=last - first + 1)
+        self.counts = counts if self.counts is None else self.counts + counts
+
+    def scale(self) -> Tensor:
+        seen = self.counts.cumsum(0)
+        wanted = seen[-1].double() * self.percentile / 100
+        upper_edge = torch.searchsorted(seen.double(), wanted) / self.BINS_PER_OCTAVE + self.OCTAVES[0]
+        return scale_for(2 ** upper_edge.double())
+
+
+OBSERVERS: dict[str, Callable[[], Observer]] = {"minmax": MinMaxObserver, "percentile": PercentileObserver}
+
+
+def watch_inputs(
+    model: nn.Module, modules: Mapping[str, nn.Module], batches: Iterable, see: Callable[[str, Tensor], None]
+) -> None:
+    """Run ``model`` in eval mode over ``batches`` and call ``see(name, input)`` whenever one of ``modules`` runs.
+
+    Args:
+        model: takes one batch of images.
+        modules: by the name that ``see`` is told.
+        batches: tensors as the model takes them, or (images, labels) pairs as a DataLoader gives them.
+
+    Raises:
+        ValueError: no batch at all, a module that never ran, or activations that are NaN or infinite.
+        TypeError: ``batches`` is one tensor, whose first dimension would be taken for a list of batches.
+    """
+    if isinstance(batches, Tensor):
+        raise TypeError("batches is a single tensor; put it into a list: [images]")
+    device, was_training, ran = next(model.parameters()).device, model.training, set()
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if not inputs[0].isfinite().all():
+                raise ValueError(f"the input of {name!r} holds NaN or infinity on a calibration batch; check the data")
+            ran.add(name)
+            see(name, inputs[0])
+
+        return look
+
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
+    try:
+        model.eval()
+        with torch.inference_mode():
+            for batch in batches:
+                model((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()
+    missed = sorted(modules.keys() - ran)
+    if missed:
+        cause = "batches is empty" if not ran else f"these never ran: {', '.join(missed[:4])}"
+        raise ValueError(f"nothing to calibrate by: {cause}; give batches of images that pass through all layers")

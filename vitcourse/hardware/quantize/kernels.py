@@ -1,0 +1,125 @@
+"""Triton kernels: integers are multiplied as integers, or made real on the chip, and no real weight is ever in memory.
+
+All matrices are row-major and contiguous: x (M, K), weights (N, K) as in ``nn.Linear``, result (M, N). One program
+makes one (BLOCK_M, BLOCK_N) tile of the result. Programs with the same weights follow each other, so that the second
+finds them in the cache. Rows beyond an edge read the last row, and their result is not stored.
+"""
+
+import triton
+import triton.language as tl
+
+ROUND = tl.constexpr(12582912.0)  # 1.5 · 2²³: a float32 added to it keeps no fraction, rounded half to even
+TINY = tl.constexpr(2.0**-126)  # the smallest normal float32
+
+
+@triton.jit
+def _tile(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Rows and columns of this program's tile of the result."""
+    programs_m = tl.cdiv(M, BLOCK_M)
+    rows = (tl.program_id(0) % programs_m) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = (tl.program_id(0) // programs_m) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return rows, columns
+
+
+@triton.jit
+def _row_pointers(pointer, rows, count, width):
+    """Where each of the rows begins, as a column; rows may lie more than 2³¹ elements away."""
+    return pointer + (tl.minimum(rows, count - 1).to(tl.int64) * width)[:, None]
+
+
+@triton.jit
+def _load_k(pointers, k, K, WHOLE: tl.constexpr):
+    """Columns k of some rows, zero from K on. WHOLE says that there is no such column, which saves the test."""
+    if WHOLE:
+        return tl.load(pointers + k[None, :])
+    return tl.load(pointers + k[None, :], mask=k[None, :] < K, other=0)
+
+
+@triton.jit
+def _store(out_ptr, out, bias_ptr, rows, columns, M, N):
+    """Add the bias in float32, round to the type of the result, store."""
+    if bias_ptr is not None:
+        out += tl.load(bias_ptr + columns, mask=columns < N, other=0).to(tl.float32)[None, :]
+    pointers = _row_pointers(out_ptr, rows, M, N) + columns[None, :]
+    inside = (rows < M)[:, None] & (columns < N)[None, :]
+    tl.store(pointers, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def quantize_rows(x_ptr, q_ptr, scale_ptr, K, BLOCK_K: tl.constexpr):
+    """One program quantizes one row to int8 and stores its scale."""
+    row = tl.program_id(0)
+    k = tl.arange(0, BLOCK_K)
+    x = tl.load(x_ptr + row.to(tl.int64) * K + k, mask=k < K, other=0).to(tl.float32)
+    largest = tl.max(tl.abs(x), axis=0)
+    scale = tl.maximum(tl.div_rn(largest, 127.5), TINY)
+    scale = tl.where(tl.sum((x != x).to(tl.int32), axis=0) > 0, float("nan"), scale)  # a NaN shall not be lost
+    q = (tl.div_rn(x, scale) + ROUND) - ROUND
+    q = tl.minimum(tl.maximum(q, -128.0), 127.0)
+    tl.store(q_ptr + row.to(tl.int64) * K + k, q.to(tl.int8), mask=k < K)
+    tl.store(scale_ptr + row, scale)
+
+
+@triton.jit
+def w8a8(
+    x_ptr, x_scale_ptr, weight_ptr, weight_scale_ptr, bias_ptr, out_ptr, M, N, K,
+    PER_TOKEN: tl.constexpr, WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """int8 × int8, summed in int32: exact. Scales and bias are applied to the sums in registers."""
+    rows, columns = _tile(M, N, BLOCK_M, BLOCK_N)
+    x_rows, weight_rows = _row_pointers(x_ptr, rows, M, K), _row_pointers(weight_ptr, columns, N, K)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
+    for first in range(0, K, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        x = _load_k(x_rows, k, K, WHOLE)
+        weight = _load_k(weight_rows, k, K, WHOLE)
+        total = tl.dot(x, tl.trans(weight), total, out_dtype=tl.int32)
+    x_scale = tl.load(x_scale_ptr + tl.minimum(rows, M - 1) * PER_TOKEN)[:, None]
+    weight_scale = tl.load(weight_scale_ptr + columns, mask=columns < N, other=0)
+    _store(out_ptr, total.to(tl.float32) * x_scale * weight_scale[None, :], bias_ptr, rows, columns, M, N)
+
+
+@triton.jit
+def w8a16(
+    x_ptr, weight_ptr, weight_scale_ptr, bias_ptr, out_ptr, M, N, K,
+    WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """int8 weights, exact in the type of x, times x. The channel's scale is applied to the sum."""
+    rows, columns = _tile(M, N, BLOCK_M, BLOCK_N)
+    x_rows, weight_rows = _row_pointers(x_ptr, rows, M, K), _row_pointers(weight_ptr, columns, N, K)
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in range(0, K, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        x = _load_k(x_rows, k, K, WHOLE)
+        weight = _load_k(weight_rows, k, K, WHOLE).to(x.dtype)
+        total = tl.dot(x, tl.trans(weight), total, input_precision="ieee")
+    weight_scale = tl.load(weight_scale_ptr + columns, mask=columns < N, other=0)
+    _store(out_ptr, total * weight_scale[None, :], bias_ptr, rows, columns, M, N)
+
+
+@triton.jit
+def w4a16(
+    x_ptr, packed_ptr, weight_scale_ptr, bias_ptr, out_ptr, M, N, K,
+    WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """4-bit weights times x, a group at a time: its first half lies in the low nibbles, its second in the high.
+
+    The integers are exact in the type of x, and a group's scale is applied to its sum, in float32.
+    """
+    HALF: tl.constexpr = GROUP // 2
+    rows, columns = _tile(M, N, BLOCK_M, BLOCK_N)
+    groups = tl.cdiv(K, GROUP)
+    x_rows = _row_pointers(x_ptr, rows, M, K)
+    packed_rows = _row_pointers(packed_ptr, columns, N, groups * HALF)
+    scale_row = weight_scale_ptr + tl.minimum(columns, N - 1).to(tl.int64) * groups
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for group in range(0, groups):
+        half = tl.arange(0, HALF)
+        packed = tl.load(packed_rows + group * HALF + half[None, :])
+        x_low = _load_k(x_rows, group * GROUP + half, K, WHOLE)
+        x_high = _load_k(x_rows, group * GROUP + HALF + half, K, WHOLE)
+        low, high = ((packed << 4) >> 4).to(x_low.dtype), (packed >> 4).to(x_low.dtype)
+        part = tl.dot(x_low, tl.trans(low), input_precision="ieee")
+        part = tl.dot(x_high, tl.trans(high), part, input_precision="ieee")
+        total += part * tl.load(scale_row + group)[None, :]
+    _store(out_ptr, total, bias_ptr, rows, columns, M, N)

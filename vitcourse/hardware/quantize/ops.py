@@ -1,0 +1,248 @@
+"""The products that quantized layers are made of, one function each, on every device.
+
+On CUDA devices with tensor cores for them (compute capability 8.0 and later) they are the Triton kernels, registered as
+operators ``torch.ops.vitcourse.*`` with fake kernels, so that torch.compile and torch.export see through them.
+Everywhere else they are PyTorch's own operators, which the compiler fuses and an exported program carries without
+this library.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .integers import dequantize, quantize, unpack_int4
+
+EXACT_TERMS = 1024  # products of two int8, each at most 2¹⁴, that float32 sums without rounding: 2²⁴ / 2¹⁴
+
+
+def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`quantize` to int8 with a scale per row: (M, K) to (M, K) int8 and (M, 1) float32."""
+    return torch.ops.vitcourse.quantize_per_token(x) if _has_kernels(x.device) else quantize(x)
+
+
+def w8a8_linear(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """(x · x_scale) (weight · weight_scale)ᵀ + bias, multiplied as integers: the sums are exact.
+
+    Args:
+        x: (M, K) int8.
+        x_scale: (M, 1) float32, or (1, 1) for all tokens.
+        weight: (N, K) int8.
+        weight_scale: (N, 1) float32.
+        bias: (N,), or None.
+        dtype: of the result.
+
+    Returns:
+        (M, N).
+    """
+    if _has_kernels(x.device):
+        return torch.ops.vitcourse.w8a8_linear(x, x_scale, weight, weight_scale, bias, dtype)
+    return _w8a8_plain(x, x_scale, weight, weight_scale, bias, dtype)
+
+
+def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """x (weight · weight_scale)ᵀ + bias: x (M, K) floating point, weight (N, K) int8, its scale (N, 1) float32."""
+    if _has_kernels(x.device):
+        return torch.ops.vitcourse.w8a16_linear(x, weight, weight_scale, bias)
+    return _w8a16_plain(x, weight, weight_scale, bias)
+
+
+def w4a16_linear(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
+    """x Wᵀ + bias for 4-bit W: x (M, K) floating point, packed (N, G · group_size / 2) uint8, its scale (N, G)."""
+    if _has_kernels(x.device):
+        return torch.ops.vitcourse.w4a16_linear(x, packed, weight_scale, bias, group_size)
+    return _w4a16_plain(x, packed, weight_scale, bias, group_size)
+
+
+def dequantize_int4(packed: Tensor, weight_scale: Tensor, group_size: int, in_features: int) -> Tensor:
+    """(N, G · group_size / 2) uint8, packed group by group, to the (N, in_features) float32 that it stands for."""
+    q = unpack_int4(packed.unflatten(1, (-1, group_size // 2))).flatten(1)
+    return dequantize(q, weight_scale, group_size)[:, :in_features]
+
+
+@cache
+def _has_kernels(device: torch.device) -> bool:
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+# ------------------------------------------------------------------------------------------- PyTorch's own operators
+
+
+def _w8a8_plain(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    out = int8_matmul(x, weight).float().mul_(x_scale).mul_(weight_scale.t())
+    return (out if bias is None else out.add_(bias)).to(dtype)
+
+
+def _w8a16_plain(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, dequantize(weight, weight_scale).to(x.dtype), bias)
+
+
+def _w4a16_plain(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
+    return F.linear(x, dequantize_int4(packed, weight_scale, group_size, x.shape[1]).to(x.dtype), bias)
+
+
+def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """(M, K) int8 times (N, K) int8 transposed, to (M, N) int32, exactly.
+
+    A CPU with VNNI has instructions for it: 3 to 4 times as fast as float32. Without them, oneDNN may let 16-bit sums
+    saturate, and other devices have no such product at all: there, stretches of K so short that float32 sums them
+    without rounding are multiplied in float32.
+    """
+    if x.device.type == "cpu" and has_fast_int8():
+        return torch._int_mm(x, weight.t())
+    total = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.int32, device=x.device)
+    for a, b in zip(x.split(EXACT_TERMS, dim=1), weight.split(EXACT_TERMS, dim=1), strict=True):
+        total += F.linear(a.float(), b.float()).int()
+    return total
+
+
+@cache
+def has_fast_int8() -> bool:
+    """Whether this CPU multiplies 8-bit integers without saturation (x86's VNNI)."""
+    return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+
+
+# ---------------------------------------------------------------------------------------------------------- operators
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How a kernel cuts its work."""
+
+    block_m: int
+    block_n: int
+    block_k: int  # w4a16 takes a group at a time instead
+    num_warps: int
+    num_stages: int
+
+
+def tiling(tokens: int) -> Tiling:
+    """Few tokens: many programs that each stream weights. Many: big tiles, where what is read is used more often."""
+    if tokens <= 32:
+        return Tiling(block_m=16, block_n=32, block_k=128, num_warps=4, num_stages=4)
+    if tokens <= 1024:
+        return Tiling(block_m=64, block_n=64, block_k=128, num_warps=4, num_stages=3)
+    return Tiling(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3)
+
+
+def launch_quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the Triton kernel of :func:`quantize_per_token`."""
+    import triton
+
+    from .kernels import quantize_rows
+
+    x = x.contiguous()
+    q, scale = _fake_quantize_per_token(x)
+    if x.numel():
+        block = triton.next_power_of_2(x.shape[1])
+        with torch.cuda.device_of(x):
+            quantize_rows[(x.shape[0],)](x, q, scale, x.shape[1], BLOCK_K=block, num_warps=4 if block <= 4096 else 8)
+    return q, scale
+
+
+def launch_w8a8(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """Run the Triton kernel of :func:`w8a8_linear`."""
+    from .kernels import w8a8
+
+    arguments = (x.contiguous(), x_scale.contiguous(), weight, weight_scale, bias)
+    return _launch(w8a8, arguments, x, weight, dtype, PER_TOKEN=int(x_scale.numel() > 1))
+
+
+def launch_w8a16(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Run the Triton kernel of :func:`w8a16_linear`."""
+    from .kernels import w8a16
+
+    return _launch(w8a16, (x.contiguous(), weight, weight_scale, bias), x, weight, x.dtype)
+
+
+def launch_w4a16(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
+    """Run the Triton kernel of :func:`w4a16_linear`."""
+    from .kernels import w4a16
+
+    arguments = (x.contiguous(), packed.view(torch.int8), weight_scale, bias)
+    return _launch(w4a16, arguments, x, packed, x.dtype, GROUP=group_size)
+
+
+def _launch(kernel, arguments: tuple, x: Tensor, weight: Tensor, dtype: torch.dtype, **constants: int) -> Tensor:
+    (M, K), N = x.shape, weight.shape[0]
+    out = x.new_empty(M, N, dtype=dtype)
+    if out.numel():
+        tile = tiling(M)
+        step = constants.get("GROUP", tile.block_k)
+        constants |= {} if "GROUP" in constants else {"BLOCK_K": step}
+        grid = (-(-M // tile.block_m) * -(-N // tile.block_n),)
+        with torch.cuda.device_of(x):
+            kernel[grid](
+                *arguments, out, M, N, K, WHOLE=K % step == 0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, **constants,
+                num_warps=tile.num_warps, num_stages=tile.num_stages,
+            )  # fmt: skip
+    return out
+
+
+def _fake_quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[0], 1, dtype=torch.float32)
+
+
+def _fake_w8a8(x, x_scale, weight, weight_scale, bias, dtype):
+    return x.new_empty(x.shape[0], weight.shape[0], dtype=dtype)
+
+
+def _fake_weight_only(x, weight, weight_scale, bias, *group_size):
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _keep_weight(ctx, inputs, output) -> None:
+    x, weight, weight_scale, bias, *group_size = inputs
+    ctx.save_for_backward(weight, weight_scale)
+    ctx.in_features, ctx.group_size = x.shape[1], group_size
+
+
+def _gradient(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """That of a linear layer with the dequantized weight; the integers and their scale have none."""
+    weight, scale = ctx.saved_tensors
+    real = dequantize_int4(weight, scale, *ctx.group_size, ctx.in_features) if ctx.group_size else weight * scale
+    bias = gradient.sum(dim=0) if ctx.needs_input_grad[3] else None
+    return gradient @ real.to(gradient.dtype), None, None, bias, *[None for _ in ctx.group_size]
+
+
+_OPERATORS = (
+    ("quantize_per_token(Tensor x) -> (Tensor, Tensor)", quantize, launch_quantize_per_token, _fake_quantize_per_token),
+    (
+        "w8a8_linear(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor? bias, ScalarType dtype) "
+        "-> Tensor",
+        _w8a8_plain,
+        launch_w8a8,
+        _fake_w8a8,
+    ),
+    (
+        "w8a16_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias) -> Tensor",
+        _w8a16_plain,
+        launch_w8a16,
+        _fake_weight_only,
+    ),
+    (
+        "w4a16_linear(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias, int group_size) -> Tensor",
+        _w4a16_plain,
+        launch_w4a16,
+        _fake_weight_only,
+    ),
+)
+for _schema, _plain, _kernel, _fake in _OPERATORS:
+    _name = "vitcourse::" + _schema.partition("(")[0]
+    torch.library.define(_name, _schema.removeprefix(_schema.partition("(")[0]))
+    torch.library.impl(_name, "CPU")(_plain)
+    torch.library.impl(_name, "CUDA")(_kernel)
+    torch.library.register_fake(_name)(_fake)
+for _name in ("vitcourse::w8a16_linear", "vitcourse::w4a16_linear"):
+    torch.library.register_autograd(_name, _gradient, setup_context=_keep_weight)
