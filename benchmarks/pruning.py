@@ -1,0 +1,186 @@
+"""What pruning costs in accuracy and brings in time, on the ViT whose weights come with the course.
+
+    python -m benchmarks.pruning    what runs/pruning.jsonl lacks for these weights, then the results
+
+* ``alone``: one head removed, or all heads of a layer but one.
+* ``finetuned``: pruned in two rounds, each followed by training on the 10 000 embedded images; three seeds.
+* ``speed``: whole against pruned model, in turns, by batch size; one thread.
+* ``ranking``: units ranked in three ways and removed, no training afterwards.
+* ``zeros``: the smallest weights set to zero, unstructured and 2:4.
+"""
+
+import argparse
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import in_turns, ratio, write_results
+from vitcourse import create_model
+from vitcourse.data import open_dataset, subset
+from vitcourse.hardware.prune import count_macs, keep_units, magnitude_prune, prune_model, structure
+from vitcourse.paths import data_dir
+from vitcourse.train import TrainConfig, evaluate, fit
+
+LOG = Path("runs/pruning.jsonl")
+WEIGHTS = data_dir() / "weights" / "fashion_mnist_vit.safetensors"
+TARGET = 0.6  # 40 % fewer multiply–adds
+RATIOS = (0.85, 0.7, 0.6, 0.5, 0.4)
+SEEDS = (0, 1, 2)
+Row = dict[str, Any]
+
+
+def original() -> nn.Module:
+    return create_model(WEIGHTS).eval()
+
+
+def accuracy(model: nn.Module) -> float:
+    return evaluate(model, open_dataset("fashion_mnist_subset", "test"))["val_accuracy"]
+
+
+def calibration(seed: int = 0) -> Any:
+    return subset(open_dataset("fashion_mnist_subset"), 1000, seed=seed)
+
+
+def share(model: nn.Module) -> float:
+    image = torch.zeros(1, 1, 28, 28)
+    return count_macs(model, image) / count_macs(original(), image)
+
+
+def magnitudes(model: nn.Module) -> dict[str, Tensor]:
+    """A unit's worth as the size of all weights that lead into it and out of it."""
+    scores = {}
+    for name, units in structure(model).items():
+        layer = model.get_submodule(name)
+        inlet, outlet = (layer.qkv, layer.proj) if hasattr(layer, "qkv") else (layer.fc1, layer.fc2)
+        parts = 3 if hasattr(layer, "qkv") else 1
+        into = inlet.weight.detach().unflatten(0, (parts, units, -1)).square().sum((0, 2, 3))
+        scores[name] = (into + outlet.weight.detach().unflatten(1, (units, -1)).square().sum((0, 2))).sqrt()
+    return scores
+
+
+def at_random(seed: int) -> Callable[[nn.Module], dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda model: {name: torch.rand(n, generator=generator) for name, n in structure(model).items()}
+
+
+def ranking(how: str, macs: float, seed: int) -> Row:
+    """``taylor`` draws its calibration images by the seed, ``random`` its ranks; ``magnitude`` has no chance in it."""
+    importance = {"taylor": None, "magnitude": magnitudes, "random": at_random(seed)}[how]
+    pruned = prune_model(original(), calibration(seed), macs=macs, rounds=2, importance=importance)
+    return {"macs": share(pruned), "accuracy": accuracy(pruned), "structure": structure(pruned)}
+
+
+def alone(layer: str, head: int, left: bool) -> Row:
+    """Without this head; or, if ``left``, with no other head in the layer."""
+    heads = structure(original())[layer]
+    keep = [head] if left else [h for h in range(heads) if h != head]
+    return {"accuracy": accuracy(keep_units(original(), {layer: keep}))}
+
+
+def zeros(pattern: str, sparsity: float) -> Row:
+    return {"accuracy": accuracy(magnitude_prune(original(), sparsity, pattern=pattern))}
+
+
+def finetuned(macs: float, seed: int) -> Row:
+    train_set, teacher = open_dataset("fashion_mnist_subset"), original()
+    config = TrainConfig(epochs=2, batch_size=64, lr=3e-4, warmup=0.1, hflip=True, label_smoothing=0.05, seed=seed)
+
+    def train(model: nn.Module) -> None:
+        fit(model, train_set, config=config, progress=False)
+
+    start = time.process_time()
+    pruned = prune_model(teacher, calibration(seed), macs=macs, rounds=2, finetune=train)
+    return {
+        "macs": share(pruned),
+        "accuracy": accuracy(pruned),
+        "parameters": sum(p.numel() for p in pruned.parameters()) / sum(p.numel() for p in teacher.parameters()),
+        "cpu_seconds": time.process_time() - start,
+        "structure": structure(pruned),
+    }
+
+
+def speed(macs: float, batch: int) -> Row:
+    """How many times as fast the pruned model is; above 1 is faster."""
+    model = original()
+    pruned, x = prune_model(model, calibration(), macs=macs, rounds=2), torch.randn(batch, 1, 28, 28)
+    with torch.inference_mode():
+        taken = in_turns({"whole": lambda: model(x), "pruned": lambda: pruned(x)}, "cpu", rounds=max(20, 500 // batch))
+    return {
+        "macs": share(pruned),
+        **ratio(taken["whole"], taken["pruned"]),
+        "milliseconds": 1e3 * min(taken["pruned"]),
+    }
+
+
+def whole() -> Row:
+    return {"accuracy": accuracy(original()), "parameters": sum(p.numel() for p in original().parameters())}
+
+
+QUESTIONS: dict[str, Callable[..., Row]] = {
+    "whole": whole,
+    "alone": alone,
+    "ranking": ranking,
+    "zeros": zeros,
+    "speed": speed,
+    "finetuned": finetuned,
+}
+
+
+def plan() -> Iterator[Row]:
+    """Every measurement: its question, and the arguments of the function that answers it."""
+    yield {"question": "whole"}
+    for layer, heads in structure(original()).items():
+        if layer.endswith("attn"):
+            for head in range(heads):
+                for left in (False, True):
+                    yield {"question": "alone", "layer": layer, "head": head, "left": left}
+    for seed in SEEDS:
+        yield {"question": "finetuned", "macs": TARGET, "seed": seed}
+    for batch in (1, 16, 128):
+        for macs in (0.8, TARGET, 0.4):
+            yield {"question": "speed", "macs": macs, "batch": batch}
+    for how, seeds in (("taylor", SEEDS), ("magnitude", (0,)), ("random", SEEDS)):
+        for macs in RATIOS:
+            for seed in seeds:
+                yield {"question": "ranking", "how": how, "macs": macs, "seed": seed}
+    for sparsity in (0.3, 0.5, 0.6, 0.7, 0.8, 0.9):
+        yield {"question": "zeros", "pattern": "unstructured", "sparsity": sparsity}
+    yield {"question": "zeros", "pattern": "2:4", "sparsity": 0.5}
+
+
+def measured(weights: str) -> dict[str, Row]:
+    """Rows of the log that were measured with these weights, by what was asked."""
+    rows = [json.loads(line) for line in LOG.read_text().splitlines()] if LOG.exists() else []
+    return {row["key"]: row["row"] for row in rows if row["weights"] == weights}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--questions", nargs="+", choices=list(QUESTIONS), default=list(QUESTIONS))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    LOG.parent.mkdir(exist_ok=True)
+    weights = hashlib.sha256(WEIGHTS.read_bytes()).hexdigest()
+    done, everything = measured(weights), [(json.dumps(task), task) for task in plan()]
+    for key, task in everything:
+        if key in done or task["question"] not in options.questions:
+            continue
+        arguments = {name: value for name, value in task.items() if name != "question"}
+        result = QUESTIONS[task["question"]](**arguments)
+        asked = {"target" if name == "macs" else name: value for name, value in task.items()}
+        done[key] = {**asked, **result}
+        with LOG.open("a") as file:
+            file.write(json.dumps({"weights": weights, "key": key, "row": done[key]}) + "\n")
+        print(done[key], flush=True)
+    if all(key in done for key, _ in everything):
+        write_results("pruning", [done[key] for key, _ in everything])
+
+
+if __name__ == "__main__":
+    main()
