@@ -14,24 +14,13 @@ import math
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mistakes_common import collect
 from torch import nn
 
 from vitcourse.hierarchical import SwinBlock, SwinTransformer, WindowAttention
 from vitcourse.hierarchical.swin import NormPatchEmbed
 
-VARIANTS, UNKNOWN, RIGHT = [], [], []
-
-
-def variant(name, key):
-    return lambda answer: VARIANTS.append((name, key, answer)) or answer
-
-
-def unknown(name):
-    return lambda answer: UNKNOWN.append((name, answer)) or answer
-
-
-def right(name):
-    return lambda answer: RIGHT.append((name, answer)) or answer
+VARIANTS, UNKNOWN, RIGHT, variant, unknown, right = collect()
 
 
 # --------------------------------------------------------------------------------------------------- window_partition
