@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .calibration import OBSERVERS, Observer, watch_inputs
 from .linear import Int4Linear, Int8Linear, QuantizedLinear, W8A8Linear
-from .ops import has_fast_int8
+from .ops import HAS_FAST_INT8
 
 SCHEMES = {
     "int8": "int8 weights, real activations",
@@ -79,7 +79,7 @@ def quantize_model(
     replaced = {id(linear): build(name, linear) for name, linear in linears.items()}
     model = _replace(model, replaced).requires_grad_(False)
     model.quantization = {"scheme": scheme, "skip": patterns, "group_size": group_size}
-    if scheme.startswith("w8a8") and next(model.buffers()).device.type == "cpu" and not has_fast_int8():
+    if scheme.startswith("w8a8") and next(model.buffers()).device.type == "cpu" and not HAS_FAST_INT8:
         print(
             "vitcourse: this CPU has no 8-bit products (VNNI); int8 sums are made of float32: exact, not fast",
             file=sys.stderr,

@@ -1,14 +1,16 @@
 """The products that quantized layers are made of, one function each, on every device.
 
-On CUDA devices with tensor cores for them (compute capability 8.0 and later) they are the Triton kernels, registered as
-operators ``torch.ops.vitcourse.*`` with fake kernels, so that torch.compile and torch.export see through them.
-Everywhere else they are PyTorch's own operators, which the compiler fuses and an exported program carries without
-this library.
+On CUDA they are operators ``torch.ops.vitcourse.*`` with fake kernels, which torch.compile and torch.export take: the
+Triton kernels, or, before compute capability 8.0, whose tensor cores Triton leaves unused, what other devices do.
+Everywhere else they are PyTorch's own operators, which the compiler fuses and an exported program carries without this
+library.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +18,14 @@ from torch import Tensor
 
 from .integers import dequantize, quantize, unpack_int4
 
+# Whether this CPU has instructions that multiply 8-bit integers and let no sum saturate (x86's VNNI).
+HAS_FAST_INT8 = torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
 EXACT_TERMS = 1024  # products of two int8, each at most 2¹⁴, that float32 sums without rounding: 2²⁴ / 2¹⁴
 
 
 def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`quantize` to int8 with a scale per row: (M, K) to (M, K) int8 and (M, 1) float32."""
-    return torch.ops.vitcourse.quantize_per_token(x) if _has_kernels(x.device) else quantize(x)
+    return torch.ops.vitcourse.quantize_per_token(x) if x.is_cuda else quantize(x)
 
 
 def w8a8_linear(
@@ -40,21 +44,21 @@ def w8a8_linear(
     Returns:
         (M, N).
     """
-    if _has_kernels(x.device):
+    if x.is_cuda:
         return torch.ops.vitcourse.w8a8_linear(x, x_scale, weight, weight_scale, bias, dtype)
     return _w8a8_plain(x, x_scale, weight, weight_scale, bias, dtype)
 
 
 def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """x (weight · weight_scale)ᵀ + bias: x (M, K) floating point, weight (N, K) int8, its scale (N, 1) float32."""
-    if _has_kernels(x.device):
+    if x.is_cuda:
         return torch.ops.vitcourse.w8a16_linear(x, weight, weight_scale, bias)
     return _w8a16_plain(x, weight, weight_scale, bias)
 
 
 def w4a16_linear(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
     """x Wᵀ + bias for 4-bit W: x (M, K) floating point, packed (N, G · group_size / 2) uint8, its scale (N, G)."""
-    if _has_kernels(x.device):
+    if x.is_cuda:
         return torch.ops.vitcourse.w4a16_linear(x, packed, weight_scale, bias, group_size)
     return _w4a16_plain(x, packed, weight_scale, bias, group_size)
 
@@ -63,13 +67,6 @@ def dequantize_int4(packed: Tensor, weight_scale: Tensor, group_size: int, in_fe
     """(N, G · group_size / 2) uint8, packed group by group, to the (N, in_features) float32 that it stands for."""
     q = unpack_int4(packed.unflatten(1, (-1, group_size // 2))).flatten(1)
     return dequantize(q, weight_scale, group_size)[:, :in_features]
-
-
-@cache
-def _has_kernels(device: torch.device) -> bool:
-    if device.type != "cuda" or find_spec("triton") is None:
-        return False
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 # ------------------------------------------------------------------------------------------- PyTorch's own operators
@@ -97,18 +94,12 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
     saturate, and other devices have no such product at all: there, stretches of K so short that float32 sums them
     without rounding are multiplied in float32.
     """
-    if x.device.type == "cpu" and has_fast_int8():
+    if x.device.type == "cpu" and HAS_FAST_INT8:
         return torch._int_mm(x, weight.t())
     total = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.int32, device=x.device)
     for a, b in zip(x.split(EXACT_TERMS, dim=1), weight.split(EXACT_TERMS, dim=1), strict=True):
         total += F.linear(a.float(), b.float()).int()
     return total
-
-
-@cache
-def has_fast_int8() -> bool:
-    """Whether this CPU multiplies 8-bit integers without saturation (x86's VNNI)."""
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
 
 
 # ---------------------------------------------------------------------------------------------------------- operators
@@ -125,13 +116,25 @@ class Tiling:
     num_stages: int
 
 
-def tiling(tokens: int) -> Tiling:
-    """Few tokens: many programs that each stream weights. Many: big tiles, where what is read is used more often."""
+# From those in which what is read is used most often to those that make the most programs.
+TILINGS = (
+    Tiling(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3),
+    Tiling(block_m=128, block_n=64, block_k=64, num_warps=8, num_stages=3),
+    Tiling(block_m=64, block_n=64, block_k=128, num_warps=4, num_stages=3),
+    Tiling(block_m=64, block_n=32, block_k=128, num_warps=4, num_stages=4),
+)
+FEW_TOKENS = Tiling(block_m=16, block_n=32, block_k=128, num_warps=4, num_stages=4)
+ENOUGH_PROGRAMS = 128  # about as many as a data-centre GPU has multiprocessors
+
+
+def tiling(tokens: int, features: int, four_bit: bool = False) -> Tiling:
+    """The first that keeps the whole chip busy, for a result (tokens, features)."""
     if tokens <= 32:
-        return Tiling(block_m=16, block_n=32, block_k=128, num_warps=4, num_stages=4)
-    if tokens <= 1024:
-        return Tiling(block_m=64, block_n=64, block_k=128, num_warps=4, num_stages=3)
-    return Tiling(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3)
+        return FEW_TOKENS
+    for tile in TILINGS[four_bit:]:  # with two sums per element, the biggest tile does not fit into registers
+        if -(-tokens // tile.block_m) * -(-features // tile.block_n) >= ENOUGH_PROGRAMS:
+            return tile
+    return TILINGS[-1]
 
 
 def launch_quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +144,7 @@ def launch_quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     from .kernels import quantize_rows
 
     x = x.contiguous()
-    q, scale = _fake_quantize_per_token(x)
+    q, scale = _fake_quantize(x)
     if x.numel():
         block = triton.next_power_of_2(x.shape[1])
         with torch.cuda.device_of(x):
@@ -178,7 +181,7 @@ def _launch(kernel, arguments: tuple, x: Tensor, weight: Tensor, dtype: torch.dt
     (M, K), N = x.shape, weight.shape[0]
     out = x.new_empty(M, N, dtype=dtype)
     if out.numel():
-        tile = tiling(M)
+        tile = tiling(M, N, four_bit="GROUP" in constants)
         step = constants.get("GROUP", tile.block_k)
         constants |= {} if "GROUP" in constants else {"BLOCK_K": step}
         grid = (-(-M // tile.block_m) * -(-N // tile.block_n),)
@@ -190,7 +193,7 @@ def _launch(kernel, arguments: tuple, x: Tensor, weight: Tensor, dtype: torch.dt
     return out
 
 
-def _fake_quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[0], 1, dtype=torch.float32)
 
 
@@ -216,33 +219,44 @@ def _gradient(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return gradient @ real.to(gradient.dtype), None, None, bias, *[None for _ in ctx.group_size]
 
 
-_OPERATORS = (
-    ("quantize_per_token(Tensor x) -> (Tensor, Tensor)", quantize, launch_quantize_per_token, _fake_quantize_per_token),
-    (
-        "w8a8_linear(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor? bias, ScalarType dtype) "
-        "-> Tensor",
-        _w8a8_plain,
-        launch_w8a8,
-        _fake_w8a8,
-    ),
-    (
-        "w8a16_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias) -> Tensor",
-        _w8a16_plain,
-        launch_w8a16,
-        _fake_weight_only,
-    ),
-    (
-        "w4a16_linear(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias, int group_size) -> Tensor",
-        _w4a16_plain,
-        launch_w4a16,
-        _fake_weight_only,
-    ),
+def _register(schema: str, plain: Callable, launch: Callable, fake: Callable) -> None:
+    name = "vitcourse::" + schema.partition("(")[0]
+
+    def on_cuda(x: Tensor, *rest: Any) -> Any:
+        return (launch if _has_kernels(x.device) else plain)(x, *rest)
+
+    torch.library.define(name, schema.removeprefix(schema.partition("(")[0]))
+    torch.library.impl(name, "CPU")(plain)
+    torch.library.impl(name, "CUDA")(on_cuda)
+    torch.library.register_fake(name)(fake)
+
+
+@cache
+def _has_kernels(device: torch.device) -> bool:
+    if find_spec("triton") is None:
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+_register("quantize_per_token(Tensor x) -> (Tensor, Tensor)", quantize, launch_quantize_per_token, _fake_quantize)
+_register(
+    "w8a8_linear(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor? bias, ScalarType dtype)"
+    " -> Tensor",
+    _w8a8_plain,
+    launch_w8a8,
+    _fake_w8a8,
 )
-for _schema, _plain, _kernel, _fake in _OPERATORS:
-    _name = "vitcourse::" + _schema.partition("(")[0]
-    torch.library.define(_name, _schema.removeprefix(_schema.partition("(")[0]))
-    torch.library.impl(_name, "CPU")(_plain)
-    torch.library.impl(_name, "CUDA")(_kernel)
-    torch.library.register_fake(_name)(_fake)
-for _name in ("vitcourse::w8a16_linear", "vitcourse::w4a16_linear"):
-    torch.library.register_autograd(_name, _gradient, setup_context=_keep_weight)
+_register(
+    "w8a16_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias) -> Tensor",
+    _w8a16_plain,
+    launch_w8a16,
+    _fake_weight_only,
+)
+_register(
+    "w4a16_linear(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias, int group_size) -> Tensor",
+    _w4a16_plain,
+    launch_w4a16,
+    _fake_weight_only,
+)
+for _name in ("w8a16_linear", "w4a16_linear"):
+    torch.library.register_autograd(f"vitcourse::{_name}", _gradient, setup_context=_keep_weight)
