@@ -20,18 +20,18 @@ Coordinates = tuple[np.ndarray, np.ndarray]  # rows and columns
 class Layout(NamedTuple):
     """A sparse pattern over P prefix tokens and h · w patches, which are numbered together, prefix tokens first.
 
-    Every query of a block sees the keys of its block, but for those that ``bias`` hides from it. Prefix tokens see all.
+    Every query of a block sees the keys of its block, but for those that are hidden from it. Prefix tokens see all.
 
     Attributes:
         queries: (blocks, Q) numbers of tokens. Where a block reaches over the edge of the grid, a patch is repeated.
-        keys: (blocks, K) numbers of tokens; some are fillers, hidden by ``bias``.
-        bias: (blocks, Q, K), or (blocks, 1, K) where all queries of a block see the same; 0, or −∞ to hide a key.
+        keys: (blocks, K) numbers of tokens; some are fillers, and hidden.
+        hidden: (blocks, Q, K), true where a query must not see a key; (blocks, 1, K) where all of a block see the same.
         home: (h · w) where each patch is found among the queries, counted through all blocks.
     """
 
     queries: Tensor
     keys: Tensor
-    bias: Tensor
+    hidden: Tensor
     home: Tensor
 
 
@@ -48,7 +48,7 @@ def layout_mask(layout: Layout, num_prefix_tokens: int = 0) -> Tensor:
             [0, 0, 1, 1, 1],
             [0, 0, 0, 1, 1]], dtype=torch.int32)
     """
-    seen = (layout.bias == 0).expand(-1, layout.queries.shape[1], -1).flatten(0, 1)[layout.home]  # (h w, K)
+    seen = (~layout.hidden).expand(-1, layout.queries.shape[1], -1).flatten(0, 1)[layout.home]  # (h w, K)
     keys = layout.keys.repeat_interleave(layout.queries.shape[1], 0)[layout.home]
     n = num_prefix_tokens + len(layout.home)
     mask = torch.ones(n, n, dtype=torch.bool, device=keys.device)
@@ -187,9 +187,8 @@ def _tables(grid: Grid, queries: Coordinates, keys: Coordinates, hidden: np.ndar
     home[query_numbers.ravel()[patches] - prefix] = patches
     key_numbers = np.concatenate([np.tile(np.arange(prefix), (blocks, 1)), _numbers(grid, keys)], axis=1)
     hidden = hidden | ~_inside(grid, keys)[:, None]
-    bias = np.where(hidden, -np.inf, 0.0).astype(np.float32)
-    bias = np.concatenate([np.zeros((*bias.shape[:2], prefix), dtype=np.float32), bias], axis=2)
-    return query_numbers, key_numbers, bias, home
+    hidden = np.concatenate([np.zeros((*hidden.shape[:2], prefix), dtype=bool), hidden], axis=2)
+    return query_numbers, key_numbers, hidden, home
 
 
 def _inside(grid: Grid, places: Coordinates) -> np.ndarray:

@@ -21,11 +21,15 @@ from vitcourse.efficient_attention.mixer import TokenMixer
 from vitcourse.layers import attention, attention_weights
 from vitcourse.vit import Grid
 
+GATHERED_KEYS = 2**16  # of a head at a time; beyond that, memory would grow by the number of blocks that see a key
+
 
 def sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, layout: Layout, *, scale: float | None = None, backend: str = "auto"
 ) -> Tensor:
-    """Softmax attention over the keys that a layout lists: O(N · K) in time and memory, with K keys for each query.
+    """Softmax attention over the keys that a layout lists: O(N · K) in time, with K keys for each query.
+
+    Long sequences are taken in pieces, so that without gradients the memory for gathered keys is bounded.
 
     Args:
         q: queries (B, H, N, D), prefix tokens first.
@@ -54,18 +58,19 @@ def sparse_attention(
         """(B, H, N, D) -> (B · H, blocks, tokens of a block, D)."""
         return x.index_select(2, numbers.flatten()).reshape(B * H, *numbers.shape, x.shape[-1])
 
-    out = attention(
-        gather(q, layout.queries),
-        gather(k, layout.keys),
-        gather(v, layout.keys),
-        scale=scale,
-        bias=layout.bias.to(q.dtype),
-        backend=backend,
-    )
-    out = out.reshape(B, H, blocks * size, v.shape[-1]).index_select(2, layout.home)
+    pieces = []
+    at_once = max(1, GATHERED_KEYS // layout.keys.shape[1])
+    for queries, keys, hidden in zip(*(table.split(at_once) for table in layout[:3]), strict=True):
+        gathered = gather(q, queries), gather(k, keys), gather(v, keys)
+        pieces.append(attention(*gathered, scale=scale, bias=_bias(hidden, q.dtype), backend=backend))
+    out = torch.cat(pieces, dim=1).reshape(B, H, blocks * size, v.shape[-1]).index_select(2, layout.home)
     if prefix == 0:
         return out
     return torch.cat([attention(q[:, :, :prefix], k, v, scale=scale, backend=backend), out], dim=2)
+
+
+def _bias(hidden: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(hidden, dtype=dtype).masked_fill(hidden, -torch.inf)
 
 
 class SparseAttention(TokenMixer):
@@ -84,7 +89,7 @@ class SparseAttention(TokenMixer):
 
     def weights(self, q: Tensor, k: Tensor, grid: Grid | None) -> Tensor:
         seen = self.attention_mask(_checked(grid, q.shape[2]), q.device)
-        return attention_weights(q, k, bias=torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, -torch.inf))
+        return attention_weights(q, k, bias=_bias(~seen, q.dtype))
 
 
 def _checked(grid: Grid | None, tokens: int) -> Grid:
@@ -114,7 +119,7 @@ class LocalAttention(SparseAttention):
     """
 
     def __init__(
-        self, dim: int, num_heads: int = 8, qkv_bias: bool = True, window_size: int = 7, block_size: int = 7
+        self, dim: int, num_heads: int = 8, qkv_bias: bool = True, window_size: int = 7, block_size: int = 4
     ) -> None:
         super().__init__(dim, num_heads, qkv_bias)
         check_window(window_size)
