@@ -41,7 +41,7 @@ class PercentileObserver:
     """Clip the outermost magnitudes, so that the others get finer steps.
 
     Magnitudes are counted in bins that are 2^(1/64) wide, over all of float32's range: the order of the batches and
-    their size do not matter, and the percentile is found to within 1.1 %, never below its true value.
+    their size do not matter, and what is covered is the percentile rounded up, by 1.1 % at most.
 
     Args:
         percentile: how many of a hundred magnitudes are covered, 0 < percentile ≤ 100.

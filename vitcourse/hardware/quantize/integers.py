@@ -6,11 +6,12 @@ from torch import Tensor
 
 
 def quantize(x: Tensor, bits: int = 8, group_size: int | None = None) -> tuple[Tensor, Tensor]:
-    """Round to 2^bits evenly spaced values, symmetric around 0: x ≈ q · scale (Jacob et al. 2018, eq. 1, zero point 0).
+    """Round to 2^bits − 1 evenly spaced values, symmetric around 0: x ≈ q · scale (Jacob et al. 2018, eq. 1).
 
     Every row of the last dimension has a scale of its own, or every ``group_size`` numbers of it have. The largest
-    magnitude of those that share a scale decides: scale = max|x| / (2^(bits−1) − ½), the distance between two steps.
-    No number is then further than scale / 2 from its step, and all 2^bits codes are used.
+    magnitude of those that share a scale decides: scale = max|x| / (2^(bits−1) − ½) is the distance between two steps.
+    The outermost lie half a step within max|x|, so no number, not even the largest, is further than scale / 2 from
+    its step. Their zero point is 0, so that zero stays zero, and products need no correction.
 
     Weights (out, in) quantized so have a scale per output channel, activations (tokens, in) a scale per token.
 
@@ -20,7 +21,7 @@ def quantize(x: Tensor, bits: int = 8, group_size: int | None = None) -> tuple[T
         group_size: how many neighbours along K share a scale; the last group may be smaller. None for all K.
 
     Returns:
-        q: (…, K) int8, from −2^(bits−1) to 2^(bits−1) − 1.
+        q: (…, K) int8, of magnitude at most 2^(bits−1) − 1.
         scale: (…, G) float32, G = ⌈K / group_size⌉, or 1. NaN or infinite where x is.
 
     Raises:
@@ -29,9 +30,9 @@ def quantize(x: Tensor, bits: int = 8, group_size: int | None = None) -> tuple[T
 
     >>> q, scale = quantize(torch.tensor([[-3.0, -1.2, 0.0, 1.4]]), bits=2)
     >>> q, scale
-    (tensor([[-2, -1,  0,  1]], dtype=torch.int8), tensor([[2.]]))
+    (tensor([[-1, -1,  0,  1]], dtype=torch.int8), tensor([[2.]]))
     >>> dequantize(q, scale)
-    tensor([[-4., -2.,  0.,  2.]])
+    tensor([[-2., -2.,  0.,  2.]])
     """
     _check_bits(bits)
     if not x.is_floating_point():
@@ -74,8 +75,9 @@ def scale_for(largest: Tensor, bits: int = 8) -> Tensor:
 
 
 def round_to(x: Tensor, scale: Tensor, bits: int = 8) -> Tensor:
-    """The nearest of the 2^bits steps, as int8; what lies beyond the outermost is clipped to it."""
-    return (x / scale).round_().clamp_(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1).to(torch.int8)
+    """The nearest step, as int8; what lies beyond the outermost is clipped to it."""
+    outermost = 2 ** (bits - 1) - 1
+    return (x / scale).round_().clamp_(-outermost, outermost).to(torch.int8)
 
 
 def pack_int4(q: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def quantize_rows(x_ptr, q_ptr, scale_ptr, K, BLOCK_K: tl.constexpr):
     scale = tl.maximum(tl.div_rn(largest, 127.5), TINY)
     scale = tl.where(tl.sum((x != x).to(tl.int32), axis=0) > 0, float("nan"), scale)  # a NaN shall not be lost
     q = (tl.div_rn(x, scale) + ROUND) - ROUND
-    q = tl.minimum(tl.maximum(q, -128.0), 127.0)
+    q = tl.minimum(tl.maximum(q, -127.0), 127.0)
     tl.store(q_ptr + row.to(tl.int64) * K + k, q.to(tl.int8), mask=k < K)
     tl.store(scale_ptr + row, scale)
 

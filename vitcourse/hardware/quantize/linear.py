@@ -21,10 +21,10 @@ class QuantizedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, name: str, scale: Tensor) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        if not (scale * 128).isfinite().all():  # 128 is the outermost code
+        if not scale.isfinite().all():
             raise ValueError(
-                f"weights of {name!r} hold NaN, infinity or numbers at the limit of float32, which have no integers; "
-                "repair them, or leave the layer out by skip="
+                f"weights of {name!r} hold NaN or infinity, which have no integers; train it again with a smaller "
+                "learning rate, or leave the layer out by skip="
             )
         self.register_buffer("weight_scale", scale)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
@@ -44,14 +44,14 @@ class QuantizedLinear(nn.Module):
             )
         if torch.is_autocast_enabled(x.device.type):  # as nn.Linear does
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        return self.compute(x.flatten(0, -2)).unflatten(0, x.shape[:-1]) if x.ndim != 2 else self.compute(x)
+        return self.compute(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """``model.half()`` and the like: scales move along, but their precision stays."""
-        scales = {name: buffer for name, buffer in self._buffers.items() if name.endswith("_scale")}
+        scales = {name: buffer for name, buffer in self.named_buffers(recurse=False) if name.endswith("_scale")}
         super()._apply(fn, recurse)
         for name, before in scales.items():
             self._buffers[name] = before.to(self._buffers[name].device)

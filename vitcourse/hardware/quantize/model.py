@@ -153,6 +153,7 @@ def _replace(module: nn.Module, replaced: dict[int, Any]) -> nn.Module:
     """``module`` with every child that is in ``replaced`` exchanged, at every place where it stands."""
     if id(module) in replaced:
         return replaced[id(module)]
-    for name, child in module.named_children():
-        setattr(module, name, _replace(child, replaced))
+    for name, child in module._modules.items():  # named_children() would leave out what stands there twice
+        if child is not None:
+            setattr(module, name, _replace(child, replaced))
     return module

@@ -1,0 +1,276 @@
+"""Are quantized layers faster than the real ones they replace, how small are the files, and what does accuracy pay?
+
+    python -m benchmarks.quantization                     everything, on a GPU where there is one
+    python -m benchmarks.quantization --parts accuracy    some of it; the other rows of the file are kept
+
+* layers: every linear layer of ViT-B and ViT-L at batch 1 and 8, against ``F.linear`` (float32 on a CPU, bfloat16 by
+  cuBLAS on a GPU) and against torchao's layers, in turns.
+* models: a whole ViT-B in the same way.
+* sizes: bytes of the state dict over those of float32.
+* accuracy: of the weights that come with the course, for each scheme, and for weights of 2 to 8 bits.
+* kernels: registers, spills and instructions of every Triton kernel, compiled ahead of time; no GPU is needed.
+
+Results: ``quantization_<device type>.json``; those of the kernels: ``quantization_kernels.json``.
+"""
+
+import argparse
+import re
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.common import device_name, in_turns, ratio, read_results, versions, write_results
+from vitcourse import create_model
+from vitcourse.data import open_dataset
+from vitcourse.hardware.quantize import SCHEMES, dequantize, model_bytes, quantize, quantize_model
+from vitcourse.hardware.quantize.ops import tiling
+from vitcourse.paths import data_dir
+from vitcourse.train import evaluate
+from vitcourse.train.evaluation import find_mean_std, normalise
+
+TARGETS = {"w8a8": 1 / 1.4, "int4": 1 / 2}  # of a GPU's time, ours over bfloat16's, at most; int4 at batch 1
+TOKENS = 197
+WIDTHS = {"vit_base": 768, "vit_large": 1024}
+
+
+def layer_shapes(width: int) -> dict[str, tuple[int, int]]:
+    """(in_features, out_features) of the linear layers of a block."""
+    return {
+        "attn.qkv": (width, 3 * width),
+        "attn.proj": (width, width),
+        "mlp.fc1": (width, 4 * width),
+        "mlp.fc2": (4 * width, width),
+    }
+
+
+def torchao_peers(device: str) -> dict[str, Callable[[nn.Module], None]]:
+    """What quantizes a module in place by torchao, by the scheme of ours that does the same; empty without torchao."""
+    try:
+        from torchao import quantization as ao
+    except ImportError:
+        return {}
+    configs = {
+        "int8": ao.Int8WeightOnlyConfig(version=2),
+        "w8a8": ao.Int8DynamicActivationInt8WeightConfig(version=2),
+        "int4": ao.Int4WeightOnlyConfig(group_size=64),
+    }
+    if device == "cpu":
+        configs.pop("int4")  # it asks for bfloat16 and a layout of its own
+    return {scheme: lambda module, config=config: ao.quantize_(module, config) for scheme, config in configs.items()}
+
+
+def candidates(model: nn.Module, x: Tensor) -> dict[str, Callable[[], Any]]:
+    """A step for the real model, for every scheme of ours, and for torchao's."""
+    models = {"real": model}
+    for scheme in SCHEMES:
+        models[scheme] = quantize_model(model, scheme, batches=[x] if scheme == "w8a8_static" else None)
+    for scheme, apply in torchao_peers(x.device.type).items():
+        peer = deepcopy(model)
+        try:
+            apply(peer)
+            with torch.inference_mode():
+                peer(x)
+        except (ImportError, NotImplementedError, RuntimeError) as error:
+            print(f"torchao's {scheme} does not run here: {str(error).splitlines()[0]}", flush=True)
+        else:
+            models[f"torchao {scheme}"] = peer
+
+    def step(module: nn.Module) -> Callable[[], Any]:
+        def run() -> None:
+            with torch.inference_mode():
+                module(x)
+
+        return run
+
+    return {name: step(module) for name, module in models.items()}
+
+
+def compare(
+    model: nn.Module, x: Tensor, rounds: int, mark: dict[str, Any], keep: Callable[[list[dict[str, Any]]], None]
+) -> None:
+    """A row for each scheme and each of its peers."""
+    taken = in_turns(candidates(model, x), x.device.type, rounds)
+    rows = []
+    for scheme in SCHEMES:
+        for peer in ("real", f"torchao {scheme}"):
+            if peer in taken:
+                times = {"ours_seconds": min(taken[scheme]), "theirs_seconds": min(taken[peer])}
+                rows.append({**mark, "scheme": scheme, "peer": peer, **ratio(taken[scheme], taken[peer]), **times})
+    for row in rows:
+        late = x.is_cuda and row["peer"] == "real" and row["ratio"] > target(row["scheme"], mark["batch"])
+        print(
+            " ".join(str(row[k]) for k in (*mark, "scheme", "peer")), f"{row['ratio']:.3f}", "missed" * late, flush=True
+        )
+    keep(rows)
+
+
+def target(scheme: str, batch: int) -> float:
+    return 1.0 if scheme == "int4" and batch > 1 else TARGETS.get(scheme, 1.0)
+
+
+def measure_layers(device: str, rounds: int, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    for model, width in WIDTHS.items():
+        for layer, (inputs, outputs) in layer_shapes(width).items():
+            for batch in (1, 8):
+                torch.manual_seed(0)
+                linear = nn.Sequential(nn.Linear(inputs, outputs)).to(device, dtype)
+                x = torch.randn(batch * TOKENS, inputs, device=device, dtype=dtype)
+                mark = {"part": "layers", "model": model, "layer": layer, "batch": batch, "tokens": batch * TOKENS}
+                compare(linear, x, rounds, mark, keep)
+
+
+def measure_models(device: str, rounds: int, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    for batch in (1, 8):
+        torch.manual_seed(0)
+        model = create_model("vit_base_patch16_224").eval().to(device, dtype)
+        images = torch.randn(batch, 3, 224, 224, device=device, dtype=dtype)
+        mark = {"part": "models", "model": "vit_base_patch16_224", "batch": batch, "tokens": batch * TOKENS}
+        compare(model, images, rounds, mark, keep)
+
+
+def measure_sizes(device: str, rounds: int, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    for name in ("vit_tiny_patch16_224", "vit_base_patch16_224", "shipped"):
+        model = shipped() if name == "shipped" else create_model(name)
+        for scheme, group_size in (("int8", None), ("int4", 32), ("int4", 64), ("int4", 128)):
+            small = quantize_model(model, scheme, group_size=group_size or 64)
+            sizes = {"bytes": model_bytes(small), "ratio": model_bytes(small) / model_bytes(model)}
+            print(name, scheme, group_size, f"{sizes['ratio']:.4f}", flush=True)
+            keep([{"part": "sizes", "model": name, "scheme": scheme, "group_size": group_size, **sizes}])
+
+
+def shipped() -> nn.Module:
+    return create_model(data_dir() / "weights" / "fashion_mnist_vit.safetensors").eval()
+
+
+def measure_accuracy(device: str, rounds: int, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    test = open_dataset("fashion_mnist_subset", "test")
+    for mark, small in quantized_models(shipped().to(device)):
+        measured = evaluate(small, test)
+        row = {"part": "accuracy", **mark, "accuracy": measured["val_accuracy"], "loss": measured["val_loss"]}
+        print(*mark.values(), f"{row['accuracy']:.4f}", flush=True)
+        keep([row])
+
+
+def quantized_models(model: nn.Module) -> Iterator[tuple[dict[str, Any], nn.Module]]:
+    """The real model, that of every scheme, and models whose weights are rounded to 2 to 8 bits, with what they are."""
+    batches = calibration_batches(model)
+    yield {"scheme": "real", "weight_bits": 32, "group_size": None}, model
+    yield {"scheme": "int8", "weight_bits": 8, "group_size": None}, quantize_model(model, "int8")
+    yield {"scheme": "w8a8", "weight_bits": 8, "group_size": None}, quantize_model(model, "w8a8")
+    for observer in ("minmax", "percentile"):
+        small = quantize_model(model, "w8a8_static", batches=batches, observer=observer)
+        yield {"scheme": f"w8a8_static {observer}", "weight_bits": 8, "group_size": None}, small
+    for group_size in (32, 64, 128):
+        small = quantize_model(model, "int4", group_size=group_size)
+        yield {"scheme": "int4", "weight_bits": 4, "group_size": group_size}, small
+    for group_size in (None, 32):
+        for bits in range(8, 1, -1):
+            yield {"scheme": "rounded", "weight_bits": bits, "group_size": group_size}, rounded(model, bits, group_size)
+
+
+def calibration_batches(model: nn.Module, count: int = 512) -> list[Tensor]:
+    """Training images as the model takes them."""
+    train = open_dataset("fashion_mnist_subset", "train")
+    mean_std = find_mean_std(model, train, next(model.parameters()).device)
+    return list(normalise(torch.stack([train[i][0] for i in range(count)]).to(mean_std[0].device), mean_std).split(64))
+
+
+def rounded(model: nn.Module, bits: int, group_size: int | None) -> nn.Module:
+    """A copy whose linear layers have weights of few bits, kept as real numbers."""
+    model = deepcopy(model)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.copy_(dequantize(*quantize(module.weight, bits, group_size), group_size))
+    return model
+
+
+# ------------------------------------------------------------------------------------------------------------- kernels
+
+
+def kernel_variants(tokens: list[int], width: int = 768) -> Iterator[tuple[str, Any, dict, dict, dict]]:
+    """For ``compile_for``: every kernel as it is launched for a layer (width, 4 · width), in bfloat16."""
+    from vitcourse.hardware.quantize import kernels
+
+    common = dict.fromkeys(("M", "N", "K"), "i32:16") | {"M": "i32", "weight_scale_ptr": "*fp32:16"}
+    common |= dict.fromkeys(("bias_ptr", "out_ptr"), "*bf16:16")
+    inputs = {
+        "w8a8": {"x_ptr": "*i8:16", "x_scale_ptr": "*fp32:16", "weight_ptr": "*i8:16"},
+        "w8a16": {"x_ptr": "*bf16:16", "weight_ptr": "*i8:16"},
+        "w4a16": {"x_ptr": "*bf16:16", "packed_ptr": "*i8:16"},
+    }
+    seen = set()
+    for count in tokens:
+        for kernel, pointers in inputs.items():
+            tile = tiling(count, 4 * width, four_bit=kernel == "w4a16")
+            if (kernel, tile) in seen:
+                continue
+            seen.add((kernel, tile))
+            constants = {"WHOLE": True, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
+            constants |= {"GROUP": 64} if kernel == "w4a16" else {"BLOCK_K": tile.block_k}
+            constants |= {"PER_TOKEN": 1} if kernel == "w8a8" else {}
+            options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+            name = f"{kernel} {tile.block_m}x{tile.block_n}"
+            yield name, getattr(kernels, kernel), common | pointers, constants, options
+
+
+def measure_kernels() -> None:
+    from benchmarks.aot import SHARED_LIMIT, compile_for
+
+    rows = []
+    for capability, limit in SHARED_LIMIT.items():
+        for name, kernel, signature, constants, options in kernel_variants([1, 197, 788, 12608]):
+            built = compile_for(kernel, signature, constants, capability, **options)
+            kinds = sorted(set(re.findall(r"(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[^ ;]*", built.ptx)))
+            row = {"capability": capability, "kernel": name, "registers": built.registers, "spills": built.spills}
+            rows.append({**row, "shared": built.shared, "shared_limit": 1024 * limit, "instructions": kinds})
+            print(capability, name, built.registers, built.spills, built.shared, kinds, flush=True)
+    write_results("quantization_kernels", rows)
+
+
+PARTS = {
+    "layers": measure_layers,
+    "models": measure_models,
+    "sizes": measure_sizes,
+    "accuracy": measure_accuracy,
+}
+NUMBERS = ("ratio", "ratio_low", "ratio_high", "ours_seconds", "theirs_seconds", "bytes", "accuracy", "loss")
+
+
+def merged(name: str, rows: list[dict[str, Any]], device: str) -> list[dict[str, Any]]:
+    """The rows of an earlier run on the same device and versions, where they were not measured anew, and these."""
+    earlier = read_results(name)
+    if earlier is None or (earlier["device"], earlier["versions"]) != (device_name(device), versions()):
+        return rows
+    table = {
+        tuple((key, value) for key, value in row.items() if key not in NUMBERS): row
+        for row in [*earlier["rows"], *rows]
+    }
+    return sorted(table.values(), key=lambda row: list(PARTS).index(row["part"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--parts", nargs="+", choices=(*PARTS, "kernels"), default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads, for both sides alike")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    name = f"quantization_{torch.device(args.device).type}"
+    for part in args.parts:
+        if part == "kernels":
+            measure_kernels()
+            continue
+        PARTS[part](
+            args.device, args.rounds, lambda rows: write_results(name, merged(name, rows, args.device), args.device)
+        )
+
+
+if __name__ == "__main__":
+    main()
