@@ -1,0 +1,127 @@
+"""The check of lesson 06 that needs Triton: a FlashAttention kernel, graded in a process of its own."""
+
+import inspect
+import linecache
+
+import torch
+import triton
+import triton.language as tl
+
+from vitcourse.course import kernels
+from vitcourse.course.checks import call, check
+from vitcourse.hardware.tiled_kernel import flash_kernel as _reference
+
+BLOCK = 16  # the smallest that tl.dot takes; the lesson launches larger ones
+
+
+def launch(kernel, q, k, v, scale):
+    """q, k, v (heads, n, D) -> (heads, n, D)."""
+    out = kernels.empty_like(q)
+    heads, n, d = q.shape
+    grid = (triton.cdiv(n, BLOCK), heads)
+    kernel[grid](q, k, v, out, out.stride(0), out.stride(1), n, scale, BLOCK=BLOCK, D=d)
+    return out
+
+
+@check(
+    "hardware.flash_kernel",
+    reference="vitcourse.hardware.tiled_kernel.flash_kernel",
+    level=5,
+    minutes=45,
+    why="It is the kernel that every large transformer runs on, in twenty lines, and you can change it.",
+    hints=[
+        "It is your attend_tile: a new peak, a factor for the old sums, new weights. `tl.max(scores, 1)` and "
+        "`tl.sum(weights, 1)` reduce along the keys.",
+        "The loop's last tile may reach beyond the last key. Loads need `mask=…, other=0.0`, but a key of zeros has the "
+        "score 0, not −∞: hide it with `tl.where`.",
+        "Write back only rows that exist, and only after the division by the total.",
+    ],
+    tolerance=5e-3,  # on a GPU tl.dot may cut float32 to the ten bits of TF32
+    gradients=False,
+    seconds=30.0,
+    runner=kernels.KernelRunner(launch),
+)
+def flash_kernel(rng):
+    def inputs(heads, n, d, size=1.0):
+        return [rng.normal(heads, n, d, dtype=torch.float32) * s for s in (size, size, 1.0)]
+
+    yield call(*inputs(1, 32, 16), 0.25).on("32 tokens, whole blocks")
+    yield call(*inputs(2, 21, 16), 0.3).on("21 tokens, no multiple of the block")
+    yield call(*inputs(1, 5, 32), 0.2).on("5 tokens, less than a block")
+    yield call(*inputs(1, 33, 16, size=6.0), 1.0).on("33 tokens with large scores")
+
+
+def _altered(old, new):
+    """The reference with one piece of its text exchanged, wherever it stands."""
+    text = inspect.getsource(_reference.fn)
+    if old not in text:
+        raise ValueError(f"flash_kernel has no {old!r}")
+    text = text.replace(old, new)
+    file = f"<flash_kernel {hash(text)}>"
+    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+    scope = {"__name__": __name__, "triton": triton, "tl": tl}
+    exec(compile(text, file, "exec"), scope)
+    return scope["flash_kernel"]
+
+
+flash_kernel.mistake(
+    "beyond-the-last-key",
+    "right only where N is a multiple of the block: keys beyond the last one are loaded as zeros, and a score of 0 is a "
+    "weight like any other",
+    _altered('        scores = tl.where(cols[None, :] < n, scores, float("-inf"))\n', ""),
+)
+flash_kernel.mistake(
+    "unmasked-loads",
+    "keys and values beyond the last one are read from memory that is not theirs: whatever lies there takes part, and a "
+    "weight of 0 times NaN is NaN",
+    _altered(", mask=cols[:, None] < n, other=0.0", ""),
+)
+flash_kernel.mistake(
+    "unmasked-store",
+    "the last block writes rows that do not exist: into the next head's, or into somebody else's memory",
+    _altered(", result, mask=rows[:, None] < n)", ", result)"),
+)
+flash_kernel.mistake(
+    "rest-forgotten",
+    "the loop stops before the last, incomplete tile: right only where N is a multiple of the block",
+    _altered("range(0, n, BLOCK)", "range(0, n // BLOCK * BLOCK, BLOCK)"),
+)
+flash_kernel.mistake(
+    "one-tile", "only the first tile of keys is looked at", _altered("range(0, n, BLOCK)", "range(0, BLOCK, BLOCK)")
+)
+flash_kernel.mistake(
+    "accumulator-not-shrunk",
+    "the accumulator is not rescaled when the peak rises: what was added before is relative to an older, smaller peak",
+    _altered("result * shrink[:, None] + ", "result + "),
+)
+flash_kernel.mistake(
+    "total-not-shrunk",
+    "the total is not rescaled when the peak rises, so the weights no longer sum to one",
+    _altered("total * shrink + ", "total + "),
+)
+flash_kernel.mistake(
+    "nothing-shrunk",
+    "neither sum is rescaled when the peak rises: early tiles count too much",
+    _altered("shrink = tl.exp(peak - new_peak)", "shrink = tl.where(peak == peak, 1.0, 1.0)"),
+)
+flash_kernel.mistake(
+    "peak-forgotten",
+    "the new peak is not kept for the next tile, which then shrinks the sums as if nothing had been seen yet",
+    _altered("        peak = new_peak\n", ""),
+)
+flash_kernel.mistake(
+    "peak-of-the-tile",
+    "the peak is that of the tile alone, and may fall: right for small scores, but the factor for the old sums can overflow",
+    _altered("tl.maximum(peak, tl.max(scores, 1))", "tl.max(scores, 1)"),
+)
+flash_kernel.mistake("no-scale", "the scores are not scaled", _altered(" * scale\n", "\n"))
+flash_kernel.mistake(
+    "never-divided",
+    "the weighted values are added up, but not divided by the sum of the weights",
+    _altered("(result / total[:, None])", "result"),
+)
+flash_kernel.mistake(
+    "first-head",
+    "every program works on the first head: the second number of the grid says which head is meant",
+    _altered("tl.program_id(1) * stride_head", "0 * stride_head"),
+)
