@@ -1,6 +1,9 @@
 """Parts that two or more model families share: one door to attention, the MLP, and two regularisers."""
 
+import sys
 from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +20,21 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tenso
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
 
 
-# Faster kernels join by their name; `auto` is what `attention` picks when nothing is asked for.
-ATTENTION_BACKENDS: dict[str, Callable[..., Tensor]] = {"math": math_attention, "sdpa": sdpa_attention}
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
+    """Our own Triton kernels (`vitcourse.hardware.flash`); PyTorch's where they cannot run, and a line says so."""
+    if _flash_capability(q.device, asked_for=True) is None:
+        return sdpa_attention(q, k, v, scale=scale, bias=bias)
+    from vitcourse.hardware import flash
+
+    return flash.flash_attention(q, k, v, scale=scale, bias=bias)
+
+
+# `auto` is what `attention` picks when nothing is asked for.
+ATTENTION_BACKENDS: dict[str, Callable[..., Tensor]] = {
+    "math": math_attention,
+    "sdpa": sdpa_attention,
+    "flash": flash_attention,
+}
 
 
 def attention_weights(q: Tensor, k: Tensor, *, scale: float | None = None, bias: Tensor | None = None) -> Tensor:
@@ -54,14 +70,15 @@ def attention(
         v: values (B, H, N_k, D_v).
         scale: factor on the dot products; 1/√D where None.
         bias: added to the scores before the softmax, broadcastable to (B, H, N_q, N_k). −inf hides a key.
-        backend: ``"math"`` (the plain equation), ``"sdpa"`` (PyTorch's fused kernels) or ``"auto"``, the
-            fastest at hand.
+        backend: ``"math"`` (the plain equation), ``"sdpa"`` (PyTorch's fused kernels), ``"flash"`` (ours, on NVIDIA
+            GPUs of compute capability ≥ 8.0 with Triton; elsewhere sdpa, and a line on stderr says so once) or
+            ``"auto"``, the fastest at hand: flash only where it has been measured to be.
 
     Returns:
         (B, H, N_q, D_v).
 
     Raises:
-        ValueError: an unknown backend; shapes that do not fit together.
+        ValueError: an unknown backend; shapes that do not fit together, or not into the backend asked for.
         TypeError: a boolean ``bias``, which backends would read differently.
 
     >>> q = k = v = torch.randn(2, 3, 5, 8)
@@ -78,20 +95,56 @@ def attention(
     if bias is not None and bias.dtype == torch.bool:
         raise TypeError("bias is boolean; pass torch.where(mask, 0.0, -torch.inf) to hide the keys where mask is False")
     if backend == "auto":
-        backend = _fastest(q, k, bias)
+        backend = _fastest(q, k, v, bias)
     if backend not in ATTENTION_BACKENDS:
         raise ValueError(f"attention backend {backend!r} is unknown; use 'auto' or one of {sorted(ATTENTION_BACKENDS)}")
     return ATTENTION_BACKENDS[backend](q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias)
 
 
-def _fastest(q: Tensor, k: Tensor, bias: Tensor | None) -> str:
+def _fastest(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> str:
     """On a CPU, fused kernels are slower than the plain equation where there is a bias, 1.2 to 1.6 times for windows.
 
     The equation needs the whole matrix, so long sequences, and those of unknown length in a graph, are left to fusion.
     """
+    if q.is_cuda:
+        return "flash" if bias is None and _flash_is_faster(q, k, v) else "sdpa"
     keys = k.shape[2]
     plain = bias is not None and q.device.type == "cpu" and q.dtype == torch.float32
     return "math" if plain and isinstance(keys, int) and keys <= 1024 else "sdpa"
+
+
+def _flash_is_faster(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether a committed measurement says so, for this chip, type and shape."""
+    capability = _flash_capability(q.device, asked_for=False)
+    if capability is None or k.shape != v.shape:
+        return False
+    from vitcourse.hardware.flash import plans
+
+    trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    return plans.is_faster(capability, q.dtype, q.shape[3], k.shape[2], trained)
+
+
+@torch.compiler.assume_constant_result  # a compiled graph takes the answer; the line is written while it is traced
+def _flash_capability(device: torch.device, asked_for: bool) -> tuple[int, int] | None:
+    """Compute capability of a device that runs our kernels, or None; who asked for them by name is told why."""
+    obstacle = _flash_obstacle(device)
+    if obstacle and asked_for:
+        _say_once(f"vitcourse: attention backend 'flash' {obstacle}; using 'sdpa' instead")
+    return None if obstacle else torch.cuda.get_device_capability(device)
+
+
+@cache
+def _flash_obstacle(device: torch.device) -> str | None:
+    if device.type != "cuda" or torch.version.hip:
+        return f"needs an NVIDIA GPU, and the tensors are on {device}"
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"needs compute capability 8.0, and {torch.cuda.get_device_name(device)} has less"
+    return None if find_spec("triton") else "needs Triton, which is not installed"
+
+
+@cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _shapes(*tensors: Tensor) -> str:

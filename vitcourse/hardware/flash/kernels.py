@@ -108,7 +108,8 @@ def _finish(out, lse, first, peak, total, tile, HEAD_DIM: tl.constexpr):
     Its lse is +∞: the backward pass makes probabilities of 2^−∞ = 0 from it, and gradients of 0.
     """
     blind = total == 0
-    _store(out, first, tile / tl.where(blind, 1.0, total)[:, None], HEAD_DIM)
+    total = tl.where(blind, 1.0, total)
+    _store(out, first, tile / total[:, None], HEAD_DIM)
     rows = first + tl.arange(0, tile.shape[0])
     tl.store(lse + rows, tl.where(blind, float("inf"), peak + tl.log2(total)), mask=rows < out[2])
 

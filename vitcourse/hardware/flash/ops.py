@@ -49,20 +49,22 @@ def _launch(plan: Plan, device: torch.device, programs: int, *arguments: Any) ->
     from vitcourse.hardware.flash import kernels
 
     kernel = getattr(kernels, plan.kernel)
-    if device.type != "cuda":
+    if device.type == "cpu":
         if isinstance(kernel, triton.JITFunction):
             raise RuntimeError(
                 f"flash attention needs CUDA, and the tensors are on {device}; use backend='sdpa', "
                 "or set TRITON_INTERPRET=1 before Triton is imported, to run the kernels slowly on a CPU"
             )
+        if arguments[0][0].dtype == torch.bfloat16:
+            raise TypeError("q, k and v are bfloat16, of which Triton's interpreter makes nonsense; use float16")
         kernel[(programs,)](*arguments, **plan.constants)
         return
     with torch.cuda.device(device):
         kernel[(programs,)](
             *arguments,
             **plan.constants,
-            num_warps=plan.num_warps,
-            num_stages=plan.num_stages,
+            num_warps=plan.warps,
+            num_stages=plan.stages,
             enable_fp_fusion=True,
         )
 
@@ -88,7 +90,7 @@ def run_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: flo
         return out.zero_(), lse.fill_(torch.inf)
     if out.numel() == 0:
         return out, lse
-    plan = plans.forward(n_k, d, q.element_size(), _capability(q.device))
+    plan = plans.forward(n_k, d, q.dtype, _capability(q.device))
     programs = -(-n_q // plan.constants["BLOCK_Q"])
     if plan.kernel == "forward_short" and b * h >= 2 * _multiprocessors(q.device):
         programs = 1
@@ -121,7 +123,7 @@ def run_backward(
     n_k = k.shape[2]
     q_, k_, v_, out_, dout_, dq, dk, dv = map(_strided, (q, k, v, out, dout, *gradients))
     bias_ = _biased(bias, q, k)
-    first, *second = plans.backward(n_k, d, q.element_size(), _capability(q.device))
+    first, *second = plans.backward(n_k, d, q.dtype, _capability(q.device), bias is not None)
     if first.kernel == "backward_short":
         tensors = q_, k_, v_, bias_, out_, lse, dout_, dq, dk, dv
         _launch(first, q.device, b * h, *tensors, h, n_q, n_k, scale)
@@ -144,11 +146,113 @@ def run_backward_bias(
     dout, q, k, v, out = map(readable, (dout, q, k, v, out))
     b, h, n_q, d = q.shape
     n_k = k.shape[2]
-    plan = plans.backward_bias(n_k, d, q.element_size(), _capability(q.device))
+    plan = plans.backward_bias(d, q.dtype, _capability(q.device))
     tiles = h * -(-n_q // plan.constants["BLOCK_Q"]) * -(-n_k // plan.constants["BLOCK_K"])
-    # Entries of their own: one part each. Shared entries: parts enough for any chip, and the same on every chip.
-    each = 1 if bias.shape[0] == b else -(-b // max(1, 1024 // tiles))
+    each = 1 if bias.shape[0] == b else -(-b // max(1, plans.BIAS_PROGRAMS // tiles))
     parts = q.new_empty(-(-b // each), h, n_q, n_k, dtype=torch.float32)
     tensors = _strided(q), _strided(k), _strided(v), _biased(bias, q, k), _strided(out), lse, _strided(dout), parts
     _launch(plan, q.device, parts.shape[0] * tiles, *tensors, b, h, n_q, n_k, each, scale)
     return parts.sum_to_size(bias.shape).to(bias.dtype)
+
+
+# ------------------------------------------------------------------------------------------------- the five operators
+
+
+def unpack(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k and v (B, H, N, D) as views of (B, N, 3, H, D)."""
+    return qkv.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    gradients = heads_last(q), heads_last(k), heads_last(v)
+    run_backward(dout, q, k, v, bias, out, lse, scale, gradients)
+    return gradients
+
+
+def forward_qkvpacked(qkv: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    return run_forward(*unpack(qkv), bias, scale)
+
+
+def backward_qkvpacked(
+    dout: Tensor, qkv: Tensor, bias: Tensor | None, out: Tensor, lse: Tensor, scale: float
+) -> Tensor:
+    """The three gradients, written where they belong in one: nothing is left to stack."""
+    gradient = torch.empty_like(qkv, memory_format=torch.contiguous_format)
+    run_backward(dout, *unpack(qkv), bias, out, lse, scale, unpack(gradient))
+    return gradient
+
+
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    return heads_last(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+OPERATORS = {
+    "flash_forward": (
+        "(Tensor q, Tensor k, Tensor v, Tensor? bias, float scale) -> (Tensor, Tensor)",
+        run_forward,
+        _fake_forward,
+    ),
+    "flash_backward": (
+        "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor out, Tensor lse, float scale)"
+        " -> (Tensor, Tensor, Tensor)",
+        backward,
+        lambda dout, q, k, v, bias, out, lse, scale: (heads_last(q), heads_last(k), heads_last(v)),
+    ),
+    "flash_backward_bias": (
+        "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor bias, Tensor out, Tensor lse, float scale) -> Tensor",
+        run_backward_bias,
+        lambda dout, q, k, v, bias, out, lse, scale: torch.empty_like(bias, memory_format=torch.contiguous_format),
+    ),
+    "flash_forward_qkvpacked": (
+        "(Tensor qkv, Tensor? bias, float scale) -> (Tensor, Tensor)",
+        forward_qkvpacked,
+        lambda qkv, bias, scale: _fake_forward(*unpack(qkv), bias, scale),
+    ),
+    "flash_backward_qkvpacked": (
+        "(Tensor dout, Tensor qkv, Tensor? bias, Tensor out, Tensor lse, float scale) -> Tensor",
+        backward_qkvpacked,
+        lambda dout, qkv, bias, out, lse, scale: torch.empty_like(qkv, memory_format=torch.contiguous_format),
+    ),
+}
+for _name, (_schema, _run, _fake) in OPERATORS.items():
+    torch.library.define(f"vitcourse::{_name}", _schema, lib=LIBRARY, tags=torch.Tag.pt2_compliant_tag)
+    for _device in DEVICES:
+        LIBRARY.impl(_name, _run, _device)
+    torch.library.register_fake(f"vitcourse::{_name}", _fake, lib=LIBRARY)
+
+
+# ----------------------------------------------------------------------------------------------------------- autograd
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.save_for_backward(*tensors, *output)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx: Any, dout: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    q, k, v, bias, out, lse = ctx.saved_tensors
+    arguments = dout, q, k, v, bias, out, lse, ctx.scale
+    dbias = torch.ops.vitcourse.flash_backward_bias(*arguments) if ctx.needs_input_grad[3] else None
+    return *torch.ops.vitcourse.flash_backward(*arguments), dbias, None
+
+
+def _backward_qkvpacked(ctx: Any, dout: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    qkv, bias, out, lse = ctx.saved_tensors
+    dbias = None
+    if ctx.needs_input_grad[1]:
+        dbias = torch.ops.vitcourse.flash_backward_bias(dout, *unpack(qkv), bias, out, lse, ctx.scale)
+    return torch.ops.vitcourse.flash_backward_qkvpacked(dout, qkv, bias, out, lse, ctx.scale), dbias, None
+
+
+def _no_second_derivative(ctx: Any, *_: Tensor | None) -> None:
+    raise RuntimeError("flash attention has no second derivative; use backend='math'")
+
+
+for _name, _gradient in {"flash_forward": _backward, "flash_forward_qkvpacked": _backward_qkvpacked}.items():
+    torch.library.register_autograd(f"vitcourse::{_name}", _gradient, setup_context=_save, lib=LIBRARY)
+for _name in ("flash_backward", "flash_backward_bias", "flash_backward_qkvpacked"):
+    torch.library.register_autograd(f"vitcourse::{_name}", _no_second_derivative, lib=LIBRARY)

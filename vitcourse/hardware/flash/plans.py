@@ -1,12 +1,30 @@
 """Which kernel, with which tiles, for which shape on which chip.
 
-A fixed table: trying tiles at run time costs seconds in every process, and what wins may differ from run to run. The
-table rests on compilations (``benchmarks/aot.py``: no spills, several blocks to a multiprocessor), not yet on a clock.
+A fixed table: trying tiles at run time would cost seconds in every process, and the winner, and with it the last bits
+of every result, could change from run to run. So far the table rests on what the compiler says (``benchmarks/aot.py``:
+no spills, and more than one block to a multiprocessor where possible), and not yet on a clock.
 """
 
 from typing import Any, NamedTuple
 
-SHORT = 256  # up to so many keys one program holds all of them
+import torch
+
+# Where attention(backend="auto") takes these kernels: (compute capability, type, D, with backward pass) -> ranges of N,
+# both ends included. Only what benchmarks/attention.py has measured as faster than every backend of PyTorch may stand
+# here, with its results committed. No GPU has been at hand yet.
+FASTER: dict[tuple[tuple[int, int], torch.dtype, int, bool], tuple[tuple[int, int], ...]] = {}
+
+SHORT = 256  # up to so many keys, one program holds all of them
+BIAS_PROGRAMS = 1024  # of the kernel for the gradient of a shared bias: enough for any chip, and the same on each
+
+
+class Tile(NamedTuple):
+    """Queries and keys of a tile, and how its kernel is launched."""
+
+    queries: int
+    keys: int
+    warps: int
+    stages: int
 
 
 class Plan(NamedTuple):
@@ -14,8 +32,69 @@ class Plan(NamedTuple):
 
     kernel: str
     constants: dict[str, Any]
-    num_warps: int
-    num_stages: int
+    warps: int
+    stages: int
+
+
+# For D up to 64, and up to 128. On Hopper and the big Blackwell chips ("shared") matrix instructions read shared
+# memory, and leave registers to spare for tiles; on all others ("registers") operands pass through registers. There are
+# no matrix instructions for exact float32: its tiles are small, and no reason to prefer these kernels.
+LONG: dict[str, dict[str, tuple[Tile, Tile]]] = {
+    "shared": {
+        "forward_long": (Tile(128, 64, 8, 3), Tile(128, 64, 8, 2)),
+        "backward_queries": (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2)),
+        "backward_keys": (Tile(64, 128, 8, 2), Tile(64, 64, 8, 2)),
+        "backward_bias": (Tile(64, 64, 8, 1), Tile(64, 64, 8, 1)),
+    },
+    "registers": {
+        "forward_long": (Tile(128, 64, 8, 3), Tile(128, 32, 8, 2)),
+        "backward_queries": (Tile(128, 64, 8, 2), Tile(32, 32, 4, 2)),
+        "backward_keys": (Tile(64, 128, 8, 2), Tile(64, 64, 8, 2)),
+        "backward_bias": (Tile(64, 64, 8, 1), Tile(64, 64, 8, 1)),
+    },
+    "float32": {
+        "forward_long": (Tile(32, 32, 8, 1), Tile(16, 32, 8, 1)),
+        "backward_queries": (Tile(32, 32, 8, 1), Tile(32, 32, 16, 1)),
+        "backward_keys": (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+        "backward_bias": (Tile(32, 32, 8, 1), Tile(16, 32, 8, 1)),
+    },
+}
+
+# The one backward kernel for few keys, for D up to 64, by the number of keys. A bias leaves no registers for 256.
+BACKWARD_SHORT: dict[str, tuple[Tile, ...]] = {
+    "shared": (Tile(64, 64, 4, 1), Tile(64, 128, 8, 1), Tile(32, 256, 8, 1)),
+    "registers": (Tile(16, 64, 4, 1), Tile(32, 128, 8, 1)),
+    "float32": (),
+}
+
+
+def is_faster(capability: tuple[int, int], dtype: torch.dtype, head_dim: int, n_k: int, backward: bool) -> bool:
+    """Whether measurements say that these kernels are the fastest."""
+    return any(first <= n_k <= last for first, last in FASTER.get((capability, dtype, head_dim, backward), ()))
+
+
+def forward(n_k: int, head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> Plan:
+    """For few keys one kernel on all chips: 64 queries at a time, and the keys in pieces."""
+    kind, width = _kind(dtype, capability), padded(head_dim)
+    if kind == "float32" or width > 64 or n_k > SHORT + 16:
+        return _long("forward_long", kind, head_dim, n_k)
+    constants = {"HEAD_DIM": head_dim, "BLOCK_D": width, "BLOCK_Q": 64, "PIECES": pieces(n_k)}
+    return Plan("forward_short", constants, 4, 1)
+
+
+def backward(
+    n_k: int, head_dim: int, dtype: torch.dtype, capability: tuple[int, int], biased: bool
+) -> tuple[Plan, ...]:
+    """One kernel where a tile holds all keys, two elsewhere."""
+    kind, width = _kind(dtype, capability), padded(head_dim)
+    for tile in BACKWARD_SHORT[kind]:
+        if width <= 64 and n_k <= tile.keys <= (128 if biased else 256):
+            return (_plan("backward_short", tile, head_dim),)
+    return _long("backward_queries", kind, head_dim, n_k), _long("backward_keys", kind, head_dim)
+
+
+def backward_bias(head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> Plan:
+    return _long("backward_bias", _kind(dtype, capability), head_dim)
 
 
 def pieces(n_k: int) -> tuple[tuple[int, int], ...]:
@@ -25,19 +104,19 @@ def pieces(n_k: int) -> tuple[tuple[int, int], ...]:
     ((0, 128), (128, 64), (192, 16))
     """
     found, first = [], 0
-    while n_k - first > 16:
+    while n_k > first:
         left = n_k - first
-        size = 128 if left > 80 else 64
+        size = (
+            128 if left > 80 and first == 0 else 64 if left > 16 else 16
+        )  # a second 128 would cost too many registers
         found.append((first, size))
         first += size
-    if first < n_k:
-        found.append((first, 16))
     return tuple(found)
 
 
-def padded(head_dim: int) -> int:
-    """The power of two, at least 16, that a tile needs for the head dimension."""
-    return max(16, 1 << (head_dim - 1).bit_length())
+def padded(length: int) -> int:
+    """The power of two, at least 16, that a tile's side of this length needs."""
+    return max(16, 1 << (length - 1).bit_length())
 
 
 def tail(n_k: int, block: int) -> int:
@@ -46,26 +125,18 @@ def tail(n_k: int, block: int) -> int:
     return left and padded(left)
 
 
-def forward(n_k: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> Plan:
-    block_d = padded(head_dim)
-    common = {"HEAD_DIM": head_dim, "BLOCK_D": block_d}
-    if n_k <= SHORT + 16 and itemsize == 2:
-        return Plan("forward_short", {**common, "BLOCK_Q": 64, "PIECES": pieces(n_k)}, 4, 1)
-    return Plan("forward_long", {**common, "BLOCK_Q": 128, "BLOCK_K": 64, "TAIL": tail(n_k, 64)}, 8, 3)
+def _kind(dtype: torch.dtype, capability: tuple[int, int]) -> str:
+    if dtype == torch.float32:
+        return "float32"
+    return "shared" if capability[0] in (9, 10) else "registers"
 
 
-def backward(n_k: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> tuple[Plan, ...]:
-    block_d = padded(head_dim)
-    common = {"HEAD_DIM": head_dim, "BLOCK_D": block_d}
-    if n_k <= SHORT and itemsize == 2:
-        return (Plan("backward_short", {**common, "BLOCK_Q": 32, "BLOCK_K": 256}, 8, 1),)
-    return (
-        Plan("backward_queries", {**common, "BLOCK_Q": 64, "BLOCK_K": 64, "TAIL": tail(n_k, 64)}, 4, 2),
-        Plan("backward_keys", {**common, "BLOCK_Q": 64, "BLOCK_K": 64}, 4, 2),
-    )
+def _long(kernel: str, kind: str, head_dim: int, n_k: int | None = None) -> Plan:
+    """``n_k`` where the kernel goes through the keys, and needs to know what is left at the end."""
+    tile = LONG[kind][kernel][padded(head_dim) > 64]
+    return _plan(kernel, tile, head_dim, **({} if n_k is None else {"TAIL": tail(n_k, tile.keys)}))
 
 
-def backward_bias(n_k: int, head_dim: int, itemsize: int, capability: tuple[int, int]) -> Plan:
-    return Plan(
-        "backward_bias", {"HEAD_DIM": head_dim, "BLOCK_D": padded(head_dim), "BLOCK_Q": 64, "BLOCK_K": 64}, 4, 1
-    )
+def _plan(kernel: str, tile: Tile, head_dim: int, **constants: int) -> Plan:
+    sizes = {"HEAD_DIM": head_dim, "BLOCK_D": padded(head_dim), "BLOCK_Q": tile.queries, "BLOCK_K": tile.keys}
+    return Plan(kernel, sizes | constants, tile.warps, tile.stages)
