@@ -193,8 +193,13 @@ def rounded(model: nn.Module, bits: int, group_size: int | None) -> nn.Module:
 # ------------------------------------------------------------------------------------------------------------- kernels
 
 
-def kernel_variants(tokens: list[int], width: int = 768) -> Iterator[tuple[str, Any, dict, dict, dict]]:
-    """For ``compile_for``: every kernel as it is launched for a layer (width, 4 · width), in bfloat16."""
+KERNELS = ("w8a8", "w8a16", "w4a16")
+
+
+def kernel_variants(
+    tokens: list[int], width: int = 768, only: tuple[str, ...] = KERNELS
+) -> Iterator[tuple[str, Any, dict, dict, dict]]:
+    """For ``compile_for``: the kernels as they are launched for a layer (width, 4 · width), in bfloat16."""
     from vitcourse.hardware.quantize import kernels
 
     common = dict.fromkeys(("M", "N", "K"), "i32:16") | {"M": "i32", "weight_scale_ptr": "*fp32:16"}
@@ -206,7 +211,7 @@ def kernel_variants(tokens: list[int], width: int = 768) -> Iterator[tuple[str, 
     }
     seen = set()
     for count in tokens:
-        for kernel, pointers in inputs.items():
+        for kernel in only:
             tile = tiling(count, 4 * width, four_bit=kernel == "w4a16")
             if (kernel, tile) in seen:
                 continue
@@ -216,7 +221,7 @@ def kernel_variants(tokens: list[int], width: int = 768) -> Iterator[tuple[str, 
             constants |= {"PER_TOKEN": 1} if kernel == "w8a8" else {}
             options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
             name = f"{kernel} {tile.block_m}x{tile.block_n}"
-            yield name, getattr(kernels, kernel), common | pointers, constants, options
+            yield name, getattr(kernels, kernel), common | inputs[kernel], constants, options
 
 
 def measure_kernels() -> None:
