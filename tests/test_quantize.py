@@ -179,6 +179,8 @@ def test_integer_products_are_exact(fast, monkeypatch):
     for m, k, n in [(1, 1, 1), (3, 5, 7), (0, 8, 3), (2, 0, 3), (33, 3000, 17), (197, 768, 5)]:
         x, w = (torch.randint(-128, 128, (rows, k), dtype=torch.int8) for rows in (m, n))
         assert torch.equal(ops.int8_matmul(x, w).long(), x.long() @ w.long().t())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ops.int8_matmul(x, w).long(), x.long() @ w.long().t())
     for value in (127, -128):
         x, w = torch.full((40, 4096), -128, dtype=torch.int8), torch.full((24, 4096), value, dtype=torch.int8)
         assert (ops.int8_matmul(x, w) == -128 * value * 4096).all()

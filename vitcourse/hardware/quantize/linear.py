@@ -27,7 +27,7 @@ class QuantizedLinear(nn.Module):
                 "learning rate, or leave the layer out by skip="
             )
         self.register_buffer("weight_scale", scale)
-        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach(), requires_grad=False)
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
 
     def dequantize(self) -> Tensor:
         """The weights that the integers stand for: (out_features, in_features) float32."""

@@ -97,8 +97,9 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
     if x.device.type == "cpu" and HAS_FAST_INT8:
         return torch._int_mm(x, weight.t())
     total = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.int32, device=x.device)
-    for a, b in zip(x.split(EXACT_TERMS, dim=1), weight.split(EXACT_TERMS, dim=1), strict=True):
-        total += F.linear(a.float(), b.float()).int()
+    with torch.autocast(x.device.type, enabled=False):  # it would round the sums
+        for a, b in zip(x.split(EXACT_TERMS, dim=1), weight.split(EXACT_TERMS, dim=1), strict=True):
+            total += F.linear(a.float(), b.float()).int()
     return total
 
 
