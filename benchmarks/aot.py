@@ -3,16 +3,26 @@
     python -m benchmarks.aot
 
 Every kernel is compiled ahead of time, in each configuration that ships, and the machine code is read: tensor-core
-instructions, registers and spills of a thread, shared memory of a block. Results: ``aot.json``.
+instructions, registers and spills of a thread, shared memory of a block. Results: ``aot.json``. Fails where a kernel in
+half precision has no tensor-core instructions, or wants more shared memory than the chip has.
 """
 
+import argparse
+import os
 import re
 import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import torch
+
+from benchmarks.common import write_results
+from vitcourse.hardware.flash import plans
 
 SHARED_LIMIT = {
     80: 163,
@@ -32,7 +42,6 @@ class Compiled:
     registers: int  # of a thread; 255 are the most
     spills: int  # 32-bit words of a thread that did not fit into registers, and went to slow memory
     shared: int  # bytes of a block
-    threads: int  # of a block
     matrix: tuple[str, ...]  # kinds of tensor-core instructions in its PTX
     ptx: str
 
@@ -45,7 +54,8 @@ def compile_for(
     Args:
         kernel: the function, in a process that was started without TRITON_INTERPRET.
         signature: the type of each run-time argument, a tuple of types for a tuple: ``"*bf16:16"``, ``"i32"``,
-            ``"i32:16"``, ``"fp32"``. ``:16`` promises divisibility by 16, as Triton finds it at run time.
+            ``"i32:16"``, ``"fp32"``. ``:16`` promises divisibility by 16, and the integer 1 stands for itself, as
+            Triton finds them at run time.
         constants: the value of each constexpr argument, and of those that are None.
         capability: 80, 86, 89, 90, 100 or 120.
         options: ``num_warps``, ``num_stages`` and the like, as at a launch.
@@ -60,13 +70,9 @@ def compile_for(
     if not isinstance(kernel, triton.runtime.JITFunction):
         raise TypeError(f"{kernel} cannot be compiled; start a process without TRITON_INTERPRET")
     types = {name: _types(signature[name]) if name in signature else "constexpr" for name in kernel.arg_names}
-    attrs = {
-        path: [["tt.divisibility", 16]]
-        for i, name in enumerate(kernel.arg_names)
-        for path, text in _leaves((i,), signature.get(name, ""))
-        if text.endswith(":16")
-    }
-    source = ASTSource(kernel, types, constants, attrs)
+    leaves = [leaf for i, name in enumerate(kernel.arg_names) for leaf in _leaves((i,), signature.get(name, ""))]
+    attrs = {path: [["tt.divisibility", 16]] for path, kind in leaves if str(kind).endswith(":16")}
+    source = ASTSource(kernel, types, constants | {path: kind for path, kind in leaves if kind == 1}, attrs)
     target = GPUTarget("cuda", capability, 32)
     built = triton.compile(source, target=target, options={"enable_fp_fusion": True, **options})
     usage = _resource_usage(built.asm["cubin"])
@@ -74,21 +80,22 @@ def compile_for(
         registers=usage["REG"],
         spills=usage["STACK"] // 4,
         shared=built.metadata.shared,
-        threads=32 * int(re.search(r"\.reqntid (\d+)|\.maxntid (\d+)", built.asm["ptx"]).group(1)) // 32,
         matrix=tuple(name for name in MATRIX_INSTRUCTIONS if name in built.asm["ptx"]),
         ptx=built.asm["ptx"],
     )
 
 
-def _types(text: str | tuple) -> str | tuple:
-    return tuple(map(_types, text)) if isinstance(text, tuple) else text.removesuffix(":16")
+def _types(kind: str | int | tuple) -> str | tuple:
+    if isinstance(kind, tuple):
+        return tuple(map(_types, kind))
+    return "constexpr" if kind == 1 else kind.removesuffix(":16")
 
 
-def _leaves(path: tuple[int, ...], text: str | tuple) -> list[tuple[tuple[int, ...], str]]:
+def _leaves(path: tuple[int, ...], kind: str | int | tuple) -> list[tuple[tuple[int, ...], str | int]]:
     """Every type with the path that leads to it."""
-    if isinstance(text, str):
-        return [(path, text)]
-    return [leaf for i, part in enumerate(text) for leaf in _leaves((*path, i), part)]
+    if not isinstance(kind, tuple):
+        return [(path, kind)]
+    return [leaf for i, part in enumerate(kind) for leaf in _leaves((*path, i), part)]
 
 
 @cache
@@ -106,3 +113,109 @@ def _resource_usage(cubin: bytes) -> dict[str, int]:
         command = [_cuobjdump(), "--dump-resource-usage", path]
         text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", text.splitlines()[-1])}
+
+
+# ------------------------------------------------------------------------------------------------------ FlashAttention
+
+
+@dataclass(frozen=True)
+class FlashCase:
+    """One kernel, for one class of shapes on one chip."""
+
+    plan: plans.Plan
+    capability: int
+    dtype: str
+    head_dim: int
+    n_k: int
+    biased: bool
+
+
+SHAPES = {  # N and D in half precision: one of each class, and 197 and 577 at the head dimensions that models have
+    False: [
+        (50, 64),
+        (128, 64),
+        (197, 64),
+        (257, 64),
+        (577, 64),
+        (640, 64),
+        (197, 32),
+        (577, 32),
+        (577, 80),
+        (577, 128),
+    ],
+    True: [(49, 32), (128, 64), (197, 64), (577, 64), (577, 128)],
+}
+FLOAT32_SHAPES = [(577, 64), (577, 128)]
+
+
+def flash_cases(capability: int) -> Iterator[FlashCase]:
+    """Every kernel with every tiling that `plans` may choose on a chip, once."""
+    chip, seen = divmod(capability, 10), []
+    for biased, shapes in SHAPES.items():
+        for dtype, (n_k, dim) in [("bf16", shape) for shape in shapes] + [("fp32", shape) for shape in FLOAT32_SHAPES]:
+            kind = torch.float32 if dtype == "fp32" else torch.bfloat16
+            chosen = [plans.forward(n_k, dim, kind, chip, biased), *plans.backward(n_k, dim, kind, chip, biased)]
+            for plan in chosen + [plans.backward_bias(dim, kind, chip)] * biased:
+                if (plan, dtype, biased) not in seen:
+                    seen.append((plan, dtype, biased))
+                    yield FlashCase(plan, capability, dtype, dim, n_k, biased)
+
+
+def compile_flash(case: FlashCase) -> Compiled:
+    """With addresses and strides as models have them, divisible by 16; lengths, and a bias's strides, are not."""
+    from vitcourse.hardware.flash import kernels
+
+    kernel = getattr(kernels, case.plan.kernel)
+    tensor = (f"*{case.dtype}:16", "i32:16", "i32:16", "i32:16")
+    types = {"bias": ("*fp32:16", "i32", "i32", "i32", 1), "scale": "fp32"}
+    types |= dict.fromkeys(("lse", "delta", "dbias"), "*fp32:16")
+    types |= dict.fromkeys(("q", "k", "v", "out", "dout", "dq", "dk", "dv"), tensor)
+    constants = case.plan.constants | ({} if case.biased else {"bias": None})
+    names = [name for name in kernel.arg_names if name not in constants]
+    signature = {name: types.get(name, "i32") for name in names}
+    launch = {"num_warps": case.plan.warps, "num_stages": case.plan.stages}
+    return compile_for(kernel, signature, constants, case.capability, **launch)
+
+
+def wanted_instructions(capability: int) -> str:
+    """The tensor-core instructions of a chip's own generation."""
+    return {90: "wgmma.mma_async", 100: "tcgen05.mma"}.get(capability, "mma.sync")
+
+
+def flash_row(case: FlashCase) -> dict[str, Any]:
+    found = compile_flash(case)
+    sizes = {name: size for name, size in case.plan.constants.items() if name not in ("HEAD_DIM", "BLOCK_D")}
+    return {
+        "kernel": case.plan.kernel,
+        "capability": case.capability,
+        "dtype": case.dtype,
+        "head_dim": case.head_dim,
+        "n_k": case.n_k,
+        "bias": case.biased,
+        "tile": " ".join(f"{name}={size}" for name, size in sizes.items()),
+        "warps": case.plan.warps,
+        "registers": found.registers,
+        "spills": found.spills,
+        "shared_kib": found.shared / 1024,
+        "matrix": list(found.matrix),
+        "passed": found.shared <= 1024 * SHARED_LIMIT[case.capability]
+        and (case.dtype == "fp32" or wanted_instructions(case.capability) in found.matrix),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--capabilities", type=int, nargs="+", default=list(SHARED_LIMIT), choices=list(SHARED_LIMIT))
+    chosen = parser.parse_args(argv).capabilities
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 is set; unset it, for an interpreted kernel cannot be compiled")
+    rows = []
+    for case in (case for capability in chosen for case in flash_cases(capability)):
+        rows.append(flash_row(case))
+        print(*(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+    write_results("aot", rows)
+    return 0 if all(row["passed"] for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from vitcourse import layers
 from vitcourse.layers import (
     DropPath,
     LayerScale,
@@ -17,7 +18,7 @@ from vitcourse.layers import (
     to_pair,
 )
 
-BACKENDS = ("math", "sdpa")  # those that run on every device
+BACKENDS = ("math", "sdpa", "flash")  # flash is sdpa where its kernels cannot run
 
 
 def qkv(batch=2, heads=3, queries=7, keys=11, dim=8, dim_v=5, dtype=torch.float64):
@@ -68,6 +69,40 @@ def test_auto_never_fails_where_sdpa_works():
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         q, k, v = qkv(dtype=dtype)
         assert torch.equal(attention(q, k, v), F.scaled_dot_product_attention(q, k, v))
+
+
+def test_flash_says_once_why_another_backend_is_used(capsys):
+    layers._say_once.cache_clear()
+    q, k, v = qkv()
+    for _ in range(2):
+        assert torch.equal(attention(q, k, v, backend="flash"), attention(q, k, v, backend="sdpa"))
+    assert capsys.readouterr().err == (
+        "vitcourse: attention backend 'flash' needs an NVIDIA GPU, and the tensors are on cpu; using 'sdpa' instead\n"
+    )
+    attention(q, k, v, backend="auto")
+    assert capsys.readouterr().err == "", "nobody asked for flash"
+
+
+@pytest.mark.parametrize(
+    ("capability", "triton", "reason"),
+    [
+        ((7, 5), True, "needs compute capability 8.0, and Tesla T4 has less"),
+        ((8, 0), False, "needs Triton, which is not installed"),
+        ((8, 0), True, None),
+    ],
+)
+def test_what_keeps_flash_from_running_on_a_gpu(monkeypatch, capability, triton, reason):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")
+    monkeypatch.setattr(layers, "find_spec", lambda name: object() if triton else None)
+    assert layers._flash_obstacle.__wrapped__(torch.device("cuda:0")) == reason
+
+
+def test_asking_for_flash_compiles_to_one_graph():
+    q, k, v = qkv()
+    layers._say_once.cache_clear()
+    compiled = torch.compile(lambda q, k, v: attention(q, k, v, backend="flash"), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(q, k, v), attention(q, k, v, backend="math"))
 
 
 def test_attention_weights_are_probabilities():

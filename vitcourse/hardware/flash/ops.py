@@ -90,7 +90,7 @@ def run_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: flo
         return out.zero_(), lse.fill_(torch.inf)
     if out.numel() == 0:
         return out, lse
-    plan = plans.forward(n_k, d, q.dtype, _capability(q.device))
+    plan = plans.forward(n_k, d, q.dtype, _capability(q.device), bias is not None)
     programs = -(-n_q // plan.constants["BLOCK_Q"])
     if plan.kernel == "forward_short" and b * h >= 2 * _multiprocessors(q.device):
         programs = 1

@@ -14,7 +14,7 @@ import torch
 # here, with its results committed. No GPU has been at hand yet.
 FASTER: dict[tuple[tuple[int, int], torch.dtype, int, bool], tuple[tuple[int, int], ...]] = {}
 
-SHORT = 256  # up to so many keys, one program holds all of them
+SHORT, SHORT_BIASED = 256, 128  # up to so many keys one program holds all of them; a bias needs registers, too
 BIAS_PROGRAMS = 1024  # of the kernel for the gradient of a shared bias: enough for any chip, and the same on each
 
 
@@ -50,7 +50,7 @@ LONG: dict[str, dict[str, tuple[Tile, Tile]]] = {
         "forward_long": (Tile(128, 64, 8, 3), Tile(128, 32, 8, 2)),
         "backward_queries": (Tile(128, 64, 8, 2), Tile(32, 32, 4, 2)),
         "backward_keys": (Tile(64, 128, 8, 2), Tile(64, 64, 8, 2)),
-        "backward_bias": (Tile(64, 64, 8, 1), Tile(64, 64, 8, 1)),
+        "backward_bias": (Tile(64, 32, 8, 1), Tile(32, 32, 8, 1)),
     },
     "float32": {
         "forward_long": (Tile(32, 32, 8, 1), Tile(16, 32, 8, 1)),
@@ -60,7 +60,7 @@ LONG: dict[str, dict[str, tuple[Tile, Tile]]] = {
     },
 }
 
-# The one backward kernel for few keys, for D up to 64, by the number of keys. A bias leaves no registers for 256.
+# The one backward kernel for few keys, for D up to 64, by the number of keys.
 BACKWARD_SHORT: dict[str, tuple[Tile, ...]] = {
     "shared": (Tile(64, 64, 4, 1), Tile(64, 128, 8, 1), Tile(32, 256, 8, 1)),
     "registers": (Tile(16, 64, 4, 1), Tile(32, 128, 8, 1)),
@@ -73,10 +73,10 @@ def is_faster(capability: tuple[int, int], dtype: torch.dtype, head_dim: int, n_
     return any(first <= n_k <= last for first, last in FASTER.get((capability, dtype, head_dim, backward), ()))
 
 
-def forward(n_k: int, head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> Plan:
+def forward(n_k: int, head_dim: int, dtype: torch.dtype, capability: tuple[int, int], biased: bool) -> Plan:
     """For few keys one kernel on all chips: 64 queries at a time, and the keys in pieces."""
     kind, width = _kind(dtype, capability), padded(head_dim)
-    if kind == "float32" or width > 64 or n_k > SHORT + 16:
+    if kind == "float32" or width > 64 or n_k > (SHORT_BIASED if biased else SHORT + 16):
         return _long("forward_long", kind, head_dim, n_k)
     constants = {"HEAD_DIM": head_dim, "BLOCK_D": width, "BLOCK_Q": 64, "PIECES": pieces(n_k)}
     return Plan("forward_short", constants, 4, 1)
@@ -88,7 +88,7 @@ def backward(
     """One kernel where a tile holds all keys, two elsewhere."""
     kind, width = _kind(dtype, capability), padded(head_dim)
     for tile in BACKWARD_SHORT[kind]:
-        if width <= 64 and n_k <= tile.keys <= (128 if biased else 256):
+        if width <= 64 and n_k <= tile.keys <= (SHORT_BIASED if biased else SHORT):
             return (_plan("backward_short", tile, head_dim),)
     return _long("backward_queries", kind, head_dim, n_k), _long("backward_keys", kind, head_dim)
 

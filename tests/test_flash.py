@@ -1,0 +1,107 @@
+"""FlashAttention without a GPU: run by Triton's interpreter, compiled ahead of time, refused where it cannot run.
+
+Both the interpreter and the compiler claim a process for themselves: TRITON_INTERPRET counts when Triton is imported.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitcourse.hardware.flash import plans
+
+TESTS = Path(__file__).parent
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    kept = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    kept["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), kept.get("PYTHONPATH", "")])
+    return subprocess.run([sys.executable, *command], env=kept | environment, capture_output=True, text=True)
+
+
+def test_the_fuzz_under_the_interpreter():
+    pytest.importorskip("triton")
+    ran = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "flash_fuzz.py"), TRITON_INTERPRET="1")
+    assert ran.returncode == 0, ran.stdout[-5000:]
+    assert " passed" in ran.stdout
+    assert "skipped" not in ran.stdout
+
+
+def test_without_the_interpreter_a_cpu_is_refused():
+    pytest.importorskip("triton")
+    program = """
+import torch
+from vitcourse.hardware import flash_attention
+q = torch.zeros(1, 1, 4, 16)
+try:
+    flash_attention(q, q, q)
+except RuntimeError as error:
+    print(error)
+"""
+    said = run("-c", program).stdout
+    assert "needs CUDA, and the tensors are on cpu; use backend='sdpa', or set TRITON_INTERPRET=1" in said
+
+
+# -------------------------------------------------------------------------------------------------------------- plans
+
+
+def test_pieces_cover_the_keys_and_only_the_last_is_not_full():
+    for n_k in range(1, plans.SHORT + 17):
+        pieces = plans.pieces(n_k)
+        assert [first for first, _ in pieces] == [sum(size for _, size in pieces[:i]) for i in range(len(pieces))]
+        first, size = pieces[-1]
+        assert first < n_k <= first + size
+        assert all(size & (size - 1) == 0 and size >= 16 for _, size in pieces)
+    assert plans.pieces(257) == ((0, 128), (128, 64), (192, 64), (256, 16))
+
+
+def test_tails_hold_what_the_full_tiles_leave():
+    assert [plans.tail(n, 64) for n in (64, 65, 80, 81, 127, 640)] == [0, 16, 16, 32, 64, 0]
+
+
+@pytest.mark.parametrize("head_dim", [1, 16, 20, 64, 72, 80, 128])
+def test_head_dimensions_are_padded_to_powers_of_two(head_dim):
+    width = plans.padded(head_dim)
+    assert width & (width - 1) == 0
+    assert max(16, head_dim) <= width < max(17, 2 * head_dim)
+
+
+def test_operators_know_their_shapes_without_a_device():
+    """What a compiler is told, of tensors that exist nowhere."""
+    from vitcourse.hardware import flash_attention, flash_attention_qkvpacked
+
+    q, k, v = (torch.empty(2, 3, n, 16, device="meta", requires_grad=True) for n in (5, 7, 7))
+    out = flash_attention(q, k, v)
+    assert (out.shape, out.stride()) == ((2, 3, 5, 16), (240, 16, 48, 1))
+    gradients = torch.autograd.grad(out.sum(), (q, k, v))
+    assert [g.shape for g in gradients] == [q.shape, k.shape, v.shape]
+    qkv = torch.empty(2, 5, 3, 3, 16, device="meta", requires_grad=True)
+    (gradient,) = torch.autograd.grad(flash_attention_qkvpacked(qkv).sum(), qkv)
+    assert gradient.shape == qkv.shape
+    assert gradient.is_contiguous()
+
+
+# ------------------------------------------------------------------------------------------------------------ compiler
+
+
+@pytest.mark.parametrize(("capability", "lengths"), [(80, [50]), (90, [257, 577])])
+def test_kernels_compile_to_tensor_core_instructions(capability, lengths):
+    """One shape of each kernel; ``python -m benchmarks.aot`` compiles all that ship, for all chips."""
+    pytest.importorskip("triton")
+    program = f"""
+from benchmarks.aot import flash_cases, flash_row
+for case in flash_cases({capability}):
+    if case.n_k in {lengths} and (case.head_dim, case.dtype, case.biased) == (64, "bf16", False):
+        row = flash_row(case)
+        print(row["kernel"], row["passed"], row["spills"])
+"""
+    ran = run("-c", program)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    kernels = {
+        80: ["backward_short", "forward_short"],
+        90: ["backward_keys", "backward_queries", "forward_long", "forward_short"],
+    }[capability]
+    assert sorted(ran.stdout.splitlines()) == [f"{kernel} True 0" for kernel in kernels]
