@@ -695,7 +695,7 @@ expect("what scales per channel bring at 2 bits, in points", gain, at_least=1.5)
 
 # %% [markdown]
 # This ViT is an easy patient: half a million weights for ten kinds of clothing, and a margin to spare. With two bits a weight is −1, 0 or
-# 1 times its channel's scale, and hardly anything is lost. (We had expected it to break at three.) Do not expect that of a large
+# 1 times its channel's scale, and little is lost. (We had expected it to break at three.) Do not expect that of a large
 # model: there four bits are hard, and one reason is not in the weights at all. See section 6.
 #
 # ### Exercise 5 · `pack_int4`
@@ -809,6 +809,7 @@ def smoothing_factors(largest, weight, alpha):
     # </solution>
 
 
+# %%
 def smoothed(model):
     """The same function, with the outliers shared between activations and weights."""
     readers = [linear for block in model.blocks for linear in (block.attn.qkv, block.mlp.fc1)]
@@ -861,8 +862,8 @@ gap = max(
 expect("your smoothed norms against the library's, relative difference", gap, at_most=1e-4)
 
 # %% [markdown]
-# Again the patient is tougher than we thought: with a scale for each token, outliers of a factor of 100 leave the other channels three
-# codes (−1, 0, 1), and nothing is lost. But the cliff is there.
+# Again the patient is tougher than we thought: with a scale for each token, outliers of a factor of 100 leave the other channels about
+# three codes (−1, 0, 1), and it still knows its clothing. But the cliff is there, and where it lies nobody tells you beforehand.
 #
 # **Why is int8 not always faster?** A quantized layer does more work, not less. It wins where what it saves is what the chip waits for,
 # *and* somebody wrote the kernel for it:
@@ -903,12 +904,12 @@ swept = results("quantization_cpu")
 if swept:
     rows = [row for row in swept["rows"] if row.get("part") == "layers" and row["tokens"] == 197]
     pairs = list(dict.fromkeys((row["scheme"], row["peer"]) for row in rows))
-    labels = [f"{scheme} / {'float32' if peer == 'real' else peer}" for scheme, peer in pairs]
+    names = [f"{scheme} / {'float32' if peer == 'real' else peer}" for scheme, peer in pairs]
     for i, pair in enumerate(pairs):
         ratios = [row["ratio"] for row in rows if (row["scheme"], row["peer"]) == pair]
         swept_ax.plot(ratios, [i] * len(ratios), "o", color=plot.ORANGE if "torchao" in pair[1] else plot.BLUE)
     swept_ax.axvline(1, color=plot.BLACK, linestyle=":")
-    swept_ax.set_yticks(range(len(pairs)), labels, fontsize=9)
+    swept_ax.set_yticks(range(len(pairs)), names, fontsize=9)
     swept_ax.set(xlabel="ratio of times, 197 tokens", xlim=(0, 2.2), title="four layers of a ViT-B")
     swept_ax.invert_yaxis()
     print(f"right: {swept['device']}, {swept['date']}, torch {swept['versions']['torch']}")
