@@ -263,6 +263,22 @@ def test_macs_are_those_of_the_formula(vit):
     assert count_macs(small, torch.zeros(1, 1, 16, 16).double()) == 16 * 16 * 24 + blocks + 24 * 5
 
 
+def test_the_counter_sees_attention_of_every_backend(vit):
+    images, seen = torch.zeros(1, 1, 16, 16).double(), []
+    for backend in ("math", "sdpa", "auto"):
+        for block in vit.blocks:
+            block.attn.backend = backend
+        seen.append(count_macs(vit, images))
+        assert all(block.attn.backend == backend for block in vit.blocks)
+    assert len(set(seen)) == 1
+
+
+def test_a_layer_that_never_runs(vit, batches):
+    vit.spare = copy.deepcopy(vit.blocks[0].mlp)
+    with pytest.raises(ValueError, match="spare did not run on the calibration images"):
+        prune_model(vit, batches)
+
+
 def test_what_matters_stays(vit, batches):
     """Units whose outlet is zero do nothing, so they go first, and nothing changes."""
     with torch.no_grad():

@@ -69,8 +69,15 @@ def count_macs(model: nn.Module, images: Tensor) -> int:
 
 
 def _count(model: nn.Module, images: Tensor) -> FlopCounterMode:
-    with _evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images)
+    mixers = [(m, m.backend) for m in model.modules() if isinstance(getattr(m, "backend", None), str)]
+    try:
+        for mixer, _ in mixers:
+            mixer.backend = "sdpa"  # whose products the counter knows, on every device
+        with _evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(images)
+    finally:
+        for mixer, backend in mixers:
+            mixer.backend = backend
     return counter
 
 
@@ -88,13 +95,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _macs_per_unit(model: nn.Module, images: Tensor) -> tuple[dict[str, float], int]:
     """MACs of one head, or channel, of each layer, which are the same for each of them, and of the whole model."""
-    counter = _count(model, images)
+    counter, root, costs = _count(model, images), type(model).__name__, {}
     counts = counter.get_flop_counts()
-    root = type(model).__name__
-    cost = {
-        name: sum(counts[f"{root}.{name}"].values()) / 2 / _units(layer) for name, layer in _prunable(model).items()
-    }
-    return cost, counter.get_total_flops() // 2
+    for name, layer in _prunable(model).items():
+        costs[name] = sum(counts.get(f"{root}.{name}", {}).values()) / 2 / _units(layer)
+        if not costs[name]:
+            raise ValueError(f"{name} did not run on the calibration images, so what it costs is unknown")
+    return costs, counter.get_total_flops() // 2
 
 
 # ----------------------------------------------------------------------------------------------------------- importance
