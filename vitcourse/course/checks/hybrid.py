@@ -63,7 +63,7 @@ def _borders(pixels: int) -> list[tuple[int, int, int, int]]:
     reference="vitcourse.hybrid.ConvStem",
     level=2,
     minutes=15,
-    why="Five lines in place of one convolution: they make a ViT train faster, and forgive a badly chosen learning rate.",
+    why="Five lines in place of one convolution, and a ViT learns sooner, whatever the learning rate.",
     hints=[
         "How many times can the patch size be halved? That many 3×3 convolutions, each of stride 2.",
         "Work the widths out from the end: the last 3×3 has embed_dim channels, the one before it half as many.",
@@ -113,7 +113,7 @@ class _(_WrongStem):
 
 
 @conv_stem.mistake(
-    "no-norm", "there is no norm between the convolutions; without it large learning rates are no safer than before"
+    "no-norm", "there is no norm behind the convolutions, so the signal may grow or fade from one to the next"
 )
 class _(_WrongStem):
     def step(self, conv):
