@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from benchmarks import quantization as benchmark
 from vitcourse import create_model, load_weights
 from vitcourse.data import open_dataset
 from vitcourse.hardware import quantize_model
@@ -635,6 +636,34 @@ def test_int4_integers_are_those_of_torchao():
     theirs = quantize_affine(x, block, their_scale, zero, torch.int8, -8, 7)
     assert torch.allclose(scale, their_scale.view_as(scale), rtol=1e-6, atol=0)
     assert_equal_but_for_ties(q, theirs, x / scale.repeat_interleave(64, dim=1))
+
+
+# ----------------------------------------------------------------------------------------------------------- benchmark
+
+
+def test_the_benchmark_compares_every_scheme_with_the_real_layer(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "torchao_peers", lambda device: {})
+    rows = []
+    benchmark.compare(nn.Sequential(nn.Linear(64, 32)), torch.randn(8, 64), 3, {"part": "layers"}, rows.extend)
+    assert [(row["scheme"], row["peer"]) for row in rows] == [(scheme, "real") for scheme in SCHEMES]
+    assert all(row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in rows)
+
+
+def test_the_benchmark_rounds_weights_as_the_layers_do():
+    model = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    for real, layer in ((benchmark.rounded(model, 8, None), Int8Linear), (benchmark.rounded(model, 4, 64), Int4Linear)):
+        for rounded, linear in zip(real[::2], model[::2], strict=True):
+            assert torch.equal(rounded.weight, layer(linear).dequantize())
+
+
+def test_the_benchmark_replaces_rows_that_were_measured_anew(monkeypatch):
+    earlier = {"device": benchmark.device_name("cpu"), "versions": benchmark.versions()}
+    monkeypatch.setattr(benchmark, "read_results", lambda name: earlier)
+    row, other = {"part": "layers", "scheme": "int8", "ratio": 1.0}, {"part": "accuracy", "scheme": "int8", "loss": 2.0}
+    earlier["rows"] = [other, row]
+    assert benchmark.merged("q", [{**row, "ratio": 3.0}], "cpu") == [{**row, "ratio": 3.0}, other]
+    earlier["device"] = "another"
+    assert benchmark.merged("q", [row], "cpu") == [row]
 
 
 # ------------------------------------------------------------------------------------------------------------- kernels

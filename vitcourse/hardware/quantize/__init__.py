@@ -13,7 +13,7 @@ Xiao et al. 2023, SmoothQuant: Accurate and Efficient Post-Training Quantization
 Frantar et al. 2023, GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers.
 """
 
-from .calibration import MinMaxObserver, Observer, PercentileObserver
+from .calibration import MinMaxObserver, Observer, PercentileObserver, watch_inputs
 from .integers import dequantize, pack_int4, quantize, unpack_int4
 from .linear import Int4Linear, Int8Linear, QuantizedLinear, W8A8Linear
 from .model import SCHEMES, model_bytes, quantize_model
@@ -36,4 +36,5 @@ __all__ = [
     "smooth",
     "smoothing_factors",
     "unpack_int4",
+    "watch_inputs",
 ]
