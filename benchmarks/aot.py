@@ -1,6 +1,7 @@
 """What do our Triton kernels become on each generation of chips? No GPU is needed to ask.
 
-    python -m benchmarks.aot
+    python -m benchmarks.aot                          half an hour, for all chips
+    python -m benchmarks.aot --capabilities 80 90     for some; the other rows of the file are kept
 
 Every kernel is compiled ahead of time, in each configuration that ships, and the machine code is read: tensor-core
 instructions, registers and spills of a thread, shared memory of a block. Results: ``aot.json``. Fails where a kernel in
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import write_results
+from benchmarks.common import read_results, write_results
 from vitcourse.hardware.flash import plans
 
 SHARED_LIMIT = {
@@ -130,35 +131,25 @@ class FlashCase:
     biased: bool
 
 
-SHAPES = {  # N and D in half precision: one of each class, and 197 and 577 at the head dimensions that models have
-    False: [
-        (50, 64),
-        (128, 64),
-        (197, 64),
-        (257, 64),
-        (577, 64),
-        (640, 64),
-        (197, 32),
-        (577, 32),
-        (577, 80),
-        (577, 128),
-    ],
-    True: [(49, 32), (128, 64), (197, 64), (577, 64), (577, 128)],
-}
-FLOAT32_SHAPES = [(577, 64), (577, 128)]
+# (N, D, type, bias): a shape of each class that `plans` distinguishes.
+SHAPES = [
+    *[(n, 64, "bf16", False) for n in (50, 128, 197, 257, 577)],
+    *[(n, d, "bf16", False) for n, d in ((197, 32), (577, 32), (577, 80), (577, 128))],
+    *[(n, d, "bf16", True) for n, d in ((49, 32), (128, 64), (577, 64), (577, 128))],
+    *[(577, d, "fp32", False) for d in (64, 128)],
+]
 
 
 def flash_cases(capability: int) -> Iterator[FlashCase]:
     """Every kernel with every tiling that `plans` may choose on a chip, once."""
     chip, seen = divmod(capability, 10), []
-    for biased, shapes in SHAPES.items():
-        for dtype, (n_k, dim) in [("bf16", shape) for shape in shapes] + [("fp32", shape) for shape in FLOAT32_SHAPES]:
-            kind = torch.float32 if dtype == "fp32" else torch.bfloat16
-            chosen = [plans.forward(n_k, dim, kind, chip, biased), *plans.backward(n_k, dim, kind, chip, biased)]
-            for plan in chosen + [plans.backward_bias(dim, kind, chip)] * biased:
-                if (plan, dtype, biased) not in seen:
-                    seen.append((plan, dtype, biased))
-                    yield FlashCase(plan, capability, dtype, dim, n_k, biased)
+    for n_k, dim, dtype, biased in SHAPES:
+        shape = dim, torch.float32 if dtype == "fp32" else torch.bfloat16, chip
+        chosen = [plans.forward(n_k, *shape, biased), *plans.backward(n_k, *shape, biased)]
+        for plan in chosen + [plans.backward_bias(*shape)] * biased:
+            if (plan, dtype, biased) not in seen:
+                seen.append((plan, dtype, biased))
+                yield FlashCase(plan, capability, dtype, dim, n_k, biased)
 
 
 def compile_flash(case: FlashCase) -> Compiled:
@@ -209,11 +200,13 @@ def main(argv: list[str] | None = None) -> int:
     chosen = parser.parse_args(argv).capabilities
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set; unset it, for an interpreted kernel cannot be compiled")
-    rows = []
-    for case in (case for capability in chosen for case in flash_cases(capability)):
-        rows.append(flash_row(case))
-        print(*(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
-    write_results("aot", rows)
+    for capability in chosen:  # what is known of the other chips is kept
+        earlier = (read_results("aot") or {"rows": []})["rows"]
+        rows = [row for row in earlier if row["capability"] != capability]
+        for case in flash_cases(capability):
+            rows.append(flash_row(case))
+            print(*(f"{key}={value}" for key, value in rows[-1].items()), flush=True)
+        write_results("aot", sorted(rows, key=lambda row: row["capability"]))
     return 0 if all(row["passed"] for row in rows) else 1
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+from benchmarks import attention, common
 from vitcourse.hardware.flash import plans
 
 TESTS = Path(__file__).parent
@@ -105,3 +107,68 @@ for case in flash_cases({capability}):
         90: ["backward_keys", "backward_queries", "forward_long", "forward_short"],
     }[capability]
     assert sorted(ran.stdout.splitlines()) == [f"{kernel} True 0" for kernel in kernels]
+
+
+# ----------------------------------------------------------------------------------------------------------- benchmark
+
+
+def test_the_benchmark_needs_cuda(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit):
+        attention.main([])
+    assert "needs a CUDA device, and torch.cuda.is_available() is false" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("n", "backward", "megabytes", "gigaflop"), [(197, False, 309.9, 30.52), (197, True, 929.6, 106.8)]
+)
+def test_floors(n, backward, megabytes, gigaflop):
+    """256 images, 12 heads of 64: (q, k, v, out) once, and what the backward pass reads and writes."""
+    case = attention.Case(n, 64, packed=False, backward=backward)
+    assert (case.batch, case.heads) == (256, 12)
+    assert attention.traffic(case) / 1e6 == pytest.approx(megabytes, rel=1e-3)
+    assert attention.operations(case) / 1e9 == pytest.approx(gigaflop, rel=1e-3)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_row_is_measured(monkeypatch, packed, backward):
+    """On a CPU, where PyTorch's attention plays all parts but one, which it refuses."""
+    sdpa = F.scaled_dot_product_attention
+
+    def refuse_cudnn(backend, q, k, v):
+        if backend == attention.PEERS["cudnn"]:
+            raise RuntimeError("No available kernel. Aborting execution.")
+        return sdpa(q, k, v)
+
+    monkeypatch.setattr(attention, "sdpa", refuse_cudnn)
+    monkeypatch.setattr(attention, "flash_attention", lambda q, k, v: sdpa(q, k, v) + 0 * sdpa(q, k, v))
+    monkeypatch.setattr(
+        attention, "flash_attention_qkvpacked", lambda qkv: attention.flash_attention(*qkv.permute(2, 0, 3, 1, 4))
+    )
+    monkeypatch.setattr(torch, "compile", lambda function: F.scaled_dot_product_attention)
+    monkeypatch.setattr(attention, "TOKENS", 50)
+    monkeypatch.setattr(common, "seconds", lambda step, device, number: (step(), 1e-6)[1])
+    case = attention.Case(10, 64, packed, backward)
+    steps, failed = attention.prepared(case, "cpu", lambda work: work)
+    assert set(steps) == {"ours", "ours, views", "flash", "efficient", "math", "flex"}
+    assert failed == {"cudnn": "No available kernel. Aborting execution."}
+    outcome = steps["ours"]()
+    shapes = [t.shape for t in outcome] if backward else [outcome.shape]
+    leaf = (5, 10, 3, 12, 64) if packed else (5, 12, 10, 64)
+    assert shapes == ([leaf] * (1 if packed else 3) if backward else [(5, 10, 768) if packed else leaf])
+    row = attention.measure(case, steps, (1e12, 1e13), "cpu", rounds=3)
+    assert row["speedup"] == pytest.approx(1)
+    assert row["passed"] is False, "the target for short sequences is 1.3"
+    assert row["floor us"] == pytest.approx(1e6 * attention.traffic(case) / 1e12)
+
+
+def test_ranges_that_auto_should_take():
+    speedups = {50: (1.2, 1.4), 197: (1.5, 1.01), 257: (1.2, 0.98), 577: (1.1, 1.1), 785: (0.5, 2.0)}
+    rows = [
+        {"n": n, "head_dim": 64, "backward": False, "views_speedup": speedup}
+        for n, pair in speedups.items()
+        for speedup in pair
+    ]
+    assert attention.faster(rows) == {(64, False): ((50, 197), (577, 577))}
