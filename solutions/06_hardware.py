@@ -335,8 +335,8 @@ ways = {
 errors, largest = {}, {}
 for name, way in ways.items():
     with Largest() as mode:
-        errors[name] = (way() - truth).abs().max().item()
-    largest[name] = mode.bytes
+        out = way()
+    errors[name], largest[name] = (out - truth).abs().max().item(), mode.bytes
 expect("your error over that of plain attention, both against float64", errors["yours"] / errors["plain"], at_most=3)
 expect("your error over sdpa's", errors["yours"] / errors["sdpa"], at_most=3)
 print(f"largest tensor: plain {largest['plain'] / 1e6:.1f} MB, yours {largest['yours'] / 1e6:.1f} MB")
@@ -536,7 +536,8 @@ elif compiled:
                 for row in compiled["rows"]
                 if row["capability"] == capability and row["kernel"].startswith(way) and row["dtype"] != "fp32"
             ]
-            ax.plot(*zip(*dots, strict=True), marker, color=colour, alpha=0.7, label=f"{chip}, {way}")
+            if dots:
+                ax.plot(*zip(*dots, strict=True), marker, color=colour, alpha=0.7, label=f"{chip}, {way}")
     ax.set(
         xlabel="shared memory of a program, KiB",
         ylabel="registers of a thread",
@@ -1124,8 +1125,8 @@ if swept:
 
 # %% [markdown]
 # Three things to see. **The score is worth having**: without any training it keeps the accuracy where chance has lost it. **The clock
-# keeps only part of the promise**: norms, softmax and the calls themselves do not shrink, and for a single image they are most of the
-# time. And what is *not* removed is as telling: the first block keeps nearly all it has.
+# keeps only part of the promise**: norms, softmax and the calls themselves do not shrink, and for a single image they are about half
+# of the time. And what is *not* removed is as telling: the first block keeps nearly all it has.
 #
 # **And zeros?** One can also set single weights to zero, the smallest ones, wherever they are (Han et al. 2015). A model tolerates
 # that better, since nothing has to fit a pattern. But a zero in a matrix of the old size is multiplied like any number:
