@@ -44,20 +44,31 @@ LONG: dict[str, dict[str, tuple[Tile, Tile]]] = {
         "forward_long": (Tile(128, 64, 8, 3), Tile(128, 64, 8, 2)),
         "backward_queries": (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2)),
         "backward_keys": (Tile(64, 128, 8, 2), Tile(64, 64, 8, 2)),
-        "backward_bias": (Tile(64, 64, 8, 1), Tile(64, 64, 8, 1)),
     },
     "registers": {
         "forward_long": (Tile(128, 64, 8, 3), Tile(128, 32, 8, 2)),
         "backward_queries": (Tile(128, 64, 8, 2), Tile(32, 32, 4, 2)),
         "backward_keys": (Tile(64, 128, 8, 2), Tile(64, 64, 8, 2)),
-        "backward_bias": (Tile(64, 32, 8, 1), Tile(32, 32, 8, 1)),
     },
     "float32": {
         "forward_long": (Tile(32, 32, 8, 1), Tile(16, 32, 8, 1)),
         "backward_queries": (Tile(32, 32, 8, 1), Tile(32, 32, 16, 1)),
         "backward_keys": (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
-        "backward_bias": (Tile(32, 32, 8, 1), Tile(16, 32, 8, 1)),
     },
+}
+
+# Where the tile of a bias would not fit beside the others.
+BIASED: dict[str, dict[str, tuple[Tile, Tile]]] = {
+    "shared": {
+        "backward_keys": (Tile(32, 128, 8, 2), Tile(32, 64, 8, 2)),
+        "backward_bias": (Tile(64, 64, 8, 1), Tile(64, 32, 8, 1)),
+    },
+    "registers": {
+        "backward_queries": (Tile(64, 64, 8, 2), Tile(32, 32, 8, 1)),
+        "backward_keys": (Tile(32, 128, 8, 2), Tile(32, 64, 8, 2)),
+        "backward_bias": (Tile(64, 32, 8, 1), Tile(32, 32, 8, 1)),
+    },
+    "float32": {"backward_bias": (Tile(32, 32, 8, 1), Tile(16, 32, 8, 1))},
 }
 
 # The one backward kernel for few keys, for D up to 64, by the number of keys.
@@ -77,7 +88,7 @@ def forward(n_k: int, head_dim: int, dtype: torch.dtype, capability: tuple[int, 
     """For few keys one kernel on all chips: 64 queries at a time, and the keys in pieces."""
     kind, width = _kind(dtype, capability), padded(head_dim)
     if kind == "float32" or width > 64 or n_k > (SHORT_BIASED if biased else SHORT + 16):
-        return _long("forward_long", kind, head_dim, n_k)
+        return _long("forward_long", kind, head_dim, biased, n_k)
     constants = {"HEAD_DIM": head_dim, "BLOCK_D": width, "BLOCK_Q": 64, "PIECES": pieces(n_k)}
     return Plan("forward_short", constants, 4, 1)
 
@@ -90,11 +101,11 @@ def backward(
     for tile in BACKWARD_SHORT[kind]:
         if width <= 64 and n_k <= tile.keys <= (SHORT_BIASED if biased else SHORT):
             return (_plan("backward_short", tile, head_dim),)
-    return _long("backward_queries", kind, head_dim, n_k), _long("backward_keys", kind, head_dim)
+    return _long("backward_queries", kind, head_dim, biased, n_k), _long("backward_keys", kind, head_dim, biased)
 
 
 def backward_bias(head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> Plan:
-    return _long("backward_bias", _kind(dtype, capability), head_dim)
+    return _long("backward_bias", _kind(dtype, capability), head_dim, biased=True)
 
 
 def pieces(n_k: int) -> tuple[tuple[int, int], ...]:
@@ -131,9 +142,10 @@ def _kind(dtype: torch.dtype, capability: tuple[int, int]) -> str:
     return "shared" if capability[0] in (9, 10) else "registers"
 
 
-def _long(kernel: str, kind: str, head_dim: int, n_k: int | None = None) -> Plan:
+def _long(kernel: str, kind: str, head_dim: int, biased: bool, n_k: int | None = None) -> Plan:
     """``n_k`` where the kernel goes through the keys, and needs to know what is left at the end."""
-    tile = LONG[kind][kernel][padded(head_dim) > 64]
+    tiles = LONG[kind] | BIASED[kind] if biased else LONG[kind]
+    tile = tiles[kernel][padded(head_dim) > 64]
     return _plan(kernel, tile, head_dim, **({} if n_k is None else {"TAIL": tail(n_k, tile.keys)}))
 
 
