@@ -550,6 +550,8 @@ def test_the_wrapped_model_shares_weights_and_answers_for_it():
         (lambda: LinearAttention(8, 3), "embed_dim 8 is not divisible by num_heads 3"),
         (lambda: RandomFeatureAttention(8, 2, num_features=0), "num_features 0 and dim 4 must be at least 1"),
         (lambda: neighbourhood_mask((2, 2, 0), 2), "window_size 2 must be odd"),
+        (lambda: local_layout((2, 2, 0), 3, 0), "block_size 0 must be"),
+        (lambda: block_layout((2, 2, 0), 2, 0, -1, 0), "num_random -1 must be"),
         (lambda: LocalAttention(8, 2)(torch.zeros(1, 9, 8)), "grid is None"),
         (lambda: LocalAttention(8, 2)(torch.zeros(1, 9, 8), (3, 3, 1)), r"1 \+ 3·3 = 10 tokens, but x has 9"),
         (lambda: sparse_attention(*torch.zeros(3, 1, 1, 5, 4), local_layout((2, 3, 0), 3, 2)), "q has 5 tokens"),

@@ -105,7 +105,18 @@ def local_layout(grid: Grid, window_size: int, block_size: int, device: torch.de
 
     A block of queries gathers the square that holds all their neighbourhoods (the "halo" of Vaswani et al. 2021,
     "Scaling Local Self-Attention", sec. 2.1), and hides from each query what lies outside its own.
+
+    Args:
+        grid: rows and columns of patches, and the number of prefix tokens.
+        window_size: odd side of the neighbourhood.
+        block_size: side of a block of queries.
+        device: where the tables are wanted.
+
+    Raises:
+        ValueError: a window that is not odd, or sizes that are not positive.
     """
+    check_window(window_size)
+    check_counts(1, block_size=block_size)
     return _on(device, "local", grid, window_size, block_size)
 
 
@@ -115,7 +126,20 @@ def block_layout(
     """Each block sees the blocks up to ``radius`` away, itself among them, and ``num_random`` others.
 
     The local and random parts of BigBird (Zaheer et al. 2020, sec. 2), with squares of patches for stretches of text.
+
+    Args:
+        grid: rows and columns of patches, and the number of prefix tokens.
+        block_size: side of a block.
+        radius: 0 for no neighbours but the block itself, 1 for the eight around it, and so on.
+        num_random: others, drawn without repetition, as far as there are any.
+        seed: of the draw.
+        device: where the tables are wanted.
+
+    Raises:
+        ValueError: sizes out of range.
     """
+    check_counts(1, block_size=block_size)
+    check_counts(0, radius=radius, num_random=num_random, seed=seed)
     return _on(device, "blocks", grid, block_size, radius, num_random, seed)
 
 
