@@ -801,7 +801,8 @@ def test_kernels_use_the_tensor_cores_of_hopper():
 
 
 @pytest.mark.slow
-def test_integer_products_use_the_tensor_cores_of_every_other_generation():
-    found = run_python(COMPILED.format(capabilities=[80, 86, 89, 100, 120], only=("w8a8",)))
+def test_integer_products_use_the_tensor_cores_of_other_generations():
+    """All kernels on all chips: ``python -m benchmarks.quantization --parts kernels``."""
+    found = run_python(COMPILED.format(capabilities=[80, 100, 120], only=("w8a8",)))
     assert_on_tensor_cores(found)
-    assert len(found) == 5
+    assert len(found) == 3
