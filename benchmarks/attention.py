@@ -101,6 +101,7 @@ def step(function: Callable[..., Tensor], tensors: tuple[Tensor, ...]) -> Callab
 def captured(work: Callable[[], Any]) -> Callable[[], None]:
     """The same kernels, launched at once."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(3):
             work()

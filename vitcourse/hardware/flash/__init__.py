@@ -81,8 +81,9 @@ def flash_attention_qkvpacked(qkv: Tensor, *, scale: float | None = None, bias: 
 
 
 def _autocast(x: Tensor) -> Tensor:
+    """Autocast changes what these kernels take, and nothing else: float64 stays float64."""
     device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.is_floating_point():
+    if x.dtype in DTYPES and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return x.to(torch.get_autocast_dtype(device))
     return x
 
