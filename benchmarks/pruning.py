@@ -52,21 +52,30 @@ def share(model: nn.Module) -> float:
     return count_macs(model, image) / count_macs(original(), image)
 
 
+# Scores are divided by what a unit costs, and a head costs as much as 60 channels. So both rivals below grow with the
+# number of a unit's weights, or all heads would be the first to go.
+
+
 def magnitudes(model: nn.Module) -> dict[str, Tensor]:
-    """A unit's worth as the size of all weights that lead into it and out of it."""
+    """A unit's worth as the squared size of all weights that lead into it and out of it."""
     scores = {}
     for name, units in structure(model).items():
         layer = model.get_submodule(name)
         inlet, outlet = (layer.qkv, layer.proj) if hasattr(layer, "qkv") else (layer.fc1, layer.fc2)
         parts = 3 if hasattr(layer, "qkv") else 1
         into = inlet.weight.detach().unflatten(0, (parts, units, -1)).square().sum((0, 2, 3))
-        scores[name] = (into + outlet.weight.detach().unflatten(1, (units, -1)).square().sum((0, 2))).sqrt()
+        scores[name] = into + outlet.weight.detach().unflatten(1, (units, -1)).square().sum((0, 2))
     return scores
 
 
 def at_random(seed: int) -> Callable[[nn.Module], dict[str, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
-    return lambda model: {name: torch.rand(n, generator=generator) for name, n in structure(model).items()}
+
+    def importance(model: nn.Module) -> dict[str, Tensor]:
+        weights = {name: sum(p.numel() for p in model.get_submodule(name).parameters()) for name in structure(model)}
+        return {name: torch.rand(n, generator=generator) * weights[name] / n for name, n in structure(model).items()}
+
+    return importance
 
 
 def ranking(how: str, macs: float, seed: int) -> Row:

@@ -1038,18 +1038,22 @@ expect("rank correlation of predicted and measured, 16 heads", torch.corrcoef(pa
 
 
 # %%
-def by_chance(model):
-    generator = torch.Generator().manual_seed(0)
-    return {name: torch.rand(n, generator=generator) for name, n in prune.structure(model).items()}
+def by_chance(seed):
+    """Random scores, in proportion to the weights of a unit: else heads, which cost more, would be the first to go."""
+    generator, scores = torch.Generator().manual_seed(seed), {}
+    for name, n in prune.structure(vit).items():
+        weights = sum(p.numel() for p in vit.get_submodule(name).parameters())
+        scores[name] = torch.rand(n, generator=generator) * weights / n
+    return lambda model: scores
 
 
 batches = [(images, labels)]
 smaller = prune.prune_model(vit, batches, macs=0.6, rounds=1, importance=importance)
-random = prune.prune_model(vit, batches, macs=0.6, rounds=1, importance=by_chance)
+random = [prune.prune_model(vit, batches, macs=0.6, rounds=1, importance=by_chance(seed)) for seed in range(3)]
 share = prune.count_macs(smaller, images[:1]) / prune.count_macs(vit, images[:1])
 expect("multiply–adds that are left", share, at_most=0.6)
-after = {"by your score": accuracy(smaller), "by chance": accuracy(random)}
-expect("accuracy by your score over by chance, in points", after["by your score"] - after["by chance"], at_least=5.0)
+gap = accuracy(smaller) - np.mean([accuracy(model) for model in random])
+expect("accuracy by your score over the mean of three draws by chance, in points", gap, at_least=2.0)
 
 # %% [markdown]
 # And further down, where it does hurt, **training repairs**: a third of the multiply–adds, before and after 100 steps.
@@ -1087,7 +1091,7 @@ expect("what 100 steps bring back, in points", after_training - before_training,
 # %%
 # NBVAL_IGNORE_OUTPUT
 # alt: Left: accuracy against the multiply–adds left, without training: by the Taylor score it stays near the whole model's down to
-# 60 per cent, by size of the weights it falls earlier, by chance at once; stars at 60 per cent mark what fine-tuning reaches.
+# 60 per cent, by chance it falls earlier, by the size of the weights earliest; stars at 60 per cent mark what fine-tuning reaches.
 # Right: how many times as fast the pruned model is, measured in turns on one CPU thread, for batches of 1, 16 and 128; dotted: what
 # the multiply–adds promise.
 if swept:
@@ -1124,7 +1128,8 @@ if swept:
     print(f"measured on {swept['device']}, {swept['date']}, torch {swept['versions']['torch']}")
 
 # %% [markdown]
-# Three things to see. **The score is worth having**: without any training it keeps the accuracy where chance has lost it. **The clock
+# Three things to see. **The score is worth having**: at 60 % it keeps nearly all of the accuracy, untrained, where chance loses several
+# points, and the size of the weights, which looks so reasonable, misleads worse than chance. **The clock
 # keeps only part of the promise**: norms, softmax and the calls themselves do not shrink, and for a single image they are about half
 # of the time. And what is *not* removed is as telling: the first block keeps nearly all it has.
 #
