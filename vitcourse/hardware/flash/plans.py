@@ -60,6 +60,7 @@ LONG: dict[str, dict[str, tuple[Tile, Tile]]] = {
 # Where the tile of a bias would not fit beside the others.
 BIASED: dict[str, dict[str, tuple[Tile, Tile]]] = {
     "shared": {
+        "forward_long": (Tile(128, 64, 8, 3), Tile(128, 32, 8, 2)),
         "backward_keys": (Tile(32, 128, 8, 2), Tile(32, 64, 8, 2)),
         "backward_bias": (Tile(64, 64, 8, 1), Tile(64, 32, 8, 1)),
     },
