@@ -683,6 +683,16 @@ def test_recipes_build(name):
     assert asdict(config)["epochs"] == recipe["train"]["epochs"]
 
 
+def test_model_arguments_are_read_as_in_python_and_as_in_a_recipe():
+    from vitcourse.train.cli import parse
+
+    text = "img_size=32,class_token=false,no_embed_class=True,global_pool=avg"
+    with pytest.raises(SystemExit):
+        parse(["--model", "vit_tiny", "--data", "cifar10", "--model-args", "depth"])
+    options, _, _ = parse(["--model", "vit_tiny", "--data", "cifar10", "--model-args", text])
+    assert options.model_args == {"img_size": 32, "class_token": False, "no_embed_class": True, "global_pool": "avg"}
+
+
 def test_flags_override_the_recipe(tmp_path):
     from vitcourse.train.cli import parse
 

@@ -133,14 +133,14 @@ def _scalar_type(kind: Any) -> type:
 
 
 def _model_args(text: str) -> dict[str, Any]:
-    """``a=1,b=x`` as ``{"a": 1, "b": "x"}``; values are Python literals where they can be read as such."""
+    """``a=1,b=true,c=x`` as ``{"a": 1, "b": True, "c": "x"}``: literals of Python or of a recipe, and else strings."""
     pairs: dict[str, Any] = {}
     for item in filter(None, text.split(",")):
         key, equals, value = item.partition("=")
         if not equals:
             raise argparse.ArgumentTypeError(f"{item!r} is not KEY=VALUE")
         try:
-            pairs[key.strip()] = ast.literal_eval(value)
+            pairs[key.strip()] = ast.literal_eval(value.capitalize() if value in ("true", "false") else value)
         except (ValueError, SyntaxError):
             pairs[key.strip()] = value
     return pairs
