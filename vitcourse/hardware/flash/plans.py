@@ -2,7 +2,7 @@
 
 A fixed table: trying tiles at run time would cost seconds in every process, and the winner, and with it the last bits
 of every result, could change from run to run. So far the table rests on what the compiler says (``benchmarks/aot.py``:
-no spills, and more than one block to a multiprocessor where possible), and not yet on a clock.
+next to no spills, and more than one block to a multiprocessor where possible), and not yet on a clock.
 """
 
 from typing import Any, NamedTuple
