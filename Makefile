@@ -11,7 +11,7 @@ else
 BIN := $(VENV)/bin
 endif
 NOTEBOOKS = $(wildcard notebooks/*.ipynb solutions/*.ipynb)
-BENCHMARKS = importtime models
+BENCHMARKS = importtime models scaling quantization pruning
 
 .PHONY: lab test lint notebooks oldest bench gpu clean
 .DELETE_ON_ERROR:
@@ -46,7 +46,7 @@ gpu:
 	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'make gpu needs a machine with CUDA'"
 	$(PYTHON) -m pytest -q -m gpu tests
 	$(PYTHON) -m pytest -q --nbval $(NOTEBOOKS)
-	missed=; for name in $(BENCHMARKS); do $(PYTHON) -m benchmarks.$$name || missed="$$missed $$name"; done; \
+	missed=; for name in $(BENCHMARKS) attention; do $(PYTHON) -m benchmarks.$$name || missed="$$missed $$name"; done; \
 	$(PYTHON) -m benchmarks.tables && test -z "$$missed" || { echo "missed their targets:$$missed"; exit 1; }
 
 clean:

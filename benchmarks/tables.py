@@ -61,7 +61,59 @@ def importtime_table() -> str:
     return markdown(["statement", "over `import torch`", "`import torch` itself"], rows, numbers=2) + origin(result)
 
 
-TABLES = {"models": models_table, "importtime": importtime_table}
+def scaling_table() -> str:
+    """How the cost of each attention grows with the tokens."""
+    parts = []
+    for result in load("scaling*"):
+        times = {(r["name"], r["tokens"]): r["milliseconds"] for r in result["rows"] if "tokens" in r}
+        shortest, longest = min(n for _, n in times), max(n for _, n in times)
+        rows = [
+            [
+                r["name"],
+                *(f"{times[r['name'], n]:,.2f} ms" if (r["name"], n) in times else "" for n in (shortest, longest)),
+                f"{r['slope']:.2f}",
+                f"{r['slope_bytes']:.2f}",
+            ]
+            for r in result["rows"]
+            if "slope" in r
+        ]
+        ends = [f"{n:,} tokens".replace(",", " ") for n in (shortest, longest)]
+        header = ["attention", *ends, "slope of time", "slope of memory"]
+        parts.append(markdown(header, rows, numbers=4) + origin(result))
+    return "\n".join(parts)
+
+
+def quantization_table() -> str:
+    """Bytes, time and accuracy of each scheme, a table for each device."""
+    parts = []
+    for result in load("quantization_c*"):
+        rows = []
+        for scheme in ("int8", "w8a8", "int4"):
+            group, stored = (64, "int4") if scheme == "int4" else (None, "int8")
+            size = _where(result, part="sizes", model="vit_base_patch16_224", scheme=stored, group_size=group)[0]
+            times = _where(result, part="models", scheme=scheme)
+            peers = {r["peer"].partition(" ")[0]: f"{r['ratio']:.2f}" for r in times}
+            accuracy = _where(result, part="accuracy", scheme=scheme, group_size=group)[0]["accuracy"]
+            cells = [f"{size['ratio']:.3f}", peers.get("real", ""), peers.get("torchao", ""), f"{100 * accuracy:.2f} %"]
+            rows.append([f"`{scheme}`", *cells])
+        real = _where(result, part="accuracy", scheme="real")[0]["accuracy"]
+        rows.insert(0, ["float32", "1", "1", "", f"{100 * real:.2f} %"])
+        header = ["scheme", "bytes of ViT-B", "time of ViT-B", "time over torchao's", "accuracy, shipped ViT"]
+        parts.append(markdown(header, rows, numbers=4) + origin(result))
+    return "\n".join(parts)
+
+
+def _where(result: dict[str, Any], **values: Any) -> list[dict[str, Any]]:
+    """The rows that have these values."""
+    return [row for row in result["rows"] if all(row.get(key) == value for key, value in values.items())]
+
+
+TABLES = {
+    "models": models_table,
+    "importtime": importtime_table,
+    "scaling": scaling_table,
+    "quantization": quantization_table,
+}
 
 
 def fill(text: str) -> str:
