@@ -696,7 +696,7 @@ expect("what scales per channel bring at 2 bits, in points", gain, at_least=1.5)
 
 # %% [markdown]
 # This ViT is an easy patient: half a million weights for ten kinds of clothing, and a margin to spare. With two bits a weight is −1, 0 or
-# 1 times its channel's scale, and little is lost. (We had expected it to break at three.) Do not expect that of a large
+# 1 times its channel's scale, and only a few points are lost. (We had expected it to break at three.) Do not expect that of a large
 # model: there four bits are hard, and one reason is not in the weights at all. See section 6.
 #
 # ### Exercise 5 · `pack_int4`
@@ -904,6 +904,7 @@ ax.legend(["float32", *layers], loc="upper right", fontsize=9)
 swept = results("quantization_cpu")
 if swept:
     rows = [row for row in swept["rows"] if row.get("part") == "layers" and row["tokens"] == 197]
+    rows = [row for row in rows if row["model"] == "vit_base"]
     pairs = list(dict.fromkeys((row["scheme"], row["peer"]) for row in rows))
     names = [f"{scheme} / {'float32' if peer == 'real' else peer}" for scheme, peer in pairs]
     for i, pair in enumerate(pairs):
