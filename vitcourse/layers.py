@@ -124,13 +124,17 @@ def _flash_is_faster(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return plans.is_faster(capability, q.dtype, q.shape[3], k.shape[2], trained)
 
 
-@torch.compiler.assume_constant_result  # a compiled graph takes the answer; the line is written while it is traced
 def _flash_capability(device: torch.device, asked_for: bool) -> tuple[int, int] | None:
     """Compute capability of a device that runs our kernels, or None; who asked for them by name is told why."""
     obstacle = _flash_obstacle(device)
     if obstacle and asked_for:
         _say_once(f"vitcourse: attention backend 'flash' {obstacle}; using 'sdpa' instead")
     return None if obstacle else torch.cuda.get_device_capability(device)
+
+
+# A compiled graph takes the answer as a constant, and the line is written while it is traced. The decorator
+# torch.compiler.assume_constant_result says the same, but imports the whole compiler, also where nobody compiles.
+_flash_capability._dynamo_marked_constant = True
 
 
 @cache
