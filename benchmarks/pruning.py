@@ -7,8 +7,7 @@
 * ``ranking``: units ranked in three ways and removed, no training afterwards.
 * ``zeros``: the smallest weights set to zero, unstructured and 2:4.
 * ``finetuned``: pruned in two rounds, each followed by an epoch on the 10 000 embedded images, in which the whole
-  model is the teacher (Hinton et al. 2015): its logits say more than the labels, of which the model has seen six times as
-  many before; three seeds.
+  model is the teacher (Hinton et al. 2015), for its logits say more than 10 000 labels; three seeds.
 """
 
 import argparse
