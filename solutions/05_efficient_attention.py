@@ -268,9 +268,9 @@ expect("error for long vectors over that for short ones, at m = 1024", errors[1.
 #
 # **What about a trained model?** The convolutional-stem ViT that the course ships has never seen anything but softmax. Its weights
 # load into other mixers, since all of them have the same `qkv` and `proj`. No further training; what is left of its accuracy?
-# Beside it, the same model made **sharper**: all scores times four. Softmax hardly minds. Expected, before this was measured: random
-# features with $m$ of a hundred or so lose few points on the model as it is, and many on the sharper one. The mixer below is
-# ViT's own, with another core.
+# Beside it, the same model made **sharper**: all scores times four. Softmax hardly minds. If the theory is right, random features
+# with $m$ of a hundred or so lose few points on the model as it is, and many on the sharper one. The mixer below is ViT's own,
+# with another core.
 
 
 # %%
