@@ -1131,7 +1131,7 @@ if swept:
 # %% [markdown]
 # Three things to see. **The score is worth having**: untrained, it keeps the accuracy down to 70 % and stays ahead of chance below, while
 # the size of the weights, which looks so reasonable, misleads worse than chance. Two epochs with the whole model as teacher (the
-# stars) bring 60 % to within a point of it. **The clock
+# stars, three seeds) bring 60 % to within one or two points of it. **The clock
 # keeps only part of the promise**: norms, softmax and the calls themselves do not shrink, and for a single image they are about half
 # of the time. And what is *not* removed is as telling: the first block keeps nearly all it has.
 #
