@@ -100,7 +100,7 @@ def zeros(pattern: str, sparsity: float) -> Row:
 
 def finetuned(macs: float, seed: int) -> Row:
     train_set, teacher = open_dataset("fashion_mnist_subset"), original()
-    config = TrainConfig(epochs=2, batch_size=64, lr=1e-3, warmup=0.1, hflip=True, seed=seed)
+    config = TrainConfig(epochs=1, batch_size=64, lr=5e-4, warmup=0.1, hflip=True, seed=seed)
 
     def distil(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():
