@@ -321,8 +321,8 @@ class Attention(nn.Module):
 
 # %%
 # alt: Three rows, each an item of clothing from the test set followed by the attention of the [CLS] token in the last
-# block: one map for each of the four heads, brighter where the head looks. The heads of a row differ from each other,
-# and most look at parts of the item rather than at the empty background.
+# block: one map for each of the four heads, brighter where the head looks. Heads differ from each other and mostly read a
+# few patches: at an edge of the item, inside it, and some of them on the empty background.
 test_set = open_dataset("fashion_mnist_subset", "test")
 mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (shipped.preprocess.mean, shipped.preprocess.std))
 items = torch.stack([test_set[i][0].float() / 255 for i in (1, 4, 9)]).to(device)
@@ -339,6 +339,11 @@ for ax, title in zip(axes, ["item", *(f"head {i + 1}" for i in range(heads.shape
 plt.show()
 
 # %% [markdown]
+# Each head reads a few patches of its own, and some of these lie on the empty background. The likely reason: in the last block
+# a token no longer stands for its pixels alone, and a patch with nothing to tell is free to hold something about the whole.
+# Darcet et al. 2024 found just that in large models, and gave them *registers* to write on instead. So a bright patch says
+# where the head reads, and not which pixels decided; lesson 09 is about the difference.
+#
 # **NaN in half precision.** float16 ends at 65 504. A dot product over 64 channels of size 50 is 160 000, so the score is
 # `inf`, and `inf − inf` in the softmax is NaN. The order of operations decides: scale the queries *before* the product,
 # and the same numbers fit. (bfloat16 has float32's range, at the cost of three bits of precision; that is why everybody
@@ -688,7 +693,7 @@ plt.show()
 # %% [markdown]
 # In a run this short the *largest* patches win, in a fraction of the time. With 4 patches there is little to find out about who
 # should look at whom, and most of the work is done by the embedding, almost an ordinary network. With 49 patches the same
-# 500 steps have to teach attention as well. The shipped model has 4-pixel patches, six times the images and 14 passes over them,
+# 500 steps have to teach attention as well. The shipped model has 4-pixel patches, six times the images and 32 passes over them,
 # and is far better than any run shown here.
 #
 # **Optimizer and warm-up.** SGD with momentum, the standard for convolutional networks, against AdamW, each over a range of
