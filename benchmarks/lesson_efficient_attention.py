@@ -6,20 +6,17 @@ Patches of 3 × 3 pixels give 10 × 10 patches and [CLS]. In all sparse patterns
 tokens. Merging takes 24 tokens away in each of the two blocks.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import write_results
+from benchmarks.common import sweep
 from vitcourse.data import open_dataset
 from vitcourse.efficient_attention import (
     BigBirdAttention,
@@ -33,8 +30,6 @@ from vitcourse.efficient_attention import (
 from vitcourse.train import TrainConfig, fit
 from vitcourse.vit import Attention, VisionTransformer
 
-LOG = Path("runs/lesson_efficient_attention.jsonl")
-SEEDS = (0, 1, 2)
 STEPS, BATCH = 200, 50  # one pass over the 10 000 embedded images
 SIZES = {"img_size": 28, "patch_size": 3, "in_chans": 1, "num_classes": 10, "embed_dim": 32, "depth": 2, "num_heads": 2}
 
@@ -110,25 +105,10 @@ def train(name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="run only these")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    LOG.parent.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in LOG.read_text().splitlines()] if LOG.exists() else []
-    done = {(row["name"], row["seed"]) for row in rows}
-    for seed in options.seeds:
-        for name in MIXERS:
-            if (name, seed) not in done:
-                rows.append(train(name, seed))
-                with LOG.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
-                print(f"{name}, seed {seed}: {rows[-1]['accuracy']:.4f}, {rows[-1]['cpu_seconds']} s", flush=True)
-    if {(row["name"], row["seed"]) for row in rows} >= {(name, seed) for name in MIXERS for seed in SEEDS}:
-        write_results("lesson_efficient_attention", rows)
-
-
 if __name__ == "__main__":
-    main()
+    sweep(
+        "lesson_efficient_attention",
+        __doc__,
+        [{"name": name} for name in MIXERS],
+        lambda setting, seed: train(setting["name"], seed),
+    )

@@ -6,24 +6,19 @@ All models start from Xavier's distribution, as our ViT does: Swin's own σ = 0.
 and a narrow model would crawl from it.
 """
 
-import argparse
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import write_results
+from benchmarks.common import sweep
 from vitcourse.data import open_dataset
 from vitcourse.hierarchical import SwinTransformer
 from vitcourse.train import TrainConfig, fit
 from vitcourse.vit import VisionTransformer
 
-LOG = Path("runs/lesson_hierarchical.jsonl")
-SEEDS = (0, 1, 2)
 STEPS, BATCH = 300, 100  # three passes over the 10 000 embedded images
 IMAGES = {"img_size": 28, "in_chans": 1, "num_classes": 10}
 MODELS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
@@ -81,25 +76,10 @@ def train(name: str, seed: int) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="run only these")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    LOG.parent.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in LOG.read_text().splitlines()] if LOG.exists() else []
-    done = {(row["name"], row["seed"]) for row in rows}
-    for seed in options.seeds:
-        for name in MODELS:
-            if (name, seed) not in done:
-                rows.append(train(name, seed))
-                with LOG.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
-                print(f"{name}, seed {seed}: {rows[-1]['accuracy']:.4f}", flush=True)
-    if {row["seed"] for row in rows} == set(SEEDS):
-        write_results("lesson_hierarchical", rows)
-
-
 if __name__ == "__main__":
-    main()
+    sweep(
+        "lesson_hierarchical",
+        __doc__,
+        [{"name": name} for name in MODELS],
+        lambda setting, seed: train(setting["name"], seed),
+    )

@@ -7,10 +7,7 @@ many images: 400 steps of 32. Beside them, other layouts of the same CoAtNet. Ea
 pictures that were moved by 1 and by 4 pixels. Last, learning rates for the ViT with either stem, in 150 steps.
 """
 
-import argparse
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import write_results
+from benchmarks.common import sweep
 from vitcourse.data import open_dataset, subset
 from vitcourse.hybrid import CoAtNet, ConvStem
 from vitcourse.train import TrainConfig, TrainingError, fit
 from vitcourse.vit import VisionTransformer
 
-LOG = Path("runs/lesson_hybrid.jsonl")
-SEEDS = (0, 1, 2)
 STEPS, SHORT, BATCH = 400, 150, 32
 RATE = 3e-3
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -121,25 +116,5 @@ def train(run: dict[str, Any], seed: int) -> dict[str, Any]:
     return row | when_moved(model) if run["steps"] == STEPS else row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="run only these")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    LOG.parent.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in LOG.read_text().splitlines()] if LOG.exists() else []
-    done = {(row["model"], row["images"], row["lr"], row["steps"], row["seed"]) for row in rows}
-    for seed in options.seeds:
-        for run in settings():
-            if (*run.values(), seed) not in done:
-                rows.append(train(run, seed))
-                with LOG.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
-                print(f"{run}, seed {seed}: {rows[-1]['accuracy']:.4f}", flush=True)
-    if len(rows) == len(SEEDS) * len(settings()):
-        write_results("lesson_hybrid", rows)
-
-
 if __name__ == "__main__":
-    main()
+    sweep("lesson_hybrid", __doc__, settings(), train)

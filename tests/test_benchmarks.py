@@ -93,3 +93,25 @@ def test_tables_are_made_from_results(results):
 def test_import_seconds_are_those_after_torch():
     torch_seconds, own_seconds = importtime.import_seconds("sum(range(3_000_000))")
     assert 0 < own_seconds < torch_seconds
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["sweep"])
+    monkeypatch.setattr(common, "results_dir", lambda: tmp_path)
+    settings, trained = [{"name": "a", "lr": 0.1}, {"name": "a", "lr": 0.3}], []
+
+    def train(setting, seed):
+        if len(trained) == 4:
+            trained.append("interrupted")
+            raise KeyboardInterrupt
+        trained.append((setting["lr"], seed))
+        return {"seed": seed, "accuracy": setting["lr"] + seed}
+
+    with pytest.raises(KeyboardInterrupt):
+        common.sweep("trial", "", settings, train)
+    assert not (tmp_path / "trial.json").exists()
+    common.sweep("trial", "", settings, train)
+    assert [run for run in trained if run != "interrupted"] == [(lr, seed) for seed in (0, 1, 2) for lr in (0.1, 0.3)]
+    rows = common.read_results("trial")["rows"]
+    assert [row["accuracy"] for row in rows] == [0.1, 0.3, 1.1, 1.3, 2.1, 2.3]
