@@ -157,10 +157,9 @@ def _portable(value: Any) -> Any:
     return value
 
 
-def is_blank(kernel: Any) -> bool:
+def _is_blank(source: _Source) -> bool:
     """Does the kernel still say ``raise TODO``? A compiler would only say that it knows no ``raise``."""
-    tree = ast.parse(_source(kernel).text)
-    raised = (node.exc for node in ast.walk(tree) if isinstance(node, ast.Raise))
+    raised = (node.exc for node in ast.walk(ast.parse(source.text)) if isinstance(node, ast.Raise))
     return any(isinstance(error, ast.Name) and error.id == "TODO" for error in raised)
 
 
@@ -195,9 +194,10 @@ class KernelRunner:
     ) -> Outcome:
         from .grading import TODO
 
-        if is_blank(answer):
+        source = _source(answer)
+        if _is_blank(source):
             return Outcome(error=TODO())
-        return _worker().run((_source(answer), self.launch, case.args, case.kwargs, seed), seconds)
+        return _worker().run((source, self.launch, case.args, case.kwargs, seed), seconds)
 
 
 class KernelError(Exception):
