@@ -104,13 +104,13 @@ def attention(
 def _fastest(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> str:
     """On a CPU, fused kernels are slower than the plain equation where there is a bias, 1.2 to 1.6 times for windows.
 
-    The equation needs the whole matrix, so long sequences, and those of unknown length in a graph, are left to fusion.
+    Not so in a compiled graph, where the bias is made ready on the way, nor for long sequences, whose whole matrix the
+    equation needs.
     """
     if q.is_cuda:
         return "flash" if bias is None and _flash_is_faster(q, k, v) else "sdpa"
-    keys = k.shape[2]
-    plain = bias is not None and q.device.type == "cpu" and q.dtype == torch.float32
-    return "math" if plain and isinstance(keys, int) and keys <= 1024 else "sdpa"
+    plain = bias is not None and not torch.compiler.is_compiling()
+    return "math" if plain and q.device.type == "cpu" and q.dtype == torch.float32 and k.shape[2] <= 1024 else "sdpa"
 
 
 def _flash_is_faster(q: Tensor, k: Tensor, v: Tensor) -> bool:
