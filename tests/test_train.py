@@ -32,7 +32,7 @@ from vitcourse.train import (
 )
 from vitcourse.train import augment as aug
 from vitcourse.train.batches import Plan, Share, even_slices
-from vitcourse.train.evaluation import normalise
+from vitcourse.train.evaluation import evaluating, normalise
 from vitcourse.train.record import COLUMNS, write_atomically
 from vitcourse.train.runtime import resolve_precision
 from vitcourse.vit import VisionTransformer
@@ -328,6 +328,18 @@ def test_evaluation_counts_each_image_once():
             results["val_accuracy"], (logits.argmax(1) == y).double().mean().item()
         )
         assert results["val_loss"] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-5)
+
+
+def test_evaluation_leaves_every_part_in_its_mode():
+    model, seen = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(256, 10)), []
+    model[1].eval()
+    model[3].register_forward_hook(lambda *_: seen.append([part.training for part in model]))
+    evaluate(model, pictures())
+    assert model.training and [part.training for part in model] == [True, False, True, True]
+    assert seen and not any(any(modes) for modes in seen)
+    with pytest.raises(RuntimeError), evaluating(model):
+        raise RuntimeError
+    assert model.training and [part.training for part in model] == [True, False, True, True]
 
 
 def test_history_and_metrics_file(tmp_path):

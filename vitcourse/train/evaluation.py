@@ -1,6 +1,7 @@
-"""Accuracy and loss of a model on a data set, and the normalisation that training and evaluation share."""
+"""Accuracy and loss of a model on a data set, and what training and evaluation share: normalisation, and eval mode."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -47,17 +48,34 @@ def evaluate(
     device = next(model.parameters()).device
     mean_std = mean_std or find_mean_std(model, dataset, device)
     batches = eval_batches(dataset, share or Share(), config, device, getattr(model, "num_classes", None))
-    was_training = model.training
-    model.eval()
     total = torch.zeros(2, device=device)
-    with torch.inference_mode(), autocast(device, config.precision):
+    with evaluating(model), torch.inference_mode(), autocast(device, config.precision):
         for images, labels in batches:
             logits = model(normalise(images, mean_std)).float()
             loss = F.cross_entropy(logits, labels, reduction="sum")
             total += torch.stack([loss, (logits.argmax(1) == labels).sum()])
-    model.train(was_training)
     loss, correct = reduce(total).tolist()
     return {"val_loss": loss / len(dataset), "val_accuracy": correct / len(dataset)}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards each part has its own mode back, be it a batch norm that was frozen.
+
+    >>> model = nn.Sequential(nn.BatchNorm2d(3).eval(), nn.Dropout())
+    >>> with evaluating(model):
+    ...     any(part.training for part in model.modules())
+    False
+    >>> [part.training for part in model.modules()]
+    [True, False, True]
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def find_mean_std(model: nn.Module, dataset: Dataset, device: torch.device) -> MeanStd | None:

@@ -6,6 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from vitcourse.train.evaluation import evaluating
+
 from .integers import scale_for
 
 
@@ -78,7 +80,7 @@ OBSERVERS: dict[str, Callable[[], Observer]] = {"minmax": MinMaxObserver, "perce
 def watch_inputs(
     model: nn.Module, modules: Mapping[str, nn.Module], batches: Iterable, see: Callable[[str, Tensor], None]
 ) -> None:
-    """Run ``model`` in eval mode over ``batches`` and call ``see(name, input)`` whenever one of ``modules`` runs.
+    """Run ``model`` in evaluation mode over ``batches`` and call ``see(name, input)`` whenever one of ``modules`` runs.
 
     Args:
         model: takes one batch of images.
@@ -91,7 +93,7 @@ def watch_inputs(
     """
     if isinstance(batches, Tensor):
         raise TypeError("batches is a single tensor; put it into a list: [images]")
-    device, was_training, ran = next(model.parameters()).device, model.training, set()
+    device, ran = next(model.parameters()).device, set()
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -104,12 +106,10 @@ def watch_inputs(
 
     handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
     try:
-        model.eval()
-        with torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             for batch in batches:
                 model((batch[0] if isinstance(batch, (tuple, list)) else batch).to(device))
     finally:
-        model.train(was_training)
         for handle in handles:
             handle.remove()
     missed = sorted(modules.keys() - ran)
