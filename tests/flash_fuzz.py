@@ -7,12 +7,18 @@ from outside of the tensor spoils the result, and whatever is written outside is
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from vitcourse import layers
 from vitcourse.hardware import flash_attention, flash_attention_qkvpacked
@@ -120,11 +126,23 @@ def assert_as_exact_as_pytorch(q, k, v, dout, bias=None, scale=None):
         assert error <= allowed, f"{name}: {error:.2e}, allowed are {allowed:.2e}"
 
 
+def use_tiles(kind, monkeypatch):
+    monkeypatch.setattr(plans, "_kind", lambda dtype, capability: kind)
+    forget_plans()
+
+
+def forget_plans():
+    for choose in (plans.forward, plans.backward, plans.backward_bias):
+        choose.cache_clear()
+
+
 @pytest.fixture(autouse=True)
 def tiles_of_half_precision(monkeypatch):
     """For float32 too, on the interpreter: the same kernels, where a mistake cannot hide behind rounding."""
     if INTERPRETED:
-        monkeypatch.setattr(plans, "_kind", lambda dtype, capability: "shared")
+        use_tiles("shared", monkeypatch)
+    yield
+    forget_plans()
 
 
 # ---------------------------------------------------------------------------------------------------------- exactness
@@ -150,7 +168,7 @@ def test_float32_is_multiplied_in_float32(n_q, n_k):
 
 
 def test_tiles_of_float32(monkeypatch):
-    monkeypatch.setattr(plans, "_kind", lambda dtype, capability: "float32")
+    use_tiles("float32", monkeypatch)
     assert_as_exact_as_pytorch(*inputs(20, 50, 16, torch.float32), bias=bias_like((20, 50)))
 
 
@@ -386,10 +404,198 @@ def test_the_interpreter_makes_nonsense_of_bfloat16_and_is_not_asked():
 
 
 def test_there_is_no_second_derivative():
+    qkv, _ = packed_inputs()
+    leaves = qkv.requires_grad_(), bias_like((2, 21, 21)).requires_grad_()
+    for function in (unpacked, packed):
+        for leaf in leaves:
+            for watch in (nullcontext(), Watch()):
+                with watch:
+                    (gradient,) = torch.autograd.grad(function(*leaves).sum(), leaf, create_graph=True)
+                    with pytest.raises(RuntimeError, match="no second derivative; use backend='math'"):
+                        gradient.sum().backward()
+
+
+# ---------------------------------------------------------------------------------------------------------- two doors
+
+
+class Watch(TorchDispatchMode):
+    """Notes the names of our operators: who watches sends them through PyTorch's dispatcher."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function.namespace == "vitcourse":
+            self.seen.append(function._opname)
+        return function(*arguments, **(keywords or {}))
+
+
+def took_the_short_way(out):
+    """Whether the output of a forward pass with gradients came past the dispatcher."""
+    node = out.grad_fn
+    while "flash_forward" not in node.name():  # a subclass puts a view on top
+        node = node.next_functions[0][0]
+    return node.name().startswith("flash_forward")
+
+
+def unpacked(qkv, bias):
+    return flash_attention(*ops.unpack(qkv), bias=bias)
+
+
+def packed(qkv, bias):
+    return flash_attention_qkvpacked(qkv, bias=bias)
+
+
+def negative(qkv, bias):
+    return flash_attention_qkvpacked(qkv, bias=bias, scale=-0.3)
+
+
+def packed_inputs(n=21, dtype=torch.float16):
+    generator = torch.Generator().manual_seed(3)
+    qkv = torch.randn(2, n, 3, 2, 16, generator=generator).to(DEVICE, dtype)
+    return qkv, torch.randn(2, 2, n, 16, generator=generator).to(DEVICE, dtype)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("function", [unpacked, packed, negative])
+def test_both_doors_give_the_same_bits_and_gradients(function, biased):
+    qkv, dout = packed_inputs()
+    leaves = [qkv.requires_grad_(), bias_like((1, 2, 21, 21)).requires_grad_()][: 1 + biased]
+    outcomes = []
+    for watch in (nullcontext(), Watch()):
+        with watch:
+            out = function(*leaves, *[None][biased:])
+            assert took_the_short_way(out) == isinstance(watch, nullcontext)
+            outcomes.append((out.detach(), *torch.autograd.grad(out, leaves, dout)))
+    suffix = "_qkvpacked" if function is packed else ""
+    expected = [f"flash_forward{suffix}", *["flash_backward_bias"] * biased, f"flash_backward{suffix}"]
+    assert watch.seen == expected
+    for short, long in zip(*outcomes, strict=True):
+        assert torch.equal(short, long)
+        assert short.stride() == long.stride()
+
+
+def test_without_gradients_there_is_no_node_in_the_graph():
+    qkv, _ = packed_inputs()
+    expected = packed(qkv, None)
+    for without in (torch.no_grad, torch.inference_mode):
+        with without():
+            found = packed(qkv.requires_grad_(), None)
+        assert found.grad_fn is None
+        assert torch.equal(found, expected)
+
+
+class Tagged(Tensor):
+    """A subclass that looks at calls of functions, and leaves them as they are."""
+
+
+class WatchFunctions(TorchFunctionMode):
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        return function(*arguments, **(keywords or {}))
+
+
+def negated(tensor):
+    """A view whose minus sign is left for the dispatcher to write."""
+    return torch._neg_view(-tensor)
+
+
+def test_who_wants_to_see_the_operator_sees_it():
     q, k, v, _ = (t.requires_grad_() for t in inputs(5, 6, 16, torch.float32))
-    (gradient,) = torch.autograd.grad(flash_attention(q, k, v).sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="no second derivative; use backend='math'"):
-        gradient.sum().backward()
+    expected = flash_attention(q, k, v)
+    assert took_the_short_way(expected)
+    assert took_the_short_way(flash_attention(nn.Parameter(q.detach()), k, v))
+    assert negated(v).is_neg()
+    for views in ((negated(q), k, v), (q, k, negated(v)), (q.as_subclass(Tagged), k, v)):
+        found = flash_attention(*views)
+        assert not took_the_short_way(found)
+        assert torch.equal(found.as_subclass(Tensor), expected)
+    with WatchFunctions():
+        assert not took_the_short_way(flash_attention(q, k, v))
+    assert took_the_short_way(flash_attention(q, k, v))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_traced_as_one_operator():
+    qkv, _ = packed_inputs()
+    for mode in ("real", "fake", "symbolic"):
+        graph = make_fx(unpacked, tracing_mode=mode)(qkv, None).graph
+        assert torch.ops.vitcourse.flash_forward.default in [node.target for node in graph.nodes]
+    graph = torch.jit.trace(lambda qkv: unpacked(qkv, None), (qkv,)).graph
+    assert "vitcourse::flash_forward" in str(graph)
+
+
+def test_mapped_over_a_dimension():
+    q, k, v, _ = inputs(5, 6, 16, torch.float32)
+    both = torch.stack([q, q / 2])
+    found = torch.vmap(lambda one: flash_attention(one, k, v))(both)
+    assert torch.equal(found, torch.stack([flash_attention(one, k, v) for one in both]))
+
+
+@pytest.mark.parametrize("watch", [nullcontext, Watch])
+def test_no_gradient_comes_from_no_gradient(watch):
+    class Stop(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, _):
+            return None
+
+    qkv, _ = packed_inputs()
+    for function in (unpacked, packed):
+        with watch():
+            out = Stop.apply(function(qkv.requires_grad_(), None))
+            assert torch.autograd.grad(out.sum(), qkv, allow_unused=True) == (None,)
+
+
+@pytest.mark.parametrize("watch", [nullcontext, Watch])
+def test_a_tensor_that_was_overwritten_has_no_gradient(watch):
+    q, k, v, dout = inputs(5, 6, 16, torch.float32)
+    q = q.clone().requires_grad_()
+    with watch():
+        out = flash_attention(q, k, v)
+        with torch.no_grad():
+            q.zero_()
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.backward(dout)
+
+
+@pytest.mark.parametrize("watch", [nullcontext, Watch])
+def test_what_is_saved_goes_through_hooks(watch):
+    """As in ``save_on_cpu``, and in checkpointing."""
+    qkv, dout = packed_inputs()
+    bias, kept = bias_like((2, 21, 21)), []
+    leaves = qkv.requires_grad_(), bias.requires_grad_()
+
+    def put_away(tensor):
+        kept.append(tensor.clone())
+        return len(kept) - 1
+
+    expected = torch.autograd.grad(packed(*leaves), leaves, dout)
+    with watch():
+        with torch.autograd.graph.saved_tensors_hooks(put_away, kept.__getitem__):
+            found = torch.autograd.grad(packed(*leaves), leaves, dout)
+        again = torch.autograd.grad(checkpoint(packed, *leaves, use_reentrant=False), leaves, dout)
+    assert len(kept) == 4  # qkv, bias, out and lse
+    for first, second, true in zip(found, again, expected, strict=True):
+        assert torch.equal(first, true)
+        assert torch.equal(second, true)
+
+
+def test_a_checkpoint_can_keep_what_attention_gave(monkeypatch):
+    """Selective checkpointing finds the operator by its name, and does not run it again."""
+    qkv, dout = packed_inputs()
+    runs, forward = [], ops.run_forward
+    monkeypatch.setattr(ops, "run_forward", lambda *arguments: (runs.append(arguments), forward(*arguments))[1])
+    expected = torch.autograd.grad(packed(qkv.requires_grad_(), None), qkv, dout)
+    for kept, wanted in (([], 2), ([torch.ops.vitcourse.flash_forward_qkvpacked.default], 1)):
+        runs.clear()
+        contexts = partial(create_selective_checkpoint_contexts, kept)
+        out = checkpoint(packed, qkv, None, use_reentrant=False, context_fn=contexts)
+        assert torch.equal(torch.autograd.grad(out, qkv, dout)[0], expected[0])
+        assert len(runs) == wanted
 
 
 # ------------------------------------------------------------------------------------------------- as parts of PyTorch

@@ -66,6 +66,16 @@ def test_captured_in_a_graph(monkeypatch):
     assert torch.equal(replayed, expected)
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_on_a_device_that_is_not_the_current_one(monkeypatch):
+    monkeypatch.undo()
+    q, k, v, dout = inputs(50, 50, 64, torch.float16)
+    expected = results(flash_attention, (q, k, v), dout, torch.float16)
+    found = results(flash_attention, [t.to("cuda:1") for t in (q, k, v)], dout.to("cuda:1"), torch.float16)
+    assert torch.cuda.current_device() == 0
+    assert all(torch.equal(a, b.to("cuda:0")) for a, b in zip(expected, found, strict=True))
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "coatnet_0"])
 def test_models_are_as_exact_as_with_sdpa(name, monkeypatch):
     monkeypatch.undo()

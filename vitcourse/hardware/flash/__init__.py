@@ -43,12 +43,13 @@ def flash_attention(
     >>> flash_attention(q, k, v).transpose(1, 2).flatten(2).shape
     torch.Size([2, 197, 768])
     """
-    q, k, v = _autocast(q), _autocast(k), _autocast(v)
+    q, k, v = _autocast(q, k, v)
     _check(q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if scale < 0:  # the largest score is then that of the smallest product; the kernels look for the largest
         q, scale = -q, -scale
-    return torch.ops.vitcourse.flash_forward(q, k, v, _check_bias(bias, q, k), scale)[0]
+    bias = _check_bias(bias, (*q.shape[:3], k.shape[2]), q.device)
+    return ops.call("flash_forward", q, k, v, bias, scale)[0]
 
 
 def flash_attention_qkvpacked(qkv: Tensor, *, scale: float | None = None, bias: Tensor | None = None) -> Tensor:
@@ -71,21 +72,23 @@ def flash_attention_qkvpacked(qkv: Tensor, *, scale: float | None = None, bias: 
     """
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"qkv must be (B, N, 3, H, D), got {tuple(qkv.shape)}")
-    qkv = _autocast(qkv)
-    q, k, v = ops.unpack(qkv)
-    _check(q, k, v)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    (qkv,) = _autocast(qkv)
+    b, n, _, h, d = qkv.shape
+    _check_kind(qkv.dtype, d)
+    scale = d**-0.5 if scale is None else float(scale)
     if scale < 0:
-        return flash_attention(q, k, v, scale=scale, bias=bias)
-    return torch.ops.vitcourse.flash_forward_qkvpacked(qkv, _check_bias(bias, q, k), scale)[0]
+        return flash_attention(*ops.unpack(qkv), scale=scale, bias=bias)
+    bias = _check_bias(bias, (b, h, n, n), qkv.device)
+    return ops.call("flash_forward_qkvpacked", qkv, bias, scale)[0]
 
 
-def _autocast(x: Tensor) -> Tensor:
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Autocast changes what these kernels take, and nothing else: float64 stays float64."""
-    device = x.device.type
-    if x.dtype in DTYPES and torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return x.to(torch.get_autocast_dtype(device))
-    return x
+    device = tensors[0].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(t.to(dtype) if t.dtype in DTYPES else t for t in tensors)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -93,29 +96,32 @@ def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"q, k and v must be (B, H, N, D), got {_shapes(q, k, v)}")
     if q.shape[:2] != k.shape[:2] or k.shape != v.shape or q.shape[3] != k.shape[3]:
         raise ValueError(f"q, k and v do not fit together: {_shapes(q, k, v)}; only N_q may differ; or backend='sdpa'")
-    if not 1 <= q.shape[3] <= MAX_HEAD_DIM:
-        raise ValueError(f"head dimension {q.shape[3]} is not within 1 … {MAX_HEAD_DIM}; use backend='sdpa'")
     if not q.dtype == k.dtype == v.dtype:
         raise TypeError(f"q, k and v differ in type: {q.dtype}, {k.dtype}, {v.dtype}; cast them to one")
-    if q.dtype not in DTYPES:
-        raise TypeError(f"q, k and v are {q.dtype}; use float16, bfloat16 or float32, or backend='sdpa'")
+    _check_kind(q.dtype, q.shape[3])
     if not q.device == k.device == v.device:
         raise ValueError(f"q, k and v lie on different devices: {q.device}, {k.device}, {v.device}")
+
+
+def _check_kind(dtype: torch.dtype, head_dim: int) -> None:
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(f"head dimension {head_dim} is not within 1 … {MAX_HEAD_DIM}; use backend='sdpa'")
+    if dtype not in DTYPES:
+        raise TypeError(f"q, k and v are {dtype}; use float16, bfloat16 or float32, or backend='sdpa'")
 
 
 def _shapes(*tensors: Tensor) -> str:
     return ", ".join(str(tuple(t.shape)) for t in tensors)
 
 
-def _check_bias(bias: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
-    """The bias with four dimensions, some of them 1."""
+def _check_bias(bias: Tensor | None, full: tuple[int, int, int, int], device: torch.device) -> Tensor | None:
+    """The bias with four dimensions, those of the scores, or 1."""
     if bias is None:
         return None
     if not bias.is_floating_point():
         raise TypeError(f"bias is {bias.dtype}; use a floating-point type, and -torch.inf where a key is to be hidden")
-    if bias.device != q.device:
-        raise ValueError(f"bias lies on {bias.device}, and q on {q.device}")
-    full = (*q.shape[:3], k.shape[2])
+    if bias.device != device:
+        raise ValueError(f"bias lies on {bias.device}, and q on {device}")
     shape = (1,) * (4 - bias.ndim) + tuple(bias.shape)
     if len(shape) != 4 or any(size not in (1, wanted) for size, wanted in zip(shape, full, strict=True)):
         raise ValueError(f"bias {tuple(bias.shape)} cannot be broadcast to (B, H, N_q, N_k) = {full}")

@@ -5,6 +5,7 @@ of every result, could change from run to run. So far the table rests on what th
 next to no spills, and more than one block to a multiprocessor where possible), and not yet on a clock.
 """
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -85,6 +86,7 @@ def is_faster(capability: tuple[int, int], dtype: torch.dtype, head_dim: int, n_
     return any(first <= n_k <= last for first, last in FASTER.get((capability, dtype, head_dim, backward), ()))
 
 
+@cache
 def forward(n_k: int, head_dim: int, dtype: torch.dtype, capability: tuple[int, int], biased: bool) -> Plan:
     """For few keys one kernel on all chips: 64 queries at a time, and the keys in pieces."""
     kind, width = _kind(dtype, capability), padded(head_dim)
@@ -94,6 +96,7 @@ def forward(n_k: int, head_dim: int, dtype: torch.dtype, capability: tuple[int, 
     return Plan("forward_short", constants, 4, 1)
 
 
+@cache
 def backward(
     n_k: int, head_dim: int, dtype: torch.dtype, capability: tuple[int, int], biased: bool
 ) -> tuple[Plan, ...]:
@@ -105,6 +108,7 @@ def backward(
     return _long("backward_queries", kind, head_dim, biased, n_k), _long("backward_keys", kind, head_dim, biased)
 
 
+@cache
 def backward_bias(head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> Plan:
     return _long("backward_bias", _kind(dtype, capability), head_dim, biased=True)
 
