@@ -6,7 +6,7 @@
 * layers: every linear layer of ViT-B and ViT-L at batch 1 and 8, against ``F.linear`` (float32 on a CPU, bfloat16 by
   cuBLAS on a GPU) and against torchao's layers, in turns.
 * models: a whole ViT-B in the same way.
-* sizes: bytes of the state dict over those of float32.
+* sizes: bytes of the saved file over those of float32's.
 * accuracy: of the weights that come with the course, for each scheme, and for weights of 2 to 8 bits.
 * kernels: registers, spills and instructions of every Triton kernel, compiled ahead of time; no GPU is needed.
 
@@ -18,6 +18,8 @@ import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -26,9 +28,10 @@ from torch import Tensor, nn
 from benchmarks.common import device_name, in_turns, ratio, read_results, versions, write_results
 from vitcourse import create_model
 from vitcourse.data import open_dataset
-from vitcourse.hardware.quantize import SCHEMES, dequantize, model_bytes, quantize, quantize_model
+from vitcourse.hardware.quantize import SCHEMES, dequantize, quantize, quantize_model
 from vitcourse.hardware.quantize.ops import tiling
 from vitcourse.paths import data_dir
+from vitcourse.registry import save_weights
 from vitcourse.train import evaluate
 from vitcourse.train.evaluation import find_mean_std, normalise
 
@@ -140,11 +143,20 @@ def measure_models(device: str, rounds: int, keep: Callable[[list[dict[str, Any]
 def measure_sizes(device: str, rounds: int, keep: Callable[[list[dict[str, Any]]], None]) -> None:
     for name in ("vit_tiny_patch16_224", "vit_base_patch16_224", "shipped"):
         model = shipped() if name == "shipped" else create_model(name)
+        real = file_bytes(model)
         for scheme, group_size in (("int8", None), ("int4", 32), ("int4", 64), ("int4", 128)):
-            small = quantize_model(model, scheme, group_size=group_size or 64)
-            sizes = {"bytes": model_bytes(small), "ratio": model_bytes(small) / model_bytes(model)}
-            print(name, scheme, group_size, f"{sizes['ratio']:.4f}", flush=True)
-            keep([{"part": "sizes", "model": name, "scheme": scheme, "group_size": group_size, **sizes}])
+            size = file_bytes(quantize_model(model, scheme, group_size=group_size or 64))
+            row = {"part": "sizes", "model": name, "scheme": scheme, "group_size": group_size}
+            print(*row.values(), f"{size / real:.4f}", flush=True)
+            keep([{**row, "bytes": size, "ratio": size / real}])
+
+
+def file_bytes(model: nn.Module) -> int:
+    """Bytes of the file that ``save_weights`` writes."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save_weights(model, path)
+        return path.stat().st_size
 
 
 def shipped() -> nn.Module:
@@ -190,7 +202,8 @@ def rounded(model: nn.Module, bits: int, group_size: int | None) -> nn.Module:
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.Linear):
-                module.weight.copy_(dequantize(*quantize(module.weight, bits, group_size), group_size))
+                q, scale = quantize(module.weight, bits, group_size, half_scale=True)
+                module.weight.copy_(dequantize(q, scale, group_size))
     return model
 
 

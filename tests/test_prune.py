@@ -12,17 +12,16 @@ from vitcourse.hardware.prune import (
     accelerate_2_4,
     count_macs,
     keep_units,
-    load_pruned,
     magnitude_prune,
     make_permanent,
     prune_like,
     prune_model,
-    save_pruned,
     structure,
     taylor_importance,
     taylor_score,
 )
 from vitcourse.hierarchical import SwinTransformer
+from vitcourse.registry import read_metadata, save_weights
 from vitcourse.vit import VisionTransformer, record_attention
 
 SIZES = {"img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": 5, "embed_dim": 24, "depth": 2, "num_heads": 3}
@@ -365,21 +364,26 @@ def test_saved_and_loaded(tmp_path, batches):
     model = create_model("vit_tiny", img_size=16, **sizes).eval()
     small = prune_model(model, [(x.float(), y) for x, y in batches], macs=0.5, rounds=1)
     path = tmp_path / "small.safetensors"
-    save_pruned(small, path, accuracy=0.5)
-    again = load_pruned(path).eval()
-    assert structure(again) == structure(small) and again.preprocess == model.preprocess
+    save_weights(small, path, accuracy=0.5)
+    again = create_model(path).eval()
+    assert structure(again) == structure(small) == again.structure and again.preprocess == model.preprocess
     images = batches[0][0].float()
     assert torch.equal(again(images), small(images))
-    save_pruned(model, tmp_path / "whole.safetensors")
+    save_weights(model, tmp_path / "whole.safetensors")
     assert path.stat().st_size < 0.75 * (tmp_path / "whole.safetensors").stat().st_size
+    save_weights(again, tmp_path / "again.safetensors", accuracy=0.5)
+    assert read_metadata(tmp_path / "again.safetensors") == read_metadata(path)
 
 
-def test_a_file_without_a_structure(tmp_path, vit):
-    from vitcourse.registry import save_weights
-
-    save_weights(vit, tmp_path / "plain.safetensors")
-    with pytest.raises(ValueError, match="does not say how its model is built; write it with save_pruned"):
-        load_pruned(tmp_path / "plain.safetensors")
+def test_a_pruned_file_says_what_opens_it_and_takes_a_new_head(tmp_path, capsys):
+    model, path = create_model("vit_tiny", **SIZES), tmp_path / "small.safetensors"
+    save_weights(keep_units(model, KEEP), path)
+    with pytest.raises(ValueError, match=r"pruned or quantized model, which create_model\(path\) builds"):
+        create_model("vit_tiny", **SIZES, weights=path)
+    assert create_model(path, num_classes=2).head.out_features == 2
+    assert "the head starts untrained" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"small.safetensors cannot be rebuilt: .* no prunable layer 'blocks.1.attn'"):
+        create_model(path, depth=1)
 
 
 # ---------------------------------------------------------------------------------------------------------------- zeros

@@ -1,6 +1,7 @@
 """Models by name, and weights from everywhere they come from."""
 
 import json
+import os
 import pickle
 from dataclasses import asdict
 from pathlib import Path
@@ -310,6 +311,20 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_weights(small(), path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_may_be_read_by_whom_the_umask_says(tmp_path, umask):
+    path = tmp_path / "model.safetensors"
+    (tmp_path / "model.safetensors.partial").touch(0o600)  # a crash left it
+    before = os.umask(umask)
+    try:
+        save_weights(small(), path)
+        (tmp_path / "any").touch()
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode == (tmp_path / "any").stat().st_mode
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["any", "model.safetensors"]
 
 
 def test_metadata_is_plain_json(tmp_path):

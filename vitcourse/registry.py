@@ -84,7 +84,7 @@ def list_models(pattern: str = "*") -> list[str]:
 def create_model(
     name: str, *, weights: str | Path | Mapping[str, Tensor] | nn.Module | None = None, **overrides: Any
 ) -> nn.Module:
-    """Build a model by name, or rebuild one from a file that :func:`save_weights` wrote.
+    """Build a model by name, or rebuild one from a file that :func:`save_weights` wrote, be it pruned or quantized.
 
     Args:
         name: one of :func:`list_models`, or the path of a ``.safetensors`` file written by this library.
@@ -96,13 +96,14 @@ def create_model(
         the model; ``model.preprocess`` says how its images are prepared.
 
     Raises:
-        ValueError: an unknown name, with the nearest ones; see also the model's class and :func:`load_weights`.
+        ValueError: an unknown name, with the nearest ones; a file that does not say how its model is built, or another
+            number of classes for a quantized one; see also the model's class and :func:`load_weights`.
         TypeError: an argument that the model does not have, with the nearest.
 
     >>> create_model("vit_tiny", img_size=32, patch_size=4, num_classes=10)(torch.zeros(1, 3, 32, 32)).shape
     torch.Size([1, 10])
     """
-    new_head = "num_classes" in overrides
+    new_head, saved = "num_classes" in overrides, {}
     if str(name).endswith(".safetensors"):
         if weights is not None:
             raise ValueError(
@@ -123,9 +124,29 @@ def create_model(
     model = entry.build(**{**entry.defaults, **overrides})
     model.name, model.model_args = name, dict(overrides)
     model.preprocess = _fit_preprocess(entry.preprocess, model)
+    _reshape(model, saved, weights)
     if weights is not None:
         load_weights(model, weights, new_head=new_head)
     return model
+
+
+def _reshape(model: nn.Module, saved: Mapping[str, Any], path: Any) -> None:
+    """Give the model the form that pruning and quantization had given it before it was saved."""
+    try:
+        if "structure" in saved:
+            from vitcourse.hardware.prune import prune_like
+
+            prune_like(model, saved["structure"])
+        if "quantization" in saved:
+            if getattr(model, "num_classes", None) != saved["model_args"].get("num_classes"):
+                raise ValueError(
+                    "quantized models are not trained for other classes; train the real one, then quantize"
+                )
+            from vitcourse.hardware.quantize import quantize_like
+
+            quantize_like(model, saved["quantization"])
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be rebuilt: {error}") from error
 
 
 def _nearest(name: str, known: Mapping[str, Any] | list[str]) -> str:
@@ -225,7 +246,7 @@ def _describe(
     unexpected: list[str],
     reshaped: list[str],
 ) -> str:
-    what = source if isinstance(source, (str, Path)) else type(source).__name__
+    what = str(source) if isinstance(source, (str, Path)) else type(source).__name__
     lines = [f"weights from {what} do not fit {getattr(model, 'name', type(model).__name__)}:"]
     if missing:
         lines.append(f"  missing: {_some(missing)}")
@@ -237,6 +258,8 @@ def _describe(
     if any(k.startswith("head.") for k in reshaped):
         lines.append("  for other classes and an untrained head: load_weights(…, new_head=True), or num_classes in")
         lines.append("  create_model(name, num_classes=…, weights=…)")
+    if what.endswith(".safetensors") and read_metadata(what).keys() & {"structure", "quantization"}:
+        lines.append("  the file holds a pruned or quantized model, which create_model(path) builds")
     return "\n".join(lines)
 
 
@@ -337,14 +360,15 @@ def save_weights(model: nn.Module, path: str | Path, *, half: bool = False, **me
     """Write a model's weights to a safetensors file that :func:`create_model` can rebuild the model from.
 
     Args:
-        model: built by :func:`create_model`; its name, arguments and ``preprocess`` go into the file's header.
+        model: built by :func:`create_model`; its name, arguments and ``preprocess`` go into the file's header, and so
+            does how it was pruned and quantized.
         path: where to; replaced in one step, so that a crash leaves the old file or the new one.
         half: store floating-point tensors as float16, at half the size.
         metadata: anything else worth keeping beside them (accuracy, command, seed), as JSON can hold it.
     """
     from safetensors.torch import save_file
 
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.detach().cpu().contiguous() for k, v in tensors_to_save(model).items()}
     if half:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     if hasattr(model, "name"):
@@ -353,12 +377,28 @@ def save_weights(model: nn.Module, path: str | Path, *, half: bool = False, **me
         metadata = {"preprocess": asdict(model.preprocess), **metadata}
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    partial.touch()
+    mode = partial.stat().st_mode  # as the umask has it; safetensors may put a file of its own in its place
     save_file(state, partial, metadata={"format": "pt", "vitcourse": json.dumps(metadata)})
+    partial.chmod(mode)
     partial.replace(path)
 
 
+def tensors_to_save(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict; in float16 what modules list in ``half_in_files``, where nothing is lost by it."""
+    modules = model.named_modules(remove_duplicate=False)
+    halves = {f"{path}.{name}".lstrip(".") for path, m in modules for name in getattr(m, "half_in_files", ())}
+    return {k: _half_if_exact(v) if k in halves else v for k, v in model.state_dict().items()}
+
+
+def _half_if_exact(tensor: Tensor) -> Tensor:
+    half = tensor.half()
+    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
+
+
 def _recipe(model: nn.Module) -> dict[str, Any]:
-    """What create_model needs to build ``model`` again, its present head included."""
+    """What create_model needs to build ``model`` again, its present head, and what pruning and quantization did."""
     arguments = dict(model.model_args)
     if hasattr(model, "num_classes"):
         arguments["num_classes"] = model.num_classes
@@ -371,7 +411,8 @@ def _recipe(model: nn.Module) -> dict[str, Any]:
             file=sys.stderr,
         )
         return {}
-    return {"model": model.name, "model_args": arguments}
+    made = {key: getattr(model, key) for key in ("structure", "quantization") if hasattr(model, key)}
+    return {"model": model.name, "model_args": arguments, **made}
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitcourse.layers import Mlp
-from vitcourse.registry import create_model, load_weights, read_metadata, save_weights
-from vitcourse.train.evaluation import find_mean_std, normalise
+from vitcourse.train.evaluation import evaluating, find_mean_std, normalise
 from vitcourse.vit import Attention
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W), as the model takes them, and labels (B,)
@@ -73,24 +70,12 @@ def _count(model: nn.Module, images: Tensor) -> FlopCounterMode:
     try:
         for mixer, _ in mixers:
             mixer.backend = "sdpa"  # whose products the counter knows, on every device
-        with _evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
+        with evaluating(model), FlopCounterMode(display=False) as counter, torch.no_grad():
             model(images)
     finally:
         for mixer, backend in mixers:
             mixer.backend = backend
     return counter
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, and each part's own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _macs_per_unit(model: nn.Module, images: Tensor) -> tuple[dict[str, float], int]:
@@ -142,7 +127,7 @@ def taylor_importance(
     hooks = [_outlet(layer).register_forward_pre_hook(keep(name)) for name, layer in layers.items()]
     seen = 0
     try:
-        with _evaluating(model):
+        with evaluating(model):
             for images, labels in _batches(model, calibration):
                 with torch.enable_grad():
                     loss = loss_fn(model(images), labels) * len(images)  # the sum, so each image's gradient is its own
@@ -200,7 +185,7 @@ def keep_units(model: nn.Module, keep: Mapping[str, Iterable[int]]) -> nn.Module
         keep: indices of the units that stay, for each layer that is to shrink.
 
     Returns:
-        ``model``.
+        ``model``; ``model.structure`` is what :func:`structure` says of it, and goes into a file with its weights.
 
     Raises:
         ValueError: a layer or a unit that does not exist, twice the same, or none left.
@@ -215,6 +200,7 @@ def keep_units(model: nn.Module, keep: Mapping[str, Iterable[int]]) -> nn.Module
             raise ValueError(f"keep[{name!r}] must list some of 0 … {available - 1}, each once; got {_some(units)}")
     for name, units in chosen.items():
         _shrink(layers[name], torch.tensor(units))
+    model.structure = structure(model)
     return model
 
 
@@ -265,25 +251,6 @@ def prune_like(model: nn.Module, widths: Structure) -> nn.Module:
     return keep_units(model, {name: range(units) for name, units in widths.items()})
 
 
-def save_pruned(model: nn.Module, path: str | Path, *, half: bool = False, **metadata: object) -> None:
-    """:func:`vitcourse.registry.save_weights` with the structure in the header, for :func:`load_pruned`."""
-    save_weights(model, path, half=half, structure=structure(model), **metadata)
-
-
-def load_pruned(path: str | Path) -> nn.Module:
-    """The model that :func:`save_pruned` wrote.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a file that is corrupt, or does not say how the model is built.
-    """
-    saved = read_metadata(path)
-    if not {"model", "structure"} <= saved.keys():
-        raise ValueError(f"{path} does not say how its model is built; write it with save_pruned, from create_model")
-    model = prune_like(create_model(saved["model"], **saved["model_args"]), saved["structure"])
-    return load_weights(model, path)
-
-
 # ------------------------------------------------------------------------------------------------------ the whole thing
 
 
@@ -315,7 +282,7 @@ def prune_model(
         min_heads: heads that every attention layer keeps. Each MLP keeps ``channel_multiple`` channels.
 
     Returns:
-        an ordinary module. Save it with :func:`save_pruned`, or keep ``structure(pruned)`` beside its state dict.
+        an ordinary module. A file of :func:`vitcourse.registry.save_weights` is opened by ``create_model(path)``.
 
     Raises:
         ValueError: a value out of range; a ratio that cannot be reached; nothing to prune; no images.

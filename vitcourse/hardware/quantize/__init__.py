@@ -1,8 +1,8 @@
 """Quantization: weights, and activations, as integers of 8 or 4 bits.
 
 * :mod:`.integers`: from real numbers to integers and back, two 4-bit integers to a byte.
-* :mod:`.linear`: linear layers that keep integers.
-* :mod:`.model`: ``quantize_model``, for all linear layers of a model.
+* :mod:`.linear`: linear layers and convolutions that keep integers.
+* :mod:`.model`: ``quantize_model``, for all linear layers and convolutions of a model.
 * :mod:`.calibration`: observers, which find the scale of activations.
 * :mod:`.smoothing`: SmoothQuant, against outliers in activations.
 * :mod:`.ops`, :mod:`.kernels`: the products of integers, on CPUs and in Triton.
@@ -15,13 +15,14 @@ Frantar et al. 2023, GPTQ: Accurate Post-Training Quantization for Generative Pr
 
 from .calibration import MinMaxObserver, Observer, PercentileObserver, watch_inputs
 from .integers import dequantize, pack_int4, quantize, unpack_int4
-from .linear import Int4Linear, Int8Linear, QuantizedLinear, W8A8Linear
-from .model import SCHEMES, model_bytes, quantize_model
+from .linear import Int4Linear, Int8Conv2d, Int8Linear, QuantizedLinear, W8A8Linear
+from .model import SCHEMES, model_bytes, quantize_like, quantize_model
 from .smoothing import smooth, smoothing_factors
 
 __all__ = [
     "SCHEMES",
     "Int4Linear",
+    "Int8Conv2d",
     "Int8Linear",
     "MinMaxObserver",
     "Observer",
@@ -32,6 +33,7 @@ __all__ = [
     "model_bytes",
     "pack_int4",
     "quantize",
+    "quantize_like",
     "quantize_model",
     "smooth",
     "smoothing_factors",

@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def quantize(x: Tensor, bits: int = 8, group_size: int | None = None) -> tuple[Tensor, Tensor]:
+def quantize(
+    x: Tensor, bits: int = 8, group_size: int | None = None, *, half_scale: bool = False
+) -> tuple[Tensor, Tensor]:
     """Round to 2^bits − 1 evenly spaced values, symmetric around 0: x ≈ q · scale (Jacob et al. 2018, eq. 1).
 
     Every row of the last dimension has a scale of its own, or every ``group_size`` numbers of it have. The largest
@@ -19,6 +21,8 @@ def quantize(x: Tensor, bits: int = 8, group_size: int | None = None) -> tuple[T
         x: (…, K), floating point.
         bits: 2 to 8.
         group_size: how many neighbours along K share a scale; the last group may be smaller. None for all K.
+        half_scale: round each scale up to 11 significant bits, as many as float16 has. It grows by 2⁻¹⁰ at most, and
+            the error is no larger than half of it, as before. A group of zeros has scale 1.
 
     Returns:
         q: (…, K) int8, of magnitude at most 2^(bits−1) − 1.
@@ -38,7 +42,10 @@ def quantize(x: Tensor, bits: int = 8, group_size: int | None = None) -> tuple[T
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point to be quantized, got {x.dtype}")
     groups = _in_groups(x.float(), group_size)  # (…, G, g)
-    scale = scale_for(groups.abs().amax(dim=-1), bits)
+    largest = groups.abs().amax(dim=-1)
+    scale = scale_for(largest, bits)
+    if half_scale:
+        scale = _round_up(scale).masked_fill(largest == 0, 1.0)
     q = round_to(groups, scale.unsqueeze(-1), bits)
     return q.flatten(-2)[..., : x.shape[-1]], scale
 
@@ -72,6 +79,12 @@ def scale_for(largest: Tensor, bits: int = 8) -> Tensor:
     It is kept away from 0, by which a row of zeros or denormals would be divided.
     """
     return (largest.float() / (2 ** (bits - 1) - 0.5)).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _round_up(scale: Tensor) -> Tensor:
+    """The next number with 11 significant bits, which is ``scale`` itself if it has no more."""
+    mantissa, exponent = torch.frexp(scale)  # 0.5 ≤ mantissa < 1
+    return torch.ldexp((mantissa * 2**11).ceil() / 2**11, exponent)
 
 
 def round_to(x: Tensor, scale: Tensor, bits: int = 8) -> Tensor:

@@ -1,7 +1,8 @@
-"""Linear layers that keep integers. Each takes the place of an ``nn.Linear``: (…, in_features) -> (…, out_features).
+"""Layers that keep integers, in the place of ``nn.Linear`` and ``nn.Conv2d``.
 
 What they keep is named as in the compressed-tensors format: ``weight`` or ``weight_packed``, ``weight_scale``,
-``input_scale``. Scales stay in float32, whatever the model is cast to.
+``input_scale``. Scales stay in float32, whatever the model is cast to. Those of weights have no more significant bits
+than float16, which is how ``save_weights`` stores them.
 """
 
 from typing import Any, Self
@@ -12,42 +13,31 @@ from torch import Tensor, nn
 from .integers import dequantize, pack_int4, quantize, round_to
 from .ops import dequantize_int4, quantize_per_token, w4a16_linear, w8a8_linear, w8a16_linear
 
+GROUP_SIZES = (32, 64, 128, 256)
 
-class QuantizedLinear(nn.Module):
-    """What the layers below have in common; ``compute`` is the product of a matrix (M, in_features)."""
 
+class Quantized(nn.Module):
+    """What all layers that keep integers have in common: scales, and how they are loaded and cast."""
+
+    half_in_files = ("weight_scale",)  # for save_weights: float16 holds them exactly, but for extreme ones
     weight_scale: Tensor
 
-    def __init__(self, linear: nn.Linear, name: str, scale: Tensor) -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
+    def keep_scale(self, scale: Tensor, name: str) -> None:
+        """Register the scales; an error that names the layer if there are none."""
         if not scale.isfinite().all():
             raise ValueError(
                 f"weights of {name!r} hold NaN or infinity, which have no integers; train it again with a smaller "
                 "learning rate, or leave the layer out by skip="
             )
         self.register_buffer("weight_scale", scale)
-        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().clone(), requires_grad=False)
+
+    def keep_bias(self, bias: Tensor | None) -> None:
+        """A frozen copy, in the type that it has."""
+        self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
 
     def dequantize(self) -> Tensor:
-        """The weights that the integers stand for: (out_features, in_features) float32."""
+        """The weights that the integers stand for, in float32, shaped as those of the real layer."""
         raise NotImplementedError
-
-    def compute(self, x: Tensor) -> Tensor:
-        """(M, in_features) -> (M, out_features)."""
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.in_features,) or not x.is_floating_point():
-            raise ValueError(
-                f"x must be floating point (…, {self.in_features}), got {x.dtype} of shape {tuple(x.shape)}"
-            )
-        if torch.is_autocast_enabled(x.device.type):  # as nn.Linear does
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        return self.compute(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """``model.half()`` and the like: scales move along, but their precision stays."""
@@ -66,6 +56,32 @@ class QuantizedLinear(nn.Module):
             )
         else:
             super()._load_from_state_dict(state, prefix, *args)
+
+
+class QuantizedLinear(Quantized):
+    """What the linear layers have in common; ``compute`` is the product of a matrix (M, in_features)."""
+
+    def __init__(self, linear: nn.Linear, name: str, scale: Tensor) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.keep_scale(scale, name)
+        self.keep_bias(linear.bias)
+
+    def compute(self, x: Tensor) -> Tensor:
+        """(M, in_features) -> (M, out_features)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1:] != (self.in_features,) or not x.is_floating_point():
+            raise ValueError(
+                f"x must be floating point (…, {self.in_features}), got {x.dtype} of shape {tuple(x.shape)}"
+            )
+        if torch.is_autocast_enabled(x.device.type):  # as nn.Linear does
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return self.compute(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
 class Int8Linear(QuantizedLinear):
@@ -88,7 +104,7 @@ class Int8Linear(QuantizedLinear):
     weight: Tensor
 
     def __init__(self, linear: nn.Linear, name: str = "linear") -> None:
-        q, scale = quantize(linear.weight.detach())
+        q, scale = quantize(linear.weight.detach(), half_scale=True)
         super().__init__(linear, name, scale)
         self.register_buffer("weight", q)
 
@@ -135,13 +151,13 @@ class W8A8Linear(Int8Linear):
 class Int4Linear(QuantizedLinear):
     """4-bit weights, two to a byte, a scale per ``group_size`` inputs of a channel (Frantar et al. 2023, sec. 4).
 
-    An eighth of the memory of float32, and a scale of 4 bytes per group. Differentiable in its input. Where
+    An eighth of the memory of float32, and a scale per group. Differentiable in its input. Where
     ``group_size`` does not divide the inputs, the last group is filled with zeros, which take up room.
 
     Args:
         linear: the layer to take the weights of.
         name: what errors call it.
-        group_size: a power of two from 32 to 256.
+        group_size: 32, 64, 128 or 256.
 
     Raises:
         ValueError: another group size; otherwise as :class:`Int8Linear`.
@@ -154,9 +170,9 @@ class Int4Linear(QuantizedLinear):
     weight_packed: Tensor
 
     def __init__(self, linear: nn.Linear, name: str = "linear", group_size: int = 64) -> None:
-        if group_size not in (32, 64, 128, 256):
+        if group_size not in GROUP_SIZES:
             raise ValueError(f"group_size {group_size} must be 32, 64, 128 or 256")
-        q, scale = quantize(linear.weight.detach(), 4, group_size)
+        q, scale = quantize(linear.weight.detach(), 4, group_size, half_scale=True)
         super().__init__(linear, name, scale)
         self.group_size = group_size
         padded = nn.functional.pad(q, (0, -q.shape[1] % group_size)).unflatten(1, (-1, group_size))
@@ -170,3 +186,39 @@ class Int4Linear(QuantizedLinear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, group_size={self.group_size}"
+
+
+class Int8Conv2d(Quantized, nn.Conv2d):
+    """A convolution that keeps int8 weights, a scale per output channel: (B, C, H, W) -> (B, D, H', W').
+
+    The weights are made real at every call. That is little work beside the convolution's own, which is made in the type
+    of the input; differentiable in it.
+
+    Args:
+        conv: the convolution to take the weights of: of any stride, padding and number of groups.
+        name: what errors call it.
+
+    Raises:
+        ValueError: weights that are NaN or infinite; in ``forward``, an input of integers.
+
+    >>> layer = Int8Conv2d(nn.Conv2d(3, 8, kernel_size=16, stride=16))
+    >>> layer.weight.dtype, tuple(layer.weight_scale.shape), layer(torch.zeros(2, 3, 32, 32)).shape
+    (torch.int8, (8, 1), torch.Size([2, 8, 2, 2]))
+    """
+
+    def __init__(self, conv: nn.Conv2d, name: str = "conv") -> None:
+        sizes = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        super().__init__(*sizes, conv.groups, bias=False, padding_mode=conv.padding_mode, device="meta")
+        q, scale = quantize(conv.weight.detach().flatten(1), half_scale=True)
+        self.keep_scale(scale, name)
+        self.keep_bias(conv.bias)
+        del self.weight
+        self.register_buffer("weight", q.view_as(conv.weight))
+
+    def dequantize(self) -> Tensor:
+        return dequantize(self.weight.flatten(1), self.weight_scale).view_as(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            raise ValueError(f"x must be floating point (B, {self.in_channels}, H, W), got {x.dtype}")
+        return self._conv_forward(x, self.dequantize().to(x.dtype), self.bias)

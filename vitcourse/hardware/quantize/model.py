@@ -3,15 +3,18 @@
 import difflib
 import fnmatch
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from vitcourse.registry import tensors_to_save
 
 from .calibration import OBSERVERS, Observer, watch_inputs
-from .linear import Int4Linear, Int8Linear, QuantizedLinear, W8A8Linear
+from .linear import GROUP_SIZES, Int4Linear, Int8Conv2d, Int8Linear, Quantized, W8A8Linear
 from .ops import HAS_FAST_INT8
 
 SCHEMES = {
@@ -32,28 +35,37 @@ def quantize_model(
     observer: str | Callable[[], Observer] = "minmax",
     inplace: bool = False,
 ) -> nn.Module:
-    """Put integers in the place of every ``nn.Linear``'s weights.
+    """Put integers in the place of the weights of every ``nn.Linear`` and ``nn.Conv2d``.
 
-    Convolutions, norms, positions and biases stay what they are; all that remains real is frozen, since the model is
-    for inference now. Its state dict is as much smaller, and loads into another model that went through the same call:
+    * Linear layers follow the scheme.
+    * Convolutions keep int8 weights in all schemes, a scale per output channel, and real activations.
+    * All other parameters of two or more dimensions (positions, class and register tokens, embeddings, tables of
+      relative positions) are rounded to float16, and stored so in a file. The model computes with them in float32.
+    * Norms and biases stay what they are, as do subclasses of ``nn.Linear`` and ``nn.Conv2d``, which may use their
+      weights otherwise.
+
+    All that remains real is frozen, since the model is for inference now. The file that
+    :func:`vitcourse.registry.save_weights` writes is as much smaller, and ``create_model(path)`` builds the same model
+    from it. The state dict loads into another model that went through the same call, too:
 
     >>> from vitcourse import create_model
     >>> model = create_model("vit_tiny", img_size=32, patch_size=8, num_classes=10)
     >>> small = quantize_model(model, "int4", skip="head")
     >>> f"{model_bytes(model) / model_bytes(small):.1f} times smaller"
-    '6.6 times smaller'
+    '7.2 times smaller'
     >>> fresh = create_model("vit_tiny", img_size=32, patch_size=8, num_classes=10)
     >>> quantize_model(fresh, "int4", skip="head").load_state_dict(small.state_dict())
     <All keys matched successfully>
 
     Args:
-        model: any module; subclasses of ``nn.Linear`` are left alone, for they may use their weights otherwise.
+        model: any module.
         scheme: ``"int8"`` (weights only, a scale per output channel), ``"w8a8"`` (and activations, a scale per token,
             found as they come), ``"w8a8_static"`` (and activations, one scale per layer, found on ``batches``) or
             ``"int4"`` (weights only, a scale per group).
-        skip: names of modules to leave alone with all that is in them, as shell wildcards: ``"head"``,
-            ``["blocks.0", "*.fc2"]``.
-        group_size: for int4: how many neighbouring inputs share a scale: 32, 64, 128 or 256.
+        skip: names of modules to leave alone with all that is in them, or of such other parameters, as shell wildcards:
+            ``"head"``, ``["blocks.0", "*.fc2"]``, ``"pos_embed"``.
+        group_size: for int4: how many neighbouring inputs share a scale at most: 32, 64, 128 or 256. Where it does not
+            divide a layer's inputs, the layer has smaller groups, if they need less filling up with zeros.
         batches: for w8a8_static: images (B, C, H, W) as the model takes them, or (images, labels) pairs. Without them
             the activations' scales are NaN until weights are loaded, and one line on stderr says so.
         observer: for w8a8_static: ``"minmax"``, ``"percentile"`` (99.99 % of the magnitudes are covered), or what
@@ -64,19 +76,64 @@ def quantize_model(
         the quantized copy, or ``model``; ``model.quantization`` says how it was made.
 
     Raises:
-        ValueError: an unknown scheme or observer; a skip pattern that matches no module, with the nearest names; no
-            linear layer left; weights or activations that are NaN or infinite.
+        ValueError: an unknown scheme or observer; a skip pattern that matches nothing, with the nearest names; no
+            linear layer or convolution left; weights or activations that are NaN or infinite.
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"scheme {scheme!r} is unknown; use one of {', '.join(map(repr, SCHEMES))}")
+    _check_scheme(scheme)
     if batches is not None and scheme != "w8a8_static":
         raise ValueError(f"batches are for scheme 'w8a8_static'; {scheme!r} needs none")
     patterns = [skip] if isinstance(skip, str) else list(skip)
     if not inplace:
         model = deepcopy(model)
-    linears = _linears(model, patterns)
-    build = _builder(model, scheme, linears, group_size, batches, observer)
-    replaced = {id(linear): build(name, linear) for name, linear in linears.items()}
+    scales = None
+    if scheme == "w8a8_static":
+        linears = {name: layer for name, layer in _layers(model, patterns).items() if type(layer) is nn.Linear}
+        scales = _input_scales(model, linears, batches, observer)
+    return _quantize(model, scheme, patterns, group_size, scales)
+
+
+def quantize_like(model: nn.Module, how: Mapping[str, Any]) -> nn.Module:
+    """Give ``model``, in place, the form of a quantized one, whose weights then fit.
+
+    Args:
+        model: built as the quantized one was before.
+        how: its ``model.quantization``.
+
+    Returns:
+        ``model``, with the scales of static activations NaN until weights are loaded.
+
+    Raises:
+        ValueError: another mapping than :func:`quantize_model` leaves; otherwise as there.
+
+    >>> small = quantize_model(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2)), "int4", skip="1")
+    >>> quantize_like(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 2)), small.quantization)
+    Sequential(
+      (0): Int4Linear(in_features=64, out_features=64, bias=True, group_size=64)
+      (1): Linear(in_features=64, out_features=2, bias=True)
+    )
+    """
+    if how.keys() != {"scheme", "skip", "group_size"}:
+        raise ValueError(
+            f"quantization {dict(how)} does not consist of scheme, skip and group_size; another version of the library "
+            "wrote it: quantize the real weights again"
+        )
+    _check_scheme(how["scheme"])
+    return _quantize(model, how["scheme"], list(how["skip"]), how["group_size"])
+
+
+def _check_scheme(scheme: str) -> None:
+    if scheme not in SCHEMES:
+        raise ValueError(f"scheme {scheme!r} is unknown; use one of {', '.join(map(repr, SCHEMES))}")
+
+
+def _quantize(
+    model: nn.Module, scheme: str, patterns: list[str], group_size: int, input_scales: dict[str, Tensor] | None = None
+) -> nn.Module:
+    """The model, changed in place; static scales that are not given are NaN."""
+    build = _builder(scheme, group_size, input_scales)
+    replaced = {id(layer): build(name, layer) for name, layer in _layers(model, patterns).items()}
+    for module, name in _tables(model, patterns).values():
+        _round_to_half(module, name)
     model = _replace(model, replaced).requires_grad_(False)
     model.quantization = {"scheme": scheme, "skip": patterns, "group_size": group_size}
     if scheme.startswith("w8a8") and next(model.buffers()).device.type == "cpu" and not HAS_FAST_INT8:
@@ -88,62 +145,93 @@ def quantize_model(
 
 
 def model_bytes(model: nn.Module) -> int:
-    """Bytes of all tensors of the state dict: what a file of them takes up, but for its header."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    """Bytes of all tensors as ``save_weights`` stores them: what a file takes up, but for its header."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_to_save(model).values())
 
 
-def _linears(model: nn.Module, patterns: list[str]) -> dict[str, nn.Linear]:
-    """Linear layers by name, each once, but for those whose name, or a parent's, a pattern matches."""
-    names = [name for name, _ in model.named_modules() if name]
+def _layers(model: nn.Module, patterns: list[str]) -> dict[str, nn.Linear | nn.Conv2d]:
+    """Linear layers and convolutions by name, each once, but for those that a pattern leaves out."""
+    names = [name for name, _ in model.named_modules() if name] + [*_tables(model, [])]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
             hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "model.named_modules() names all"
             raise ValueError(f"skip pattern {pattern!r} matches no module; {hint}")
-
-    def skipped(name: str) -> bool:
-        parts = name.split(".")
-        paths = [".".join(parts[: i + 1]) for i in range(len(parts))]
-        return any(fnmatch.fnmatchcase(path, pattern) for path in paths for pattern in patterns)
-
-    linears = {name: m for name, m in model.named_modules() if type(m) is nn.Linear and not skipped(name)}
-    if not linears:
-        quantized = any(isinstance(m, QuantizedLinear) for m in model.modules())
+    modules = model.named_modules()
+    layers = {n: m for n, m in modules if type(m) in (nn.Linear, nn.Conv2d) and not _skipped(n, patterns)}
+    if not layers:
+        quantized = any(isinstance(m, Quantized) for m in model.modules())
         cause = "it is quantized already" if quantized else "it has none, or all are skipped"
-        raise ValueError(f"{type(model).__name__} has no nn.Linear to quantize: {cause}")
-    return linears
+        raise ValueError(f"{type(model).__name__} has no nn.Linear or nn.Conv2d to quantize: {cause}")
+    return layers
+
+
+def _skipped(name: str, patterns: list[str]) -> bool:
+    """Whether a pattern matches the name, or a parent's."""
+    parts = name.split(".")
+    paths = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(fnmatch.fnmatchcase(path, pattern) for path in paths for pattern in patterns)
+
+
+def _tables(model: nn.Module, patterns: list[str]) -> dict[str, tuple[nn.Module, str]]:
+    """Parameters of two or more dimensions that belong to no linear layer or convolution: their owners and names."""
+    found = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.Linear, _ConvNd, Quantized)):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{path}.{name}".lstrip(".")
+            if parameter.ndim >= 2 and parameter.numel() and not _skipped(full, patterns):
+                found[full] = (module, name)
+    return found
+
+
+def _round_to_half(module: nn.Module, name: str) -> None:
+    """Round a parameter to float16, if that moves nothing by more than 2⁻¹¹ of the largest magnitude; else leave it."""
+    parameter = getattr(module, name)
+    rounded = parameter.detach().half().to(parameter.dtype)
+    if (rounded - parameter).abs().max() <= 2**-11 * parameter.abs().max():
+        parameter.data = rounded
+        module.half_in_files = (*getattr(module, "half_in_files", ()), name)
 
 
 def _builder(
-    model: nn.Module,
-    scheme: str,
-    linears: dict[str, nn.Linear],
-    group_size: int,
-    batches: Iterable | None,
-    observer: str | Callable[[], Observer],
-) -> Callable[[str, nn.Linear], QuantizedLinear]:
-    """What makes a quantized layer of a name and a linear layer."""
-    if scheme == "int8":
-        return lambda name, linear: Int8Linear(linear, name)
-    if scheme == "int4":
-        return lambda name, linear: Int4Linear(linear, name, group_size)
-    if scheme == "w8a8":
-        return lambda name, linear: W8A8Linear(linear, name)
-    scales = _input_scales(model, linears, batches, observer)
-    return lambda name, linear: W8A8Linear(linear, name, scales[name].to(linear.weight.device))
+    scheme: str, group_size: int, input_scales: dict[str, Tensor] | None
+) -> Callable[[str, nn.Linear | nn.Conv2d], Quantized]:
+    """What makes a quantized layer of a name and a real layer."""
+
+    def build(name: str, layer: nn.Linear | nn.Conv2d) -> Quantized:
+        if type(layer) is nn.Conv2d:
+            return Int8Conv2d(layer, name)
+        if scheme == "int8":
+            return Int8Linear(layer, name)
+        if scheme == "int4":
+            return Int4Linear(layer, name, _fitting(group_size, layer.in_features))
+        if scheme == "w8a8":
+            return W8A8Linear(layer, name)
+        scale = torch.full((1, 1), torch.nan) if input_scales is None else input_scales[name]
+        return W8A8Linear(layer, name, scale.to(layer.weight.device))
+
+    return build
+
+
+def _fitting(group_size: int, inputs: int) -> int:
+    """Of the sizes up to this one, the largest of those that need the fewest zeros to fill up the last group."""
+    sizes = [size for size in GROUP_SIZES if size <= group_size] if group_size in GROUP_SIZES else [group_size]
+    return min(sizes, key=lambda size: (-inputs % size, -size))
 
 
 def _input_scales(
     model: nn.Module, linears: dict[str, nn.Linear], batches: Iterable | None, observer: str | Callable[[], Observer]
-) -> dict[str, Tensor]:
-    """A (1, 1) scale for the activations that enter each layer."""
+) -> dict[str, Tensor] | None:
+    """A (1, 1) scale for the activations that enter each layer, if there are batches."""
     if isinstance(observer, str):
         if observer not in OBSERVERS:
             raise ValueError(f"observer {observer!r} is unknown; use one of {', '.join(map(repr, OBSERVERS))}")
         observer = OBSERVERS[observer]
     if batches is None:
         print("vitcourse: w8a8_static without batches: the input scales are NaN until loaded", file=sys.stderr)
-        return {name: torch.full((1, 1), torch.nan) for name in linears}
+        return None
     observers = {name: observer() for name in linears}
     watch_inputs(model, linears, batches, lambda name, x: observers[name].observe(x))
     return {name: watching.scale().reshape(1, 1) for name, watching in observers.items()}
