@@ -15,7 +15,7 @@
 # **How the exercises work.** Replace `raise TODO` by your code and run the cell. A `✓` means that your code agrees with the
 # library's on fresh random inputs, gradients included. A `✗` says what differs. `hint()` shows the next hint,
 # `last_attempt()` what your code did. If you leave a blank, the course uses its own part and goes on, so you can read
-# everything first and write later.
+# everything first and write later. (Lessons 03, 04 and 07 to 12, to which the text sometimes points, are still to come.)
 
 # %%
 import json
@@ -54,8 +54,8 @@ for name, tokens in [("one token a pixel", 224 * 224), ("one token a 16×16 patc
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# alt: Time of one attention call against the number of tokens, both axes logarithmic. Above a few hundred tokens the
-# curve runs parallel to a dashed line that grows with the square of the number of tokens.
+# alt: Time of one attention call against the number of tokens, both axes logarithmic. From about two hundred tokens on the
+# curve rises at least as steeply as a dashed line that grows with the square of the number of tokens.
 lengths, seconds = [16, 49, 196, 784, 1568], []
 for n in lengths:
     x = torch.randn(2, 4, n, 32, device=device)
@@ -173,9 +173,9 @@ expect("largest difference of the two embeddings", (conv(x) - linear(x)).abs().m
 # You saw the shuffled cat. Attention treats its input as a *set*: permute the tokens and the outputs are permuted in the
 # same way, nothing else. So the place has to be written into the token. ViT adds a vector $e_i$ to each $z_i$. It can be
 # learnt, or fixed. A good fixed code has three properties: every place has its own code, near places have similar
-# codes, and the similarity of two places depends on how far apart they are, not on where they lie. Sines and cosines of
+# codes, and the similarity of two places depends on the offset between them, not on where they lie. Sines and cosines of
 # several wavelengths have all three, because $\sin a \sin b + \cos a \cos b = \cos(a - b)$: the dot product of two codes
-# depends on the distance alone.
+# depends on the offset alone.
 #
 # ### Exercise 2 · `sincos_2d`
 # *Difficulty 3 of 5, about 20 minutes.* Attention does not see order. A position code gives each token its place.
@@ -197,14 +197,14 @@ def sincos_2d(h, w, dim):
 
 
 # %% [markdown]
-# What do *learnt* positions look like? The course ships a small ViT, trained on the complete Fashion-MNIST (60 000 images,
-# 7 × 7 patches of 4 pixels; how, and how well, stands in `data/README.md`). Nobody told it what is near to what. The maps
+# What do *learnt* positions look like? The course ships a small ViT with a convolutional stem (lesson 02), trained on the
+# complete Fashion-MNIST (60 000 images, 7 × 7 patches of 4 pixels; how, and how well, stands in `data/README.md`). The maps
 # below show how similar the code of one place, marked, is to the codes of all others.
 
 # %%
 # alt: Two rows of five similarity maps on a 7 by 7 grid. Upper row, fixed sine-cosine codes: a bright spot around the marked
-# place that fades with distance. Lower row, learnt codes: also brightest at the marked place, with neighbours and often
-# the same row or column brighter than the rest, but less regular.
+# place that fades with distance. Lower row, learnt codes: far less regular. Brighter than the rest are the places straight
+# above and below, and often the one that mirrors the marked place on the other side.
 shipped = vitcourse.create_model(paths.data_dir() / "weights" / "fashion_mnist_vit.safetensors").eval().to(device)
 fixed, learnt = sincos_2d(7, 7, shipped.embed_dim), shipped.pos_embed[0, 1:].detach().cpu()
 places = [(0, 0), (1, 5), (3, 3), (5, 1), (6, 6)]
@@ -218,8 +218,9 @@ for axes_row, code, name in [(axes[:5], fixed, "fixed"), (axes[5:], learnt - lea
 plt.show()
 
 # %% [markdown]
-# The learnt table has found the grid on its own: places in the same neighbourhood, row or column have similar codes. That
-# takes data; with fixed codes the grid is there from the first step.
+# The learnt table has found something of the grid. Places one above the other have similar codes (cosine 0.45 on average;
+# side by side only 0.13). So have places that mirror each other left and right (0.32), since training flipped the images.
+# Rows and columns as a whole show little. And even that takes data; with fixed codes the grid is there from the first step.
 #
 # ## 3 Attention
 #
@@ -232,6 +233,8 @@ plt.show()
 #
 # ### Exercise 3 · `attention_weights`
 # *Difficulty 2 of 5, about 10 minutes.* This is the one operation in which tokens exchange information.
+#
+# In the shapes below $H$ counts heads, explained after it; here it is one more batch axis.
 
 
 # %%
@@ -245,10 +248,10 @@ def attention_weights(q, k):
 
 
 # %% [markdown]
-# **Why divide by $\sqrt d$?** A dot product of two random vectors of length $d$ has variance $d$. Without the division the
-# scores spread more the wider the head, until the softmax picks a single winner. And where one weight is 1 and all others
-# are 0, the gradient of the softmax, $A_{ij}\,(r_j - \sum_k A_{ik} r_k)$ for a loss with gradient $r$ at the weights, is zero:
-# the layer cannot learn any more.
+# **Why divide by $\sqrt d$?** The dot product of two random vectors of length $d$ (entries of mean 0 and variance 1) has
+# variance $d$. Without the division the scores spread more the wider the head, until the softmax picks a single winner. And
+# where one weight is 1 and all others are 0, the gradient of the softmax, $A_{ij}\,(r_j - \sum_k A_{ik} r_k)$ for a loss with
+# gradient $r$ at the weights, is zero: queries and keys cannot learn any more (the values still do).
 
 # %%
 # alt: Two panels against the width d of a head. Left: the largest of 64 attention weights stays near 0.1 with the division by
@@ -291,7 +294,8 @@ expect("gradient at d = 1024: without over with", gradient["without"][-1] / grad
 # still trains, and is quietly worse.
 #
 # `self.qkv` makes queries, keys and values of all heads in one matrix product. Its $3D$ outputs are, in this order: all of
-# $q$, all of $k$, all of $v$; inside each, head after head. Use your `attention_weights`.
+# $q$, all of $k$, all of $v$; inside each, head after head. Use your `attention_weights`. (`grid` says where the tokens lie;
+# this lesson does not need it, lessons 01, 02 and 05 do.)
 
 
 # %%
@@ -421,8 +425,9 @@ expect("spread of the tokens after 24 blocks", spreads["with the residual path"]
 expect("the same without the residual path", spreads["without"][-1], at_most=0.01)
 
 # %% [markdown]
-# Without the path one block after the other pulls the tokens together, until there is one token in sixteen copies. (Dong et
-# al. 2021 prove that it happens doubly exponentially.) The path also carries gradients back to the first block, as in a ResNet.
+# Without the path one block after the other pulls the tokens together, until there is one token in sixteen copies. (For
+# attention alone, with neither residual paths nor MLPs, Dong et al. 2021 prove it: doubly exponentially in depth.) The path
+# also carries gradients back to the first block, as in a ResNet.
 #
 # ## 5 The model
 #
@@ -483,7 +488,8 @@ expect("spread of the logits, so that equality means something", expected.std(),
 
 # %% [markdown]
 # The same class, in the sizes of the papers. GMACs are billions of multiply–adds for one 224-pixel image; most sit in the
-# linear layers, whose cost grows with $N D^2$, and only a few per cent in $A V$ and $Q K^T$, which grow with $N^2 D$.
+# linear layers, whose cost grows with $N D^2$, and only 4 (base) to 14 (tiny) per cent in $A V$ and $Q K^T$, which grow with
+# $N^2 D$.
 
 # %%
 from torch.utils.flop_counter import FlopCounterMode
@@ -519,8 +525,8 @@ expect("logits unchanged when the prefix tokens are spoiled", unchanged, equals=
 #
 # ViTs are picky about their recipe. Four parts of it matter most:
 #
-# * **AdamW.** The gradients of attention and of the MLPs differ in size by orders of magnitude; Adam gives each parameter a
-#   step of its own. Weight decay pulls on the matrices only: for norms, biases and positions zero is no better than one.
+# * **AdamW.** Gradients differ much in size from part to part; Adam gives each parameter a step of its own. Weight decay pulls
+#   on the matrices only: for norms, biases and positions zero is no better than one.
 # * **Warm-up.** Adam's estimates are poor in the first steps, and a large early step can push the softmax where its
 #   gradient is zero. So the rate climbs linearly at first.
 # * **Cosine decay.** Then it falls, slowly, so that the weights settle.
@@ -552,7 +558,7 @@ def learning_rate(step, total_steps, config):
 
 # %% [markdown]
 # Now train **your** model: 28-pixel grey images, 16 patches of 7 × 7 pixels, 64 channels, 4 blocks. In the quick profile
-# that is 10 000 images and half a minute on a laptop; `VITCOURSE_PROFILE=full` takes CIFAR-10 and a GPU.
+# that is 10 000 images and about half a minute on one CPU core; `VITCOURSE_PROFILE=full` takes CIFAR-10 and a GPU.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -675,7 +681,8 @@ def runs(name, key="accuracy"):
 
 # %%
 # alt: Three panels over the patch sizes 14, 7 and 4 pixels: the sequence length grows from 5 to 17 to 50 tokens, the time of a
-# training step grows with it, and the accuracy on unseen images falls a little with every step to smaller patches.
+# training step grows with it, and the accuracy on unseen images falls by three points from 14 to 7 pixels; 7 and 4 are level
+# within their seeds.
 patches = {14: "patch 14", 7: "base", 4: "patch 4"}
 step_ms = next(row for row in results["rows"] if row["name"] == "step seconds")
 step_ms = [1e3 * step_ms[key] for key in ("vit, patch 14", "vit", "vit, patch 4")]
@@ -691,10 +698,11 @@ right.set(title="accuracy, %", xlabel="patch size")
 plt.show()
 
 # %% [markdown]
-# In a run this short the *largest* patches win, in a fraction of the time. With 4 patches there is little to find out about who
-# should look at whom, and most of the work is done by the embedding, almost an ordinary network. With 49 patches the same
-# 500 steps have to teach attention as well. The shipped model has 4-pixel patches, six times the images and 32 passes over them,
-# and is far better than any run shown here.
+# In a run this short the *largest* patches win, in a fraction of the time. A guess at the reason: with 4 patches there is little
+# to find out about who should look at whom, and most of the work is done by the embedding, almost an ordinary network; with
+# 49 the same 500 steps have to teach attention as well. The shipped model has 4-pixel patches and is far better than any run
+# shown here. But it also has a convolutional stem, six times the images, CutMix and 32 passes; which of these did it, the
+# comparison cannot say.
 #
 # **Optimizer and warm-up.** SGD with momentum, the standard for convolutional networks, against AdamW, each over a range of
 # learning rates, since every optimizer looks bad at the wrong one.
@@ -737,13 +745,13 @@ ax.set(xlabel="accuracy, %", title="50 000 images in batches of …")
 plt.show()
 
 # %% [markdown]
-# **Augmentation, and data.** Left: does augmentation help? 500 steps are five passes over 10 000 images, but 25 over 2 000. Right: ViT against the convolutional network at **equal training
-# time**, with fewer and with more images.
+# **Augmentation, and data.** Left: does augmentation help? 500 steps are five passes over 10 000 images, but 25 over 2 000.
+# Right: ViT against the convolutional network at **equal training time**, with fewer and with more images.
 
 # %%
 # alt: Left: bars of accuracy with 10 000 and with 2 000 training images, without augmentation, with flips and crops, and, for
-# 2 000, with strong augmentation: each time the bar without augmentation is the longest. Right: accuracy against the number of training images, 500, 2 000 and 10 000: the convolutional
-# network lies above the ViT everywhere.
+# 2 000, with strong augmentation: each time the bar without augmentation is the longest. Right: accuracy against the number of
+# training images, 500, 2 000 and 10 000: the convolutional network lies above the ViT everywhere.
 fig, (left, right) = plot.panels(1, 2, width=5.0, height=3.8)
 augmented = {
     "10 000 images": "base",
@@ -775,9 +783,9 @@ expect("how much larger it is than with 10 000 images, in points", lead[500] - l
 # mend. With 2 000 it does: the training loss of the plain runs ends at 0.02. But with flips and crops it still stands at 0.6, so
 # those runs are far from finished: a harder task takes more steps. Do not copy a recipe for 300 epochs into a run of five.
 #
-# And a ViT pays for its freedom with data: the fewer images, the larger the lead of the convolutional network. There are three ways out, and each is a lesson of this course: give the structure back
-# (01 hierarchical, 02 hybrid), or let it learn structure from images without labels (03 pre-training), or start
-# from a model that somebody else trained (04 fine-tuning).
+# And a ViT pays for its freedom with data: the fewer images, the larger the lead of the convolutional network. There are three
+# ways out, and each is a part of this course: give the structure back (01 hierarchical, 02 hybrid), or let it learn structure
+# from images without labels (03 pre-training), or start from a model that somebody else trained (04 fine-tuning).
 #
 # ## 8 Another resolution
 #
@@ -850,13 +858,13 @@ fed = {
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# alt: Left: accuracy of the shipped model on enlarged images, by the way its positions were resized: bicubic on the grid is
-# best, stretching the sequence is far below. Right: accuracy on images of the native size, normalised in four ways: as in
+# alt: Left: accuracy of the shipped model at its own size, and on enlarged images by the way its positions were resized: at its
+# own size it is best; bicubic on the grid, corners aligned or not, follows, then nearest, and stretching the sequence is far
+# below. Right: accuracy on images of the native size, normalised in four ways: as in
 # training is best, and 0 to 255 is worst.
 fig, (left, right) = plot.panels(1, 2, width=4.9, height=2.8)
-plot.bars(left, {f"{k}": [100 * v] for k, v in resized.items()})
-left.axvline(100 * native, linestyle="--", color="grey")
-left.set(xlabel="accuracy, % (dashed: native 28 pixels)", title="40 × 40 pixels, positions resized by …", xlim=(0, 110))
+plot.bars(left, {"native, 28 × 28": [100 * native], **{name: [100 * v] for name, v in resized.items()}})
+left.set(xlabel="accuracy, %", title="40 × 40 pixels, positions resized by …", xlim=(0, 110))
 plot.bars(right, {k: [100 * v] for k, v in fed.items()})
 right.set(xlabel="accuracy, %", title="28 × 28 pixels, normalised …", xlim=(0, 110))
 plt.show()
@@ -867,6 +875,9 @@ expect("bicubic's lead over stretching the sequence", resized["bicubic"] - resiz
 expect("loss of accuracy when images are left at 0 … 255", native - fed["left at 0 … 255"], at_least=0.1)
 
 # %% [markdown]
+# Stretching the sequence is a disaster, and nearest costs ten points. Aligning the corners makes no measurable difference here.
+# And even the right way loses eight points: the model has never seen clothes of this size.
+#
 # None of these mistakes raises an error. That is why, in this library, mean, std and size travel with the weights as
 # `model.preprocess`, and why positions are resized inside the model.
 #
@@ -875,7 +886,7 @@ expect("loss of accuracy when images are left at 0 … 255", native - fed["left 
 # | | a plain ViT | a convolutional network |
 # | --- | --- | --- |
 # | few images, no pre-trained weights | needs strong augmentation and patience | **better** (section 7) |
-# | a good pre-trained checkpoint exists | **usually better**, and it transfers to nearly anything | good |
+# | a good pre-trained checkpoint exists | **at least as good**, and it transfers to nearly anything | good |
 # | large images | $N^2$: needs lessons 01 or 05 | **cost grows with the area** |
 # | dense outputs (masks, boxes) | one resolution only; see lessons 01 and 07 | **a pyramid comes for free** |
 # | several kinds of input (text, sound) | **the same block reads them all** (lesson 12) | images only |
