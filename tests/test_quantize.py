@@ -330,6 +330,10 @@ def test_weights_without_integers_are_refused_by_name(scheme, bad):
     with pytest.raises(ValueError, match="'blocks.1.mlp.fc1' hold NaN or infinity"):
         quantize_model(model, scheme)
     assert quantize_model(model, scheme, skip="*.fc1")(images()).shape == (4, 10)
+    with torch.no_grad():
+        model.patch_embed.proj.weight[3, 0, 5, 5] = bad
+    with pytest.raises(ValueError, match="'patch_embed.proj' hold NaN or infinity"):
+        quantize_model(model, scheme, skip="*.fc1")
 
 
 @pytest.mark.parametrize("scheme", LAYERS)
