@@ -761,8 +761,8 @@ def shift_consistency(model, images, pixels):
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# alt: Share of predictions that stay the same against the shift from 1 to 6 pixels. The CoAtNet lies about ten points above the
-# ViT of equal cost. A dotted line, the shipped Conv-ViT, lies above both at one and two pixels, and with the CoAtNet at four
+# alt: Share of predictions that stay the same against the shift from 1 to 6 pixels. The CoAtNet lies five to twelve points above
+# the ViT of equal cost. A dotted line, the shipped Conv-ViT, lies above both at one and two pixels, and with the CoAtNet at four
 # and six.
 mean, std = (torch.tensor(value, device=device).view(-1, 1, 1) for value in (train_set.mean, train_set.std))
 some = subset(test_set, 200)
@@ -1071,10 +1071,10 @@ expect(
 )
 
 # %% [markdown]
-# The stem is ahead at *every* rate: by 4 points at the smallest, 9 to 10 in the middle, 13 to 16 at the two largest. Too large a rate
-# costs patchify more. At 0.03 patchify has broken down in a seed, to 19 per cent, and the stem in none, as the paper says. But the stem is not immune: there it has lost far
-# more than the 10 points that we had granted it. (All this with AdamW, a warm-up and clipped gradients, for a model of three blocks. The
-# paper also varies the optimizer, and finds more.)
+# The stem is ahead at *every* rate: by 4 points at the smallest, 9 to 10 in the middle, 13 to 16 at the two largest. Too large
+# a rate costs patchify more. At 0.03 patchify has broken down in a seed, to 19 per cent, and the stem in none, as the paper
+# says. But the stem is not immune: there it has lost far more than the 10 points that we had granted it. (All this with AdamW,
+# a warm-up and clipped gradients, for a model of three blocks. The paper also varies the optimizer, and finds more.)
 #
 # ## 10 When would you choose it?
 #
