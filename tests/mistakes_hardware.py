@@ -222,7 +222,7 @@ if find_spec("triton"):
             s = s * c
             s += tl.sum(p, axis=1)
             acc = acc * c[:, None]
-            acc += tl.dot(p, vt, input_precision="ieee")
+            acc += tl.dot(p.to(vt.dtype), vt, input_precision="ieee")
             m = m_new
             k_pointers += BLOCK * stride_token
             v_pointers += BLOCK * stride_token
@@ -257,13 +257,17 @@ if find_spec("triton"):
         "no-scale": [("(scale * 1.4426950408889634)", "1.4426950408889634")],
         "never-divided": [("acc / s[:, None]", "acc")],
         "first-head": [("offset = head * stride_head", "offset = head * 0")],
+        "types-mixed": [("p.to(vt.dtype)", "p")],
     }.items():
         variant(KERNEL, key)(changed(*pairs))
+    variant(KERNEL, "types-mixed")(changed(("mask=there, other=0.0)", "mask=there, other=0.0).to(tl.float32)")))
+    right(KERNEL)(changed(("other=0.0)", "other=0.0).to(tl.float32)")))
 
     unknown(KERNEL)(changed(("acc / s[:, None]", "acc / n")))
     unknown(KERNEL)(changed(("place = offset + mine", "place = offset + tokens")))
     unknown(KERNEL)(changed(("tl.exp2(logits - m_new[:, None])", "tl.exp(logits - m_new[:, None])")))
     unknown(KERNEL)(changed(("v_pointers += BLOCK * stride_token", "v_pointers += 0")))
+    unknown(KERNEL)(changed(("p.to(vt.dtype)", "p.to(tl.float16)")))
 
 # ------------------------------------------------------------------------------------------------------------ quantize
 

@@ -8,10 +8,12 @@ import triton
 import triton.language as tl
 
 from vitcourse.course import kernels
-from vitcourse.course.checks import call, check
+from vitcourse.course.checks import call, check, holds
+from vitcourse.course.running import TimeLimit
 from vitcourse.hardware.tiled_kernel import flash_kernel as _reference
 
 BLOCK = 16  # the smallest that tl.dot takes; the lesson launches larger ones
+SECONDS = 30.0  # time limit of one call
 
 
 def launch(kernel, q, k, v, scale):
@@ -23,12 +25,23 @@ def launch(kernel, q, k, v, scale):
     return out
 
 
+RUNNER = kernels.KernelRunner(launch)
+
+
+def multiplies_one_type(kernel, *inputs):
+    """False where `tl.dot` refuses two sides of different types; other errors are told with the calls that follow."""
+    error = RUNNER(kernel, call(*inputs), {}, None, gradients=False, seconds=SECONDS, seed=0).error
+    if isinstance(error, TimeLimit):  # once is enough
+        raise error
+    return "same dtype" not in str(error)
+
+
 @check(
     "hardware.flash_kernel",
     reference="vitcourse.hardware.tiled_kernel.flash_kernel",
     level=5,
     minutes=45,
-    why="It is the kernel that every large transformer runs on, in twenty lines, and you can change it.",
+    why="It is the idea behind the attention kernels of nearly all large transformers, in twenty lines that you can change.",
     hints=[
         "It is your attend_tile: a new peak, a factor for the old sums, new weights. `tl.max(scores, 1)` and "
         "`tl.sum(weights, 1)` reduce along the keys.",
@@ -38,17 +51,25 @@ def launch(kernel, q, k, v, scale):
     ],
     tolerance=5e-3,  # on a GPU tl.dot may cut float32 to the ten bits of TF32
     gradients=False,
-    seconds=30.0,
-    runner=kernels.KernelRunner(launch),
+    seconds=SECONDS,
+    runner=RUNNER,
 )
 def flash_kernel(rng):
-    def inputs(heads, n, d, size=1.0):
-        return [rng.normal(heads, n, d, dtype=torch.float32) * s for s in (size, size, 1.0)]
+    def inputs(heads, n, d, size=1.0, dtype=torch.float32):
+        return [rng.normal(heads, n, d, dtype=dtype) * s for s in (size, size, 1.0)]
 
+    # First of all, since whoever mixes types may make another mistake, too: each is then named in its turn.
+    half = inputs(1, 16, 16, dtype=torch.float16)
+    yield holds(
+        "the inputs are float16, and a `tl.dot` stops: its two sides are of different types",
+        lambda kernel: multiplies_one_type(kernel, *half, 0.25),
+        points_to="types-mixed",
+    )
     yield call(*inputs(1, 32, 16), 0.25).on("32 tokens, whole blocks")
     yield call(*inputs(2, 21, 16), 0.3).on("21 tokens, no multiple of the block")
     yield call(*inputs(1, 5, 32), 0.2).on("5 tokens, less than a block")
     yield call(*inputs(1, 33, 16, size=6.0), 1.0).on("33 tokens with large scores")
+    yield call(*inputs(1, 21, 16, dtype=torch.float16), 0.25).on("21 tokens in float16")
 
 
 def _altered(old, new):
@@ -124,4 +145,9 @@ flash_kernel.mistake(
     "first-head",
     "every program works on the first head: the second number of the grid says which head is meant",
     _altered("tl.program_id(1) * stride_head", "0 * stride_head"),
+)
+flash_kernel.mistake(
+    "types-mixed",
+    "not all that you multiply was loaded: what is computed in float32 stays float32, whatever the inputs are",
+    _altered("weights.to(values.dtype)", "weights"),
 )
