@@ -8,7 +8,7 @@
 # run inside a trained ViT, and its logits are compared with the library's and with PyTorch's own attention.
 #
 # **Why anybody needs it.** A model is deployed more often than it is trained. Two programs that do the same arithmetic can
-# differ tenfold in time, because arithmetic is not what the chip waits for. This lesson is about what it does wait for.
+# differ several times in time, because arithmetic is not what the chip waits for. This lesson is about what it does wait for.
 #
 # No GPU is needed: Triton's *interpreter* runs your kernel in plain Python, slowly and exactly. (Triton comes with PyTorch on
 # Linux and on Colab; on macOS and Windows, take one of these.) **No number from a GPU is shown in this lesson unless your
@@ -169,7 +169,12 @@ for name, x in marks.items():
     ax.axvline(x, color=plot.BLACK, linewidth=1, linestyle=":")
     below = name == "linear, 50 432 tokens"
     ax.annotate(name, (x, 2e7), rotation=90, fontsize=9, ha="left" if below else "right", va="bottom")
-ax.set(xlabel="operations per byte moved", ylabel="operations per second", ylim=(1e7, 2e15), title="Rooflines, 16 bits")
+ax.set(
+    xlabel="operations per byte moved",
+    ylabel="operations per second",
+    ylim=(1e7, 2e15),
+    title="Rooflines (GPUs in 16 bits)",
+)
 ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 print(f"this machine, in {str(dtype)[6:]}: {peak / 1e9:,.0f} G operations and {bandwidth / 1e9:.1f} GB a second")
@@ -243,8 +248,8 @@ def attend_tile(peak, total, out, scores, values):
 # %%
 # alt: Three panels over 128 keys in 8 tiles. First: scores as dots, and the running peak, a staircase that rises. Second: the
 # carried total agrees with the sum over all keys so far; it drops where the peak rises. Without shrinking it only grows. Third:
-# the error of the output against a softmax over the keys seen so far, logarithmic: at rounding with shrinking, up to a tenth or
-# more without.
+# the error of the output against a softmax over the keys seen so far, logarithmic: at rounding with shrinking, about as
+# large as the output without.
 generator = torch.Generator().manual_seed(4)
 scores = 2 * torch.randn(1, 128, generator=generator, dtype=torch.float64) + torch.linspace(-2, 2, 128)
 values = torch.randn(128, 8, generator=generator, dtype=torch.float64)
@@ -398,14 +403,16 @@ plt.show()
 # has one size of block.
 #
 # ### Exercise 3 · `flash_kernel`
-# *Difficulty 5 of 5, about 45 minutes.* It is the kernel that every large transformer runs on, in twenty lines, and you can
-# change it.
+# *Difficulty 5 of 5, about 45 minutes.* It is the idea behind the attention kernels of nearly all large transformers, in twenty
+# lines that you can change.
 #
 # The queries are loaded for you, and the peak, total and result are set to their start. Write the loop and the store.
 #
 # * `tl.load(pointers, mask=…, other=0.0)` and `tl.store(pointers, what, mask=…)`; a mask is broadcast like everything else.
 # * `tl.dot(a, b)`, `tl.trans(a)`, `tl.max(a, 1)`, `tl.sum(a, 1)`, `tl.maximum`, `tl.exp`, `tl.where`.
 # * On a GPU `tl.dot` rounds float32 to ten bits unless it is told `input_precision="ieee"`.
+# * `tl.dot` wants both sides in one type, and the inputs may be float16. `a.to(b.dtype)` turns one into the other's type. Peak, total
+#   and result stay float32.
 #
 # Your kernel is run in a process of its own, between walls of NaN: what strays is found.
 
@@ -509,15 +516,17 @@ with torch.no_grad():
 # `flash_attention`: pieces that fit the length, strided q, k, v without the copies of our launcher, and a backward pass. If this
 # machine has a GPU, here is the clock. If not, here is what the **compiler** says of the library's kernels, for it can compile for a chip
 # that is not there (`benchmarks/aot.py`; nothing in that figure was timed). The more **registers** and **shared memory** a program takes, the
-# fewer of them fit on one processor at a time, and one program's waiting is covered by another's work.
+# fewer of them fit on one processor at a time, and one program's waiting is covered by another's work. Beyond a dashed line, half of
+# what a processor of that chip has, a program is alone. A100 and L4 get nearly the same programs, but an L4 has less shared memory, so
+# more of them are alone there.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # alt: With a GPU: bars of milliseconds for plain attention, sdpa, the library's kernel and yours at 197 tokens. Without one: for
-# the library's forward and backward kernels, compiled ahead of time for three generations of GPUs, dots of registers per thread
-# against shared memory per program.
+# the library's forward and backward kernels, compiled ahead of time, three panels, A100, L4 and H100: dots of registers against
+# shared memory of a program, with dashed lines at half of what a processor has. The dots of A100 and L4 hardly differ, but on the L4
+# nine of 32 lie right of its line, on the A100 one; those for the H100 take more shared memory.
 compiled = results("aot")
-fig, (ax,) = plot.panels(1, 1, width=8, height=3.4)
 if device.type == "cuda":
     q, k, v = torch.randn(3, 64, 12, 197, 64, device=device, dtype=torch.float16)
     contestants = {
@@ -526,28 +535,33 @@ if device.type == "cuda":
         "the library's": lambda: attention(q, k, v, backend="flash"),
         "yours": lambda: flash(q, k, v, scale=1 / 8),
     }
+    fig, (ax,) = plot.panels(1, 1, width=8, height=3.4)
     plot.bars(ax, {name: [1e3 * fastest(step, 20)] for name, step in contestants.items()}, digits=2)
     ax.set(xlabel="milliseconds", title=f"64 images, 12 heads, N = 197, fp16, {torch.cuda.get_device_name()}")
 elif compiled:
-    for capability, chip, colour in ((80, "A100", plot.BLUE), (89, "L4", plot.ORANGE), (90, "H100", plot.GREEN)):
+    fig, axes = plot.panels(1, 3, width=3.5, height=3.4)
+    fig.suptitle("compiled, not timed")
+    chips = [(80, "A100", 164), (89, "L4", 100), (90, "H100", 228)]  # KiB of shared memory of a processor
+    for ax, (capability, chip, kib) in zip(axes, chips, strict=True):
         for way, marker in (("forward", "o"), ("backward", "^")):
             dots = [
-                (row["shared_kib"], row["registers"])
+                (row["shared_kib"], row["registers"] * 32 * row["warps"] / 1024)
                 for row in compiled["rows"]
                 if row["capability"] == capability and row["kernel"].startswith(way) and row["dtype"] != "fp32"
             ]
-            if dots:
-                ax.plot(*zip(*dots, strict=True), marker, color=colour, alpha=0.7, label=f"{chip}, {way}")
-    ax.set(
-        xlabel="shared memory of a program, KiB",
-        ylabel="registers of a thread",
-        ylim=(0, 270),
-        title="compiled, not timed",
-    )
-    ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+            ax.plot(*zip(*dots, strict=True), marker, alpha=0.7, label=way)
+        ax.axvline(kib / 2, color=plot.BLACK, linestyle="--", linewidth=1)
+        ax.axhline(32, color=plot.BLACK, linestyle="--", linewidth=1)  # each has 64 × 1024 registers
+        ax.set(
+            xlabel="shared memory of a program, KiB",
+            title=f"{chip}: {kib} KiB a processor",
+            xlim=(0, 135),
+            ylim=(0, 70),
+        )
+    axes[0].set_ylabel("registers of a program, × 1024")
+    axes[2].legend(loc="center left", bbox_to_anchor=(1, 0.5))
 else:
-    ax.text(0.5, 0.5, "no GPU here, and no results of benchmarks/aot.py", ha="center")
-    ax.set_axis_off()
+    print("no GPU here, and no results of benchmarks/aot.py")
 plt.show()
 
 # %% [markdown]
@@ -595,8 +609,8 @@ plt.show()
 
 # %% [markdown]
 # float16 and bfloat16 have equally many bits. float16 is finer, and ends at 65 504: that was the NaN above. bfloat16 goes as far
-# as float32, with three digits fewer: it rounds, but does not overflow. Integers do best where numbers are *all about equally large*.
-# Weights of a channel are. Keep that in mind for section 6.
+# as float32, with three bits of mantissa fewer than float16: it rounds, but does not overflow. Integers do best where numbers are *all
+# about equally large*. Weights of a channel are. Keep that in mind for section 6.
 #
 # ## 5 Eight bits, four bits
 #
@@ -626,7 +640,7 @@ def quantize(x, bits=8):
 # %%
 # alt: Left: a histogram of the weights of one output channel, with the fifteen steps of four bits as lines. Middle: a histogram of
 # the rounding errors of all weights in this layer, in steps: a box from minus a half to a half. Right: the largest weight of each
-# of the 384 channels, sorted: they differ several times, and a dashed line marks that of the whole layer.
+# of the 384 channels, sorted: they differ by a factor of 2.5, and a dashed line marks that of the whole layer.
 weight = vit.blocks[1].mlp.fc1.weight.detach().cpu()  # (384, 96)
 codes, scale = quantize(weight, 4)
 widest = int(scale.argmax())
@@ -678,8 +692,8 @@ by_bits = {
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# alt: Accuracy against bits per weight. With a scale a channel it stays at that of the float32 model down to three bits or so and
-# loses about a point at two; with one scale a layer it falls earlier, and by several points at two bits.
+# alt: Accuracy against bits per weight. It stays level with the float32 model's down to three bits either way; at two bits it loses
+# two points with a scale a channel, and five with one a layer.
 fig, (ax,) = plot.panels(1, 1, width=6, height=3.2)
 for name, values in by_bits.items():
     ax.plot(bits, values, "o-", label=name)
@@ -733,8 +747,8 @@ for name, size in sizes.items():
 # ## 6 Outliers
 #
 # To multiply *integers*, which is where a chip has its fastest units, the activations must be rounded too. Weights are all about equally
-# large. Activations need not be: in large transformers a few channels carry values a hundred times those of the others
-# (Dettmers et al. 2022). One scale must cover them, and to all the rest there are a few steps left.
+# large. Activations need not be: in large transformers a few channels carry values twenty to a hundred times those of the others
+# (Dettmers et al. 2022, Xiao et al. 2023). One scale must cover them, and to all the rest there are a few steps left.
 #
 # Our little ViT has no such channels. But there is a model with *exactly its function* that has: multiply three channels of each
 # norm's output by a factor, say 100, and divide the columns of the weights that read them by it.
@@ -831,8 +845,8 @@ for factor in factors:
 # NBVAL_IGNORE_OUTPUT
 # alt: Three bar charts of the largest activation of each of 96 channels after one norm: about equal in the trained model; three
 # bars a hundred times as high in the model with outliers; about equal again after smoothing. On the right the accuracy with 8-bit
-# weights and activations against the size of the outliers: with one scale a layer it collapses at a factor of 100, with a scale a
-# token at 1000; the smoothed model stays where it was.
+# weights and activations against the size of the outliers: with one scale a layer it loses twenty points at a factor of 100, and
+# with either it collapses at 1000; the smoothed model stays where it was.
 fig, axes = plot.panels(1, 4, width=3.2, height=3.0)
 spiky = with_outliers(100)
 for ax, (name, model) in zip(
@@ -883,7 +897,8 @@ expect("your smoothed norms against the library's, relative difference", gap, at
 # alt: Left: time of a linear layer relative to float32, logarithmic, for 1, 16 and 197 tokens: bars for int8 weights, int8 weights
 # and activations, and int4 weights. On a CPU the bars of weights alone are above the line at 1, most for one token; those of
 # integers times integers are below it where the processor has units for them. Right: dots for four layers at 197 tokens, on the
-# committed machine: int8 and int4 weights at or above 1, integers times integers at a third; against torchao about 1 and 0.6.
+# committed machine: int8 and int4 weights above 1, for one layer of the four near 2, integers times
+# integers at a third; against torchao about 1 and 0.6.
 torch.manual_seed(0)
 linear = nn.Linear(768, 3072).to(device)
 layers = {"int8": quantization.Int8Linear, "w8a8": quantization.W8A8Linear, "int4": quantization.Int4Linear}
@@ -1061,8 +1076,8 @@ expect("accuracy by your score over the mean of three draws by chance, in points
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# alt: Bars of heads and of MLP channels left in each of four blocks, at 60 and at 33 per cent of the multiply–adds: the first block
-# keeps nearly everything, the last loses most of it.
+# alt: Bars of heads and of MLP channels left in each of four blocks, at 60 and at 33 per cent of the multiply–adds. At 60 per
+# cent the first block keeps everything; at 33 each block has one head left, and the first most of its MLP channels.
 tiny = prune.prune_model(vit, batches, macs=0.33, rounds=2, importance=importance)
 before_training = accuracy(tiny)
 train_set = open_dataset("fashion_mnist_subset")
@@ -1132,16 +1147,17 @@ if swept:
 # Three things to see. **The score is worth having**: untrained, it keeps the accuracy down to 70 % and stays ahead of chance below, while
 # the size of the weights, which looks so reasonable, misleads worse than chance. Two epochs with the whole model as teacher (the
 # stars, three seeds) bring 60 % to within one or two points of it. **The clock
-# keeps only part of the promise**: norms, softmax and the calls themselves do not shrink, and for a single image they are about half
-# of the time. And what is *not* removed is as telling: the first block keeps nearly all it has.
+# keeps the promise for large batches**, down to 60 %. For a single image it keeps only part of it: norms, softmax and the calls themselves
+# do not shrink, and there they are about half of the time. And what is *not* removed is as telling: at 60 % the first block keeps all it
+# has.
 #
 # **And zeros?** One can also set single weights to zero, the smallest ones, wherever they are (Han et al. 2015). A model tolerates
 # that better, since nothing has to fit a pattern. But a zero in a matrix of the old size is multiplied like any number:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# alt: Left: accuracy against the part of the weights that is zero: unstructured zeros are tolerated up to about half, then it falls;
-# a star marks the 2:4 pattern at one half. Right: bars of the time of a forward pass on this machine, relative to the whole model:
+# alt: Left: accuracy against the part of the weights that is zero: unstructured zeros are tolerated up to about 60 per cent, then it
+# falls; a star marks the 2:4 pattern at one half. Right: bars of the time of a forward pass on this machine, relative to the whole model:
 # about one with half of the weights zero, clearly less with 40 per cent of the multiply–adds removed.
 sparse = prune.make_permanent(prune.magnitude_prune(copy.deepcopy(vit), 0.5))
 x = images.repeat(1 if device.type == "cpu" else 20, 1, 1, 1)[: 64 if device.type == "cpu" else None]
@@ -1227,9 +1243,9 @@ for name, model in {
 # | | saves | costs | choose it when |
 # | --- | --- | --- | --- |
 # | fused attention (`sdpa`, `flash_attention`) | traffic; memory in $N$ instead of $N^2$ | the weights cannot be looked at | **always**, except while you look |
-# | int8 weights | 4 × memory against float32 | a multiplication by the scale | memory or the download is short; a batch of one |
+# | int8 weights | 4 × memory against float32 | a multiplication by the scale | memory or the download is short; on a GPU also small batches |
 # | int8 weights and activations | and multiplications, where the chip has int8 units | rounding each token; outliers | many tokens, large layers, hardware for it |
-# | int4 weights | nearly 8 × memory | unpacking; accuracy, group by group | large models, small batches |
+# | int4 weights | nearly 8 × memory | unpacking; accuracy, group by group | large models and small batches, on a GPU |
 # | heads and channels removed | operations, memory and traffic, on any hardware | fine-tuning, and labels for it | the model is too large for the task |
 # | zeros anywhere | the size of a compressed file | no time is saved | research |
 # | 2:4 zeros | up to half of the products on NVIDIA's tensor cores | fine-tuning; float16 | large layers on such a GPU |
