@@ -6,6 +6,7 @@ import json
 import math
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -290,6 +291,31 @@ def test_an_endless_loop_is_stopped(capsys, monkeypatch, body, in_main_thread):
         thread.start()
         thread.join(30)
     assert capsys.readouterr().out.startswith("✗ patches: stopped, it ran too long")
+
+
+STOPPED_IN_A_THREAD = """
+import sys, threading
+from vitcourse.course.running import TimeLimit, time_limit
+
+def wait():
+    try:
+        with time_limit(0.1):
+            while True: pass
+    except TimeLimit:
+        print("stopped", end=" ")
+
+thread = threading.Thread(target=wait)
+thread.start()
+thread.join()
+sys.settrace(lambda *_: None)
+(lambda: print("and traced"))()
+"""
+
+
+def test_a_debugger_works_after_an_answer_was_stopped_in_a_thread():
+    """In a process of its own, which else would not end: CPython 3.11 can be left looking for an exception forever."""
+    ran = subprocess.run([sys.executable, "-c", STOPPED_IN_A_THREAD], capture_output=True, text=True, timeout=60)
+    assert ran.stdout == "stopped and traced\n", ran.stderr
 
 
 def test_an_answer_that_waits_is_stopped(capsys, monkeypatch):

@@ -24,6 +24,10 @@ class TimeLimit(BaseException):
     """The answer ran too long. A BaseException, so that ``except Exception`` in an endless loop does not swallow it."""
 
 
+class _Withdrawn(BaseException):
+    """Takes the place of a `TimeLimit` that came too late."""
+
+
 class WrongParameters(Exception):
     """The learned parameters of the answer are not those of the reference, in name or in shape."""
 
@@ -79,11 +83,13 @@ def _watcher(seconds: float) -> Iterator[None]:
     """For Windows and for threads, which know no alarm signal."""
     thread = ctypes.c_ulong(threading.get_ident())
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    lock, over = threading.Lock(), False
+    lock, over, fired = threading.Lock(), False, False
 
     def stop() -> None:
+        nonlocal fired
         with lock:
             if not over:
+                fired = True
                 raise_in(thread, ctypes.py_object(TimeLimit))
 
     timer = threading.Timer(seconds, stop)
@@ -94,8 +100,22 @@ def _watcher(seconds: float) -> Iterator[None]:
     finally:
         with lock:
             over = True
-            raise_in(thread, None)  # withdraw an exception that was set but not yet raised
         timer.cancel()
+        if fired:
+            _withdraw(thread, raise_in)
+
+
+def _withdraw(thread: ctypes.c_ulong, raise_in: Callable[..., int]) -> None:
+    """Take back an exception that was set but perhaps not raised yet: another one takes its place, and is caught.
+
+    Setting none leaves Python 3.11 looking for one at every step, and a debugger in an endless loop.
+    """
+    try:
+        raise_in(thread, ctypes.py_object(_Withdrawn))
+        while True:
+            pass
+    except _Withdrawn:
+        return
 
 
 @contextmanager
