@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from vitcourse import layers
 from vitcourse.hardware import flash_attention, flash_attention_qkvpacked
 from vitcourse.hardware.flash import ops, plans
+from vitcourse.vit import Attention
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -660,6 +661,23 @@ def test_export_and_the_door(monkeypatch):
     assert torch.equal(program.module()(x), layer(x))
     layer.backend = "math"
     torch.testing.assert_close(program.module()(x), layer(x), atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_gets_its_gradient_packed(monkeypatch):
+    """Nothing is left to stack, nor to copy into the order of the projection."""
+    allow_this_device(monkeypatch)
+    layer, x = Attention(32, 2).to(DEVICE), torch.randn(2, 9, 32, device=DEVICE)
+    gradients = []
+    for layer.backend in ("flash", "math"):
+        out = layer(x)
+        gradients.append(torch.autograd.grad(out.square().sum(), list(layer.parameters())))
+    for got, true in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, true, atol=1e-4, rtol=1e-4)
+    layer.backend = "flash"
+    node = layer(x).grad_fn
+    while "flash" not in node.name():
+        node = next(parent for parent, _ in node.next_functions if parent and "Accumulate" not in parent.name())
+    assert node.name() == "flash_forward_qkvpackedBackward"
 
 
 def test_auto_takes_the_kernels_only_where_they_were_measured_to_be_faster(monkeypatch):

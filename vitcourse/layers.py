@@ -101,6 +101,28 @@ def attention(
     return ATTENTION_BACKENDS[backend](q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias)
 
 
+def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None, backend: str = "auto") -> Tensor:
+    """`attention` on one packed projection (B, N, 3, H, D), whose gradient our kernels write packed as well.
+
+    Returns:
+        (B, H, N, D).
+
+    Raises:
+        ValueError: as `attention`.
+
+    >>> attention_qkvpacked(torch.randn(2, 5, 3, 4, 8)).shape
+    torch.Size([2, 4, 5, 8])
+    """
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    if backend == "auto":
+        backend = _fastest(q, k, v, None)
+    if backend == "flash" and _flash_capability(qkv.device, asked_for=True) is not None:
+        from vitcourse.hardware import flash
+
+        return flash.flash_attention_qkvpacked(qkv, scale=scale)
+    return attention(q, k, v, scale=scale, backend=backend)
+
+
 def _fastest(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> str:
     """On a CPU, fused kernels are slower than the plain equation where there is a bias, 1.2 to 1.6 times for windows.
 
@@ -129,12 +151,17 @@ def _flash_capability(device: torch.device, asked_for: bool) -> tuple[int, int] 
     obstacle = _flash_obstacle(device)
     if obstacle and asked_for:
         _say_once(f"vitcourse: attention backend 'flash' {obstacle}; using 'sdpa' instead")
-    return None if obstacle else torch.cuda.get_device_capability(device)
+    return None if obstacle else _capability(device)
 
 
 # A compiled graph takes the answer as a constant, and the line is written while it is traced. The decorator
 # torch.compiler.assume_constant_result says the same, but imports the whole compiler, also where nobody compiles.
 _flash_capability._dynamo_marked_constant = True
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 @cache

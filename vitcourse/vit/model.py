@@ -13,7 +13,7 @@ from vitcourse.layers import (
     DropPath,
     LayerScale,
     Mlp,
-    attention,
+    attention_qkvpacked,
     attention_weights,
     check_images,
     drop_path_rates,
@@ -63,10 +63,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
         B, N, _ = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim)
         if self.recorder is None:
-            x = attention(q, k, v, backend=self.backend)
+            x = attention_qkvpacked(qkv, backend=self.backend)
         else:  # fused kernels never form the weights, so whoever wants to see them pays for the plain equation
+            q, k, v = qkv.permute(2, 0, 3, 1, 4)
             weights = attention_weights(q, k)
             self.recorder.append(weights)
             x = weights @ v
