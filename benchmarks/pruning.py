@@ -7,7 +7,8 @@
 * ``ranking``: units ranked in three ways and removed, no training afterwards.
 * ``zeros``: the smallest weights set to zero, unstructured and 2:4.
 * ``finetuned``: pruned in two rounds, each followed by an epoch on the 10 000 embedded images, in which the whole
-  model is the teacher (Hinton et al. 2015), for its logits say more than 10 000 labels; three seeds.
+  model is the teacher (Hinton et al. 2015), for its logits say more than 10 000 labels; three seeds. All these images
+  rank the units: with a thousand, one choice of them in three ended a point lower.
 """
 
 import argparse
@@ -111,7 +112,7 @@ def finetuned(macs: float, seed: int) -> Row:
         fit(model, train_set, config=config, loss_fn=distil, progress=False)
 
     start = time.process_time()
-    pruned = prune_model(teacher, calibration(seed), macs=macs, rounds=2, finetune=train)
+    pruned = prune_model(teacher, train_set, macs=macs, rounds=2, finetune=train)
     return {
         "macs": share(pruned),
         "accuracy": accuracy(pruned),

@@ -273,7 +273,8 @@ def prune_model(
 
     Args:
         model: has layers that :func:`structure` names. It is not changed.
-        calibration: as in :func:`taylor_importance`, which reads it once a round. A thousand images are plenty.
+        calibration: as in :func:`taylor_importance`, which reads it once a round. The more images, the less the ranks
+            depend on which.
         macs: the part of the MACs that shall remain, 0 < macs < 1. The result is at most that.
         rounds: steps on the way.
         finetune: called with the smaller model after each round, to train it in place.
