@@ -741,8 +741,8 @@ for name, size in sizes.items():
     print(f"{name:8s} {size:9,d} bytes")
 
 # %% [markdown]
-# Not a fourth and an eighth: the convolutions, the positions and the norms stay float32, and each scale is 4 bytes. The smaller the
-# model, the more these weigh.
+# Not quite a fourth and an eighth: norms and biases stay float32, convolutions take 8 bits with either scheme, positions and scales 16,
+# and in int4 every 32 of a layer's 96 inputs have a scale of their own. The smaller the model, the more all this weighs.
 #
 # ## 6 Outliers
 #
@@ -1101,8 +1101,8 @@ plt.show()
 expect("what 100 steps bring back, in points", after_training - before_training, at_least=1.0)
 
 # %% [markdown]
-# One run is an anecdote; here is the sweep, on all 2 000 test images: three seeds for what has chance in it, each with its own
-# calibration images.
+# One run is an anecdote; here is the sweep, on all 2 000 test images: three seeds for what has chance in it, each with its own thousand
+# calibration images. What is fine-tuned was ranked by all 10 000: with a thousand, one seed of the three ended a point lower.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -1146,10 +1146,9 @@ if swept:
 # %% [markdown]
 # Three things to see. **The score is worth having**: untrained, it keeps the accuracy down to 70 % and stays ahead of chance below, while
 # the size of the weights, which looks so reasonable, misleads worse than chance. Two epochs with the whole model as teacher (the
-# stars, three seeds) bring 60 % to within one or two points of it. **The clock
-# keeps the promise for large batches**, down to 60 %. For a single image it keeps only part of it: norms, softmax and the calls themselves
-# do not shrink, and there they are about half of the time. And what is *not* removed is as telling: at 60 % the first block keeps all it
-# has.
+# stars, three seeds) bring 60 % to within a point of it. **The clock keeps the promise for large batches**, down to 60 %. For a single
+# image it keeps only part of it: norms, softmax and the calls themselves do not shrink, and there they are about half of the time. And
+# what is *not* removed is as telling: at 60 % the first block keeps all it has.
 #
 # **And zeros?** One can also set single weights to zero, the smallest ones, wherever they are (Han et al. 2015). A model tolerates
 # that better, since nothing has to fit a pattern. But a zero in a matrix of the old size is multiplied like any number:
@@ -1191,7 +1190,8 @@ plt.show()
 #
 # Your parts in one model. Its heads and channels were removed by your score and repaired by training; its attention runs on your
 # Triton kernel; its linear layers keep your integers. Beside it the same model made of the library's parts, with PyTorch's own
-# attention: the production peer.
+# attention: the production peer. (The library rounds each scale to the digits of float16, so that it takes two bytes in a file, and
+# would round the first convolution, too. Rounding to int8 itself moves these logits by about 1 per cent.)
 
 
 # %%
@@ -1217,10 +1217,10 @@ def quantized(module):
 
 
 yours = with_backend(quantized(copy.deepcopy(tiny)), "yours, Triton")
-theirs = with_backend(quantization.quantize_model(tiny, "int8"), "sdpa")
+theirs = with_backend(quantization.quantize_model(tiny, "int8", skip="patch_embed"), "sdpa")
 with torch.no_grad():
     difference = (yours(few) - theirs(few)).abs().max() / theirs(few).abs().max()
-expect("your model's logits against the library's with sdpa, relative difference", difference, at_most=1e-3)
+expect("your model's logits against the library's with sdpa, relative difference", difference, at_most=5e-3)
 
 # %%
 # NBVAL_IGNORE_OUTPUT
