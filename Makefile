@@ -33,6 +33,7 @@ notebooks: $(VENV)/.dev
 	$(BIN)/python -m vitcourse.course build
 
 # The oldest versions that are supported, in an environment of their own: the tests, and the opening lesson.
+# (Triton 3.6 interprets kernels with the NumPy of its time only.)
 oldest: $(OLDEST)/.dev
 	$(OLDEST)/bin/python -m pytest -q -m "not slow"
 	$(OLDEST)/bin/python -m pytest -q --nbval notebooks/00_vit.ipynb solutions/00_vit.ipynb
@@ -65,5 +66,5 @@ $(VENV):
 $(OLDEST)/.dev: pyproject.toml
 	test -d $(OLDEST) || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
-	$(OLDEST)/bin/python -m pip install --quiet -e ".[dev]" "torch==2.11.*" "torchvision==0.26.*"
+	$(OLDEST)/bin/python -m pip install --quiet -e ".[dev]" "torch==2.11.*" "torchvision==0.26.*" "numpy<2.4"
 	touch $@

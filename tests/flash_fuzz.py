@@ -335,13 +335,13 @@ def flash_attention_with_bias(q, k, v, bias):
 
 @pytest.mark.parametrize("shape", [(0, 2, 5, 6), (2, 0, 5, 6), (2, 2, 0, 6), (2, 2, 5, 0), (2, 2, 0, 0)])
 def test_nothing_to_do(shape):
-    """The value that scaled_dot_product_attention gives: zeros where there is no key."""
+    """The value that scaled_dot_product_attention gives (but for PyTorch 2.11's, which divides by no heads): zeros."""
     b, h, n_q, n_k = shape
     q = torch.randn(b, h, n_q, 16, device=DEVICE, requires_grad=True)
     k, v = (torch.randn(b, h, n_k, 16, device=DEVICE, requires_grad=True) for _ in range(2))
     bias = torch.zeros(1, 1, n_q, n_k, device=DEVICE, requires_grad=True)
     out = flash_attention(q, k, v, bias=bias)
-    assert torch.equal(out, F.scaled_dot_product_attention(q, k, v))
+    assert torch.equal(out, torch.zeros_like(q))
     for leaf, gradient in zip((q, k, v, bias), torch.autograd.grad(out.sum(), (q, k, v, bias)), strict=True):
         assert torch.equal(gradient, torch.zeros_like(leaf))
 

@@ -24,7 +24,6 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], env=kept | environment, capture_output=True, text=True)
 
 
-@pytest.mark.slow  # Triton 3.6, the oldest, has an interpreter whose loops need numpy < 2.4
 def test_the_fuzz_under_the_interpreter():
     pytest.importorskip("triton")
     ran = run("-m", "pytest", "-q", "-p", "no:cacheprovider", str(TESTS / "flash_fuzz.py"), TRITON_INTERPRET="1")

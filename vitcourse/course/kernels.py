@@ -41,8 +41,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -248,6 +250,9 @@ class Worker:
         environment = dict(os.environ)
         if not torch.cuda.is_available():
             environment["TRITON_INTERPRET"] = "1"
+            if version("triton").startswith("3.6.") and tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4):
+                problem = "Triton 3.6 cannot interpret loops with NumPy 2.4 or newer"
+                print(f"vitcourse: {problem}; pip install 'numpy<2.4', or a newer PyTorch", file=sys.stderr)
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # it finds what we have found
         command = [sys.executable, "-m", "vitcourse.course.kernels"]
         self._process = subprocess.Popen(

@@ -1,11 +1,12 @@
 """Who attends to whom on the grid of patches, as tables of indices: what makes the cost of attention sparse.
 
 Queries are taken in blocks of neighbouring patches, and each block gets a list of keys. The tables depend on sizes
-alone: they are made once for each grid and device, and shared by all layers. In a traced graph they are constants.
+alone: they are made once for each grid and device, and shared by all layers.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -235,11 +236,12 @@ _BUILDERS: dict[str, Callable[..., tuple[np.ndarray, ...]]] = {"local": _local, 
 def _on(device: torch.device | None, pattern: str, *sizes: object) -> Layout:
     """The tables of a pattern as tensors on a device, the same tensors each time."""
     parts = range(len(Layout._fields))
-    if torch.compiler.is_compiling():
-        return Layout(*(_constant(part, device, pattern, *sizes) for part in parts))
+    if torch.compiler.is_dynamo_compiling():
+        name = _kept(device, pattern, *sizes)
+        return Layout(*[getattr(_TABLES, f"{name} {part}") for part in parts])
     # A tracer's stand-in for a tensor must not be kept: real inputs come later.
     make = _remembered if type(torch.empty(0)) is Tensor else _make
-    return Layout(*(make(part, device, pattern, *sizes) for part in parts))
+    return Layout(*[make(part, device, pattern, *sizes) for part in parts])
 
 
 def _make(part: int, device: torch.device | None, pattern: str, *sizes: object) -> Tensor:
@@ -248,8 +250,16 @@ def _make(part: int, device: torch.device | None, pattern: str, *sizes: object) 
 
 
 _remembered = lru_cache(maxsize=512)(_make)
+_TABLES = SimpleNamespace()  # where compiled graphs find theirs
 
 
 @torch.compiler.assume_constant_result
-def _constant(part: int, device: torch.device | None, pattern: str, *sizes: object) -> Tensor:
-    return _make(part, device, pattern, *sizes)
+def _kept(device: torch.device | None, pattern: str, *sizes: object) -> str:
+    """Make the tables while a graph is traced, and say under which name it will find them.
+
+    They could be constants of the graph, but PyTorch 2.11 lets a graph have only one from each function.
+    """
+    name = f"{pattern} {sizes} {device}"
+    for part in range(len(Layout._fields)):
+        setattr(_TABLES, f"{name} {part}", _remembered(part, device, pattern, *sizes))
+    return name

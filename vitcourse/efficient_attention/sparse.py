@@ -59,7 +59,7 @@ def sparse_attention(
         return x.index_select(2, numbers.flatten()).reshape(B * H, *numbers.shape, x.shape[-1])
 
     pieces = []
-    at_once = max(1, GATHERED_KEYS // layout.keys.shape[1])
+    at_once = max(1, GATHERED_KEYS // layout.keys.size(1))
     for queries, keys, hidden in zip(*(table.split(at_once) for table in layout[:3]), strict=True):
         gathered = gather(q, queries), gather(k, keys), gather(v, keys)
         pieces.append(attention(*gathered, scale=scale, bias=_bias(hidden, q.dtype), backend=backend))

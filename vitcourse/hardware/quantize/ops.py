@@ -94,7 +94,7 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
     saturate, and other devices have no such product at all: there, stretches of K so short that float32 sums them
     without rounding are multiplied in float32.
     """
-    if x.device.type == "cpu" and HAS_FAST_INT8:
+    if x.device.type == "cpu" and HAS_FAST_INT8 and x.shape[1] > 1:  # of one term PyTorch 2.11 makes nonsense
         return torch._int_mm(x, weight.t())
     total = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.int32, device=x.device)
     with torch.autocast(x.device.type, enabled=False):  # it would round the sums
