@@ -85,7 +85,7 @@ def flash_attention_qkvpacked(qkv: Tensor, *, scale: float | None = None, bias: 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Autocast changes what these kernels take, and nothing else: float64 stays float64."""
     device = tensors[0].device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if device not in ("cuda", "cpu") or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t.to(dtype) if t.dtype in DTYPES else t for t in tensors)
