@@ -177,8 +177,8 @@ def measure(
 def faster(rows: list[dict[str, Any]]) -> dict[tuple[int, bool], tuple[tuple[int, int], ...]]:
     """Lengths where ``attention(backend="auto")`` should take our kernels, by head dimension and direction.
 
-    As the door calls them: on q, k, v, be they separate tensors or views. Neighbours among the measured lengths that
-    both win make a range.
+    Judged by the slower way in: q, k, v as separate tensors or views, whose gradients a model would have to stack.
+    Neighbours among the measured lengths that both win make a range.
     """
     found: dict[tuple[int, bool], tuple[tuple[int, int], ...]] = {}
     for key in dict.fromkeys((row["head_dim"], row["backward"]) for row in rows):
