@@ -94,8 +94,8 @@ def sweep(
     Args:
         name: of the results, and of the log ``runs/NAME.jsonl``, from which an interrupted sweep goes on.
         about: what ``--help`` says.
-        settings: what each run is called by; its row must repeat it.
-        train: makes the row of a setting and a seed, with its ``accuracy``.
+        settings: what each run is called by, which becomes part of its row.
+        train: makes the rest of the row, with ``seed`` and ``accuracy``, of a setting and a seed.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of every run")

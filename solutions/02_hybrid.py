@@ -728,7 +728,7 @@ expect("accuracy of your CoAtNet on unseen images", histories["CoAtNet"][-1]["va
 
 # %% [markdown]
 # Each small map on the right is one head's table as the query sees it, with the query in the middle: bright is "look there". They
-# started as noise of σ = 0.02, and have grown to three to six times that. Section 7 asks whether they matter yet.
+# started as noise of σ = 0.02, and have grown to several times that. Section 7 asks whether they matter yet.
 #
 # ## 6 Does it mind where things are?
 #
