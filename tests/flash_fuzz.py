@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from benchmarks import tiles
 from vitcourse import layers
 from vitcourse.hardware import flash_attention, flash_attention_qkvpacked
 from vitcourse.hardware.flash import ops, plans
@@ -190,6 +191,27 @@ def test_small_and_large_logits(n_k, magnitude):
 @pytest.mark.parametrize("n_k", [20, 290])
 def test_scales(scale, n_k):
     assert_as_exact_as_pytorch(*inputs(20, n_k, 16, torch.float32, heads=1), scale=scale)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="takes the compiler minutes, and benchmarks/tiles.py does it anyway")
+@pytest.mark.parametrize(("step", "biased"), [("forward", False), ("backward", False), ("backward_bias", True)])
+def test_all_tiles_give_the_same(step, biased, monkeypatch, capsys):
+    """Those that ``benchmarks/tiles.py`` tries, which would not time one that differs."""
+    monkeypatch.setattr(tiles, "in_turns", lambda steps, *_: {name: [1.0, 1.0] for name in steps})
+    monkeypatch.setattr(tiles, "DTYPE", torch.float16)
+    monkeypatch.setattr(tiles, "HEADS", {16: 1})
+    shape = tiles.Shape(20, 16, 1, biased)
+    rows = tiles.measure(step, shape, DEVICE, (9, 0), lambda work: work, rounds=2)
+    assert capsys.readouterr().err == ""
+    assert len(rows) == len(list(tiles.candidates(step, shape, (9, 0)))) > 20
+    assert [row["speedup"] for row in rows if row["ships"]] == [1]
+
+
+def test_a_tiling_that_differs_is_not_timed():
+    right = torch.ones(3), torch.full((2,), 4.0)
+    assert tiles.agree(right, (right[0], right[1] + 1e-3))
+    assert not tiles.agree(right, (right[0], right[1] + 1))
+    assert not tiles.agree((right[0] * torch.nan, right[1]), right)
 
 
 # --------------------------------------------------------------------------------------------------------------- bias

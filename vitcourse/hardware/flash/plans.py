@@ -2,7 +2,8 @@
 
 A fixed table: trying tiles at run time would cost seconds in every process, and the winner, and with it the last bits
 of every result, could change from run to run. So far the table rests on what the compiler says (``benchmarks/aot.py``:
-next to no spills, and more than one block to a multiprocessor where possible), and not yet on a clock.
+next to no spills, and more than one block to a multiprocessor where possible), and not yet on a clock, which
+``benchmarks/tiles.py`` would ask.
 """
 
 from functools import cache
@@ -104,7 +105,7 @@ def backward(
     kind, width = _kind(dtype, capability), padded(head_dim)
     for tile in BACKWARD_SHORT[kind]:
         if width <= 64 and n_k <= tile.keys <= (SHORT_BIASED if biased else SHORT):
-            return (_plan("backward_short", tile, head_dim),)
+            return (plan("backward_short", tile, head_dim),)
     return _long("backward_queries", kind, head_dim, biased, n_k), _long("backward_keys", kind, head_dim, biased)
 
 
@@ -151,9 +152,9 @@ def _long(kernel: str, kind: str, head_dim: int, biased: bool, n_k: int | None =
     """``n_k`` where the kernel goes through the keys, and needs to know what is left at the end."""
     tiles = LONG[kind] | BIASED[kind] if biased else LONG[kind]
     tile = tiles[kernel][padded(head_dim) > 64]
-    return _plan(kernel, tile, head_dim, **({} if n_k is None else {"TAIL": tail(n_k, tile.keys)}))
+    return plan(kernel, tile, head_dim, **({} if n_k is None else {"TAIL": tail(n_k, tile.keys)}))
 
 
-def _plan(kernel: str, tile: Tile, head_dim: int, **constants: int) -> Plan:
+def plan(kernel: str, tile: Tile, head_dim: int, **constants: int) -> Plan:
     sizes = {"HEAD_DIM": head_dim, "BLOCK_D": padded(head_dim), "BLOCK_Q": tile.queries, "BLOCK_K": tile.keys}
     return Plan(kernel, sizes | constants, tile.warps, tile.stages)
