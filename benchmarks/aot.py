@@ -153,15 +153,16 @@ def flash_cases(capability: int) -> Iterator[FlashCase]:
 
 
 def compile_flash(case: FlashCase) -> Compiled:
-    """With addresses and strides as models have them, divisible by 16; lengths, and a bias's strides, are not."""
+    """With addresses and strides as models have them, divisible by 16 or 8; lengths, and a bias's strides, are not."""
     from vitcourse.hardware.flash import kernels
 
     kernel = getattr(kernels, case.plan.kernel)
-    tensor = (f"*{case.dtype}:16", "i32:16", "i32:16", "i32:16")
+    eights = case.head_dim % 16 == 8
+    tensor = (f"*{case.dtype}:16", *["i32" if eights else "i32:16"] * 3)
     types = {"bias": ("*fp32:16", "i32", "i32", "i32", 1), "scale": "fp32"}
     types |= dict.fromkeys(("lse", "delta", "dbias"), "*fp32:16")
     types |= dict.fromkeys(("q", "k", "v", "out", "dout", "dq", "dk", "dv"), tensor)
-    constants = case.plan.constants | ({} if case.biased else {"bias": None})
+    constants = case.plan.constants | {"UNIT": 8 if eights else 1} | ({} if case.biased else {"bias": None})
     names = [name for name in kernel.arg_names if name not in constants]
     signature = {name: types.get(name, "i32") for name in names}
     launch = {"num_warps": case.plan.warps, "num_stages": case.plan.stages}

@@ -151,7 +151,15 @@ def tiles_of_half_precision(monkeypatch):
 
 LENGTHS = [
     *[(1, 1, 16), (15, 17, 20), (50, 50, 32), (64, 16, 64), (65, 130, 16), (16, 197, 64), (33, 257, 32)],  # few keys
-    *[(9, 65, 80), (17, 300, 20), (130, 577, 16), (3, 64, 128), (70, 280, 32)],  # many keys, or a large D
+    *[
+        (20, 50, 40),
+        (9, 65, 80),
+        (9, 300, 72),
+        (17, 300, 20),
+        (130, 577, 16),
+        (3, 64, 128),
+        (70, 280, 32),
+    ],  # many keys, or a large D
 ]
 
 
@@ -292,7 +300,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_strides(layout):
     """The same bits as from contiguous tensors."""
-    q, k, v, dout = inputs(19, 35, 20, torch.float16, batch=2)
+    q, k, v, dout = inputs(19, 35, 24, torch.float16, batch=2)
     views = [LAYOUTS[layout](t) for t in (q, k, v, dout)]
     found, expected = [
         results(flash_attention_of_any_layout, tensors, tensors[3], torch.float16)
@@ -300,6 +308,16 @@ def test_any_strides(layout):
     ]
     for got, true in zip(found, expected, strict=True):
         assert torch.equal(got, true)
+
+
+def test_rows_too_far_apart(monkeypatch):
+    """Inputs are copied, outputs and gradients brought back from copies."""
+    cases = [inputs(9, n_k, 16, torch.float16) for n_k in (20, 280)]
+    expected = [results(flash_attention, (q, k, v), dout, torch.float16) for q, k, v, dout in cases]
+    monkeypatch.setattr(ops, "ROWS_APART", 17)
+    for (q, k, v, dout), near in zip(cases, expected, strict=True):
+        found = results(flash_attention, (q, k, v), dout, torch.float16)
+        assert all(torch.equal(got, true) for got, true in zip(found, near, strict=True))
 
 
 def flash_attention_of_any_layout(q, k, v, dout):

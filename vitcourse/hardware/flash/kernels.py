@@ -5,9 +5,13 @@ has an instruction for 2ˣ and none for eˣ. ``lse`` is log₂ Σ 2^score over t
 the backward pass make the probabilities again, 2^(score − lse), instead of reading them. A name with d in front is a
 gradient.
 
-Tensors (B, H, N, D) come as (pointer, stride of B, of H, of N); D has stride 1. The bias (B, H, N_q, N_k) has one
-stride more, and may be None. What lies beyond an edge is never read: it counts as zero, or as −∞ where it is a score.
-Offsets of a block inside a big tensor are 64-bit; those inside a block are 32-bit, which is faster.
+Tensors (B, H, N, D) come as (pointer, stride of B, of H, of N); D has stride 1. Strides are counted in UNITs: of an
+integer the compiler finds out whether 16 divides it, but not whether 8 does, and would load the rows of 72 elements
+two bytes at a time. The bias (B, H, N_q, N_k) has one stride more, in elements, and may be None. What lies beyond an
+edge is never read: it counts as zero, or as −∞ where it is a score.
+
+Offsets of a block inside a big tensor are 64-bit. Those inside a block are 32-bit, which is faster. Not so for a bias:
+its 32-bit offsets the compiler works out before a loop, and keeps in registers that are needed in it.
 """
 
 import triton
@@ -17,10 +21,10 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _matrix(tensor, sequence, heads, length):
+def _matrix(tensor, sequence, heads, length, UNIT: tl.constexpr):
     """One sequence of a tensor, (length, D): a pointer to its first row, the stride of its rows, and their number."""
     batch, head = (sequence // heads).to(tl.int64), (sequence % heads).to(tl.int64)
-    return tensor[0] + batch * tensor[1] + head * tensor[2], tensor[3], length
+    return tensor[0] + batch * (tensor[1] * UNIT) + head * (tensor[2] * UNIT), tensor[3] * UNIT, length
 
 
 @triton.jit
@@ -114,10 +118,10 @@ def _finish(out, lse, first, peak, total, tile, HEAD_DIM: tl.constexpr):
     tl.store(lse + rows, tl.where(blind, float("inf"), peak + tl.log2(total)), mask=rows < out[2])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def forward_short(
     q, k, v, bias, out, lse, heads, n_q, n_k, programs, scale,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, PIECES: tl.constexpr,
+    UNIT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """Few keys: read all of them once, keep them on the chip, and let block after block of queries pass by.
 
@@ -126,8 +130,8 @@ def forward_short(
     one does it all, and reads the keys only once, where there are sequences enough to fill the chip.
     """
     sequence, program = tl.program_id(0) // programs, tl.program_id(0) % programs
-    q, k = _matrix(q, sequence, heads, n_q), _matrix(k, sequence, heads, n_k)
-    out, v = _matrix(out, sequence, heads, n_q), _matrix(v, sequence, heads, n_k)
+    q, k = _matrix(q, sequence, heads, n_q, UNIT), _matrix(k, sequence, heads, n_k, UNIT)
+    out, v = _matrix(out, sequence, heads, n_q, UNIT), _matrix(v, sequence, heads, n_k, UNIT)
     lse += sequence.to(tl.int64) * n_q
     keys = ()
     values = ()
@@ -151,18 +155,20 @@ def forward_short(
         _finish(out, lse, first_q, peak, total, tile, HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def forward_long(
     q, k, v, bias, out, lse, heads, n_q, n_k, programs, scale,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, TAIL: tl.constexpr,
+    UNIT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    TAIL: tl.constexpr,
 ):  # fmt: skip
     """Many keys: a program per block of queries goes through them, while the next tiles are on their way.
 
     Lengths are often 64 n + 1. The loop takes full tiles, without masks; a tile of TAIL keys ends it, if one is left.
+    That tile is a loop of its own: otherwise every matrix product of the kernel would wait for the one before.
     """
     sequence, first_q = tl.program_id(0) // programs, tl.program_id(0) % programs * BLOCK_Q
-    q, k = _matrix(q, sequence, heads, n_q), _matrix(k, sequence, heads, n_k)
-    out, v = _matrix(out, sequence, heads, n_q), _matrix(v, sequence, heads, n_k)
+    q, k = _matrix(q, sequence, heads, n_q, UNIT), _matrix(k, sequence, heads, n_k, UNIT)
+    out, v = _matrix(out, sequence, heads, n_q, UNIT), _matrix(v, sequence, heads, n_k, UNIT)
     lse += sequence.to(tl.int64) * n_q
     queries = _load(q, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
     peak = tl.full([BLOCK_Q], float("-inf"), tl.float32)
@@ -177,11 +183,12 @@ def forward_long(
         biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
         peak, total, tile = _attend(queries, keys, values, biases, None, scale * LOG2E, peak, total, tile)
     if TAIL:
-        keys = _load(k, full, TAIL, HEAD_DIM, BLOCK_D)
-        values = _load(v, full, TAIL, HEAD_DIM, BLOCK_D)
-        cols = (full + tl.arange(0, TAIL))[None, :]
-        biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
-        peak, total, tile = _attend(queries, keys, values, biases, cols >= n_k, scale * LOG2E, peak, total, tile)
+        for first_k in tl.range(full, n_k, BLOCK_K, num_stages=1):  # once
+            keys = _load(k, first_k, TAIL, HEAD_DIM, BLOCK_D)
+            values = _load(v, first_k, TAIL, HEAD_DIM, BLOCK_D)
+            cols = (first_k + tl.arange(0, TAIL))[None, :]
+            biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
+            peak, total, tile = _attend(queries, keys, values, biases, cols >= n_k, scale * LOG2E, peak, total, tile)
     _finish(out, lse, first_q, peak, total, tile, HEAD_DIM)
 
 
@@ -218,7 +225,7 @@ def _differentiate(scores, dweights, lse, delta, bias, hidden, scale):
 @triton.jit
 def backward_short(
     q, k, v, bias, out, lse, dout, dq, dk, dv, heads, n_q, n_k, scale,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    UNIT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Few keys: one program has all of them, so it alone makes dQ, dK and dV, and each is written once.
 
@@ -226,10 +233,10 @@ def backward_short(
     spread over all warps, while short blocks of queries pass by.
     """
     sequence = tl.program_id(0)
-    q, dq = _matrix(q, sequence, heads, n_q), _matrix(dq, sequence, heads, n_q)
-    k, dk = _matrix(k, sequence, heads, n_k), _matrix(dk, sequence, heads, n_k)
-    v, dv = _matrix(v, sequence, heads, n_k), _matrix(dv, sequence, heads, n_k)
-    out, dout = _matrix(out, sequence, heads, n_q), _matrix(dout, sequence, heads, n_q)
+    q, dq = _matrix(q, sequence, heads, n_q, UNIT), _matrix(dq, sequence, heads, n_q, UNIT)
+    k, dk = _matrix(k, sequence, heads, n_k, UNIT), _matrix(dk, sequence, heads, n_k, UNIT)
+    v, dv = _matrix(v, sequence, heads, n_k, UNIT), _matrix(dv, sequence, heads, n_k, UNIT)
+    out, dout = _matrix(out, sequence, heads, n_q, UNIT), _matrix(dout, sequence, heads, n_q, UNIT)
     lse += sequence.to(tl.int64) * n_q
     keys = _load(k, 0, BLOCK_K, HEAD_DIM, BLOCK_D)
     values = _load(v, 0, BLOCK_K, HEAD_DIM, BLOCK_D)
@@ -255,10 +262,11 @@ def backward_short(
     _store(dv, 0, dvalues, HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def backward_queries(
     q, k, v, bias, out, lse, dout, dq, delta, heads, n_q, n_k, programs, scale,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, TAIL: tl.constexpr,
+    UNIT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    TAIL: tl.constexpr,
 ):  # fmt: skip
     """Many keys, first half: dQ, by blocks of queries, and δ for the second half.
 
@@ -266,9 +274,9 @@ def backward_queries(
     compute the scores twice, and give the same bits every time.
     """
     sequence, first_q = tl.program_id(0) // programs, tl.program_id(0) % programs * BLOCK_Q
-    q, k = _matrix(q, sequence, heads, n_q), _matrix(k, sequence, heads, n_k)
-    dq, v = _matrix(dq, sequence, heads, n_q), _matrix(v, sequence, heads, n_k)
-    out, dout = _matrix(out, sequence, heads, n_q), _matrix(dout, sequence, heads, n_q)
+    q, k = _matrix(q, sequence, heads, n_q, UNIT), _matrix(k, sequence, heads, n_k, UNIT)
+    dq, v = _matrix(dq, sequence, heads, n_q, UNIT), _matrix(v, sequence, heads, n_k, UNIT)
+    out, dout = _matrix(out, sequence, heads, n_q, UNIT), _matrix(dout, sequence, heads, n_q, UNIT)
     queries = _load(q, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
     dtile = _load(dout, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
     sums = _delta(_load(out, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D), dtile)
@@ -287,29 +295,30 @@ def backward_queries(
         _, dscores = _differentiate(scores, dweights, peak, sums, biases, None, scale * LOG2E)
         dqueries = _dot(dscores.to(keys.dtype), keys, dqueries)
     if TAIL:
-        keys = _load(k, full, TAIL, HEAD_DIM, BLOCK_D)
-        values = _load(v, full, TAIL, HEAD_DIM, BLOCK_D)
-        cols = (full + tl.arange(0, TAIL))[None, :]
-        biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
-        scores, dweights = _dot(queries, tl.trans(keys)), _dot(dtile, tl.trans(values))
-        _, dscores = _differentiate(scores, dweights, peak, sums, biases, cols >= n_k, scale * LOG2E)
-        dqueries = _dot(dscores.to(keys.dtype), keys, dqueries)
+        for first_k in tl.range(full, n_k, BLOCK_K, num_stages=1):  # once, see ``forward_long``
+            keys = _load(k, first_k, TAIL, HEAD_DIM, BLOCK_D)
+            values = _load(v, first_k, TAIL, HEAD_DIM, BLOCK_D)
+            cols = (first_k + tl.arange(0, TAIL))[None, :]
+            biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
+            scores, dweights = _dot(queries, tl.trans(keys)), _dot(dtile, tl.trans(values))
+            _, dscores = _differentiate(scores, dweights, peak, sums, biases, cols >= n_k, scale * LOG2E)
+            dqueries = _dot(dscores.to(keys.dtype), keys, dqueries)
     _store(dq, first_q, dqueries * scale, HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["programs"])
 def backward_keys(
     q, k, v, bias, lse, delta, dout, dk, dv, heads, n_q, n_k, programs, scale,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    UNIT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Many keys, second half: dK and dV, by blocks of keys. Tiles are transposed, as in ``backward_short``.
 
     Keys beyond the edge need no mask: each spoils only its own row of dK and dV, which is not stored.
     """
     sequence, first_k = tl.program_id(0) // programs, tl.program_id(0) % programs * BLOCK_K
-    q, dout = _matrix(q, sequence, heads, n_q), _matrix(dout, sequence, heads, n_q)
-    k, dk = _matrix(k, sequence, heads, n_k), _matrix(dk, sequence, heads, n_k)
-    v, dv = _matrix(v, sequence, heads, n_k), _matrix(dv, sequence, heads, n_k)
+    q, dout = _matrix(q, sequence, heads, n_q, UNIT), _matrix(dout, sequence, heads, n_q, UNIT)
+    k, dk = _matrix(k, sequence, heads, n_k, UNIT), _matrix(dk, sequence, heads, n_k, UNIT)
+    v, dv = _matrix(v, sequence, heads, n_k, UNIT), _matrix(dv, sequence, heads, n_k, UNIT)
     lse += sequence.to(tl.int64) * n_q
     delta += sequence.to(tl.int64) * n_q
     keys = _load(k, first_k, BLOCK_K, HEAD_DIM, BLOCK_D)
@@ -335,7 +344,7 @@ def backward_keys(
 @triton.jit
 def backward_bias(
     q, k, v, bias, out, lse, dout, dbias, batch, heads, n_q, n_k, batch_per_program, scale,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    UNIT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the bias is that of the scores, summed over the batch entries that share it.
 
@@ -351,11 +360,11 @@ def backward_bias(
     first = part * batch_per_program
     for entry in range(first, tl.minimum(first + batch_per_program, batch)):
         sequence = entry * heads + head
-        queries = _load(_matrix(q, sequence, heads, n_q), first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
-        keys = _load(_matrix(k, sequence, heads, n_k), first_k, BLOCK_K, HEAD_DIM, BLOCK_D)
-        values = _load(_matrix(v, sequence, heads, n_k), first_k, BLOCK_K, HEAD_DIM, BLOCK_D)
-        dtile = _load(_matrix(dout, sequence, heads, n_q), first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
-        sums = _delta(_load(_matrix(out, sequence, heads, n_q), first_q, BLOCK_Q, HEAD_DIM, BLOCK_D), dtile)
+        queries = _load(_matrix(q, sequence, heads, n_q, UNIT), first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
+        keys = _load(_matrix(k, sequence, heads, n_k, UNIT), first_k, BLOCK_K, HEAD_DIM, BLOCK_D)
+        values = _load(_matrix(v, sequence, heads, n_k, UNIT), first_k, BLOCK_K, HEAD_DIM, BLOCK_D)
+        dtile = _load(_matrix(dout, sequence, heads, n_q, UNIT), first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
+        sums = _delta(_load(_matrix(out, sequence, heads, n_q, UNIT), first_q, BLOCK_Q, HEAD_DIM, BLOCK_D), dtile)
         peak = _load_vector(lse + sequence.to(tl.int64) * n_q, first_q, n_q, BLOCK_Q, float("inf"))
         biases = _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
         scores, dweights = _dot(queries, tl.trans(keys)), _dot(dtile, tl.trans(values))

@@ -18,6 +18,7 @@ from vitcourse.hardware.flash.plans import Plan
 
 LIBRARY = torch.library.Library("vitcourse", "FRAGMENT")
 DEVICES = ("CUDA", "CPU")  # on a CPU through Triton's interpreter
+ROWS_APART = 2**22  # elements between two rows: 128 of them must stay below 2³¹
 
 
 def heads_last(like: Tensor) -> Tensor:
@@ -27,12 +28,31 @@ def heads_last(like: Tensor) -> Tensor:
 
 
 def _strided(x: Tensor) -> tuple[Tensor, int, int, int]:
-    """A tensor as the kernels take it: copied only if a row's elements are not side by side, or rows 2²² apart."""
+    """A tensor as the kernels take it: copied only if a row's elements are not side by side, or rows too far apart."""
     b, h, n, d = x.stride()
-    if d == 1 and n < 2**22:
+    if d == 1 and n < ROWS_APART:
         return x, b, h, n
     x = x.contiguous()
     return (x, *x.stride()[:3])
+
+
+def _bring_back(tensors: tuple[Tensor, ...], written: tuple[tuple, ...]) -> None:
+    """Where `_strided` made a copy, that is what a kernel has written to."""
+    for tensor, (buffer, *_) in zip(tensors, written, strict=True):
+        if buffer is not tensor:
+            tensor.copy_(buffer)
+
+
+def _in_units(arguments: tuple, head_dim: int) -> tuple[tuple, int]:
+    """Strides in elements, or in eights where heads of 72 or 88, for instance, make that news to the compiler."""
+    if head_dim % 16 != 8 or any(stride % 8 for a in arguments if _is_matrix(a) for stride in a[1:]):
+        return arguments, 1
+    return tuple((a[0], *(stride // 8 for stride in a[1:])) if _is_matrix(a) else a for a in arguments), 8
+
+
+def _is_matrix(argument: Any) -> bool:
+    """Whether it is what `_strided` makes; a bias has one stride more."""
+    return isinstance(argument, tuple) and len(argument) == 4
 
 
 @cache
@@ -64,14 +84,16 @@ def _kernel(name: str, device: torch.device) -> Any:
 def _launch(plan: Plan, device: torch.device, programs: int, *arguments: Any) -> None:
     """Run a kernel. FP fusion, which makes a product and a sum one instruction, is not the default in every Triton."""
     kernel = _kernel(plan.kernel, device)
+    arguments, unit = _in_units(arguments, plan.constants["HEAD_DIM"])
     if device.type == "cpu":
         if arguments[0][0].dtype == torch.bfloat16:
             raise TypeError("q, k and v are bfloat16, of which Triton's interpreter makes nonsense; use float16")
-        kernel[(programs,)](*arguments, **plan.constants)
+        kernel[(programs,)](*arguments, UNIT=unit, **plan.constants)
         return
     with nullcontext() if torch.cuda.current_device() == device.index else torch.cuda.device(device):
         kernel[(programs,)](
             *arguments,
+            UNIT=unit,
             **plan.constants,
             num_warps=plan.warps,
             num_stages=plan.stages,
@@ -106,6 +128,7 @@ def run_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: flo
         programs = 1
     tensors = _strided(q), _strided(k), _strided(v), _biased(bias, q, k), _strided(out), lse
     _launch(plan, device, b * h * programs, *tensors, h, n_q, n_k, programs, scale)
+    _bring_back((out,), (tensors[4],))
     return out, lse
 
 
@@ -136,6 +159,7 @@ def run_backward(
     if first.kernel == "backward_short":
         tensors = q_, k_, v_, bias_, out_, lse, dout_, dq, dk, dv
         _launch(first, device, b * h, *tensors, h, n_q, n_k, scale)
+        _bring_back(gradients, (dq, dk, dv))
         return
     delta = torch.empty_like(lse)
     programs = -(-n_q // first.constants["BLOCK_Q"])
@@ -144,6 +168,7 @@ def run_backward(
     programs = -(-n_k // second[0].constants["BLOCK_K"])
     tensors = q_, k_, v_, bias_, lse, delta, dout_, dk, dv
     _launch(second[0], device, b * h * programs, *tensors, h, n_q, n_k, programs, scale)
+    _bring_back(gradients, (dq, dk, dv))
 
 
 def run_backward_bias(
