@@ -403,6 +403,67 @@ def test_the_smallest_weights_become_zero(vit):
     assert (vit.head.weight != 0).all()
 
 
+def test_equal_weights_do_not_all_become_zero():
+    layer = nn.Linear(8, 8)
+    nn.init.constant_(layer.weight, -0.5)
+    weight = magnitude_prune(layer, 0.25).weight
+    assert weight.flatten().tolist() == [0.0] * 16 + [-0.5] * 48
+    two = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    with torch.no_grad():
+        two[0].weight.fill_(0.5)
+        two[1].weight.fill_(0.5)[0] = 0.1
+    magnitude_prune(two, 0.3)  # 10 of 32: four are smaller than the rest, and six of the rest go
+    assert (two[0].weight == 0).sum() == 6 and (two[1].weight == 0).nonzero()[:, 0].tolist() == [0, 0, 0, 0]
+
+
+def test_the_number_of_zeros_is_exact_in_half_precision(vit):
+    """In bfloat16 many weights are equal."""
+    magnitude_prune(vit.bfloat16(), 0.3)
+    weights = [m.weight for name, m in vit.named_modules() if isinstance(m, nn.Linear) and name != "head"]
+    assert sum((w == 0).sum().item() for w in weights) == round(0.3 * sum(w.numel() for w in weights))
+
+
+@pytest.mark.parametrize(
+    ("skip", "dense"),
+    [
+        (None, {"head"}),
+        ("head", {"head"}),
+        ((), set()),
+        (
+            ["head", "blocks.0"],
+            {"head", *(f"blocks.0.{part}" for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"))},
+        ),
+        ("*.fc?", {f"blocks.{i}.mlp.fc{j}" for i in (0, 1) for j in (1, 2)}),
+    ],
+)
+def test_what_is_skipped_stays_dense(vit, skip, dense):
+    magnitude_prune(vit, 0.3, skip=skip)
+    layers = {name: m for name, m in vit.named_modules() if isinstance(m, nn.Linear)}
+    assert {name for name, layer in layers.items() if (layer.weight != 0).all()} == dense
+
+
+def test_a_head_with_parts_is_skipped_whole():
+    swin = SwinTransformer(img_size=16, patch_size=2, embed_dim=8, depths=(1,), num_heads=(1,), window_size=4)
+    assert (magnitude_prune(swin, 0.3).head.fc.weight != 0).all()
+
+
+def test_a_pattern_that_matches_nothing(vit):
+    with pytest.raises(ValueError, match="skip pattern 'haed' matches no module; did you mean 'head'"):
+        magnitude_prune(vit, skip=["head", "haed"])
+
+
+def test_a_file_holds_the_zeros_in_plain_weights(tmp_path):
+    model = create_model("vit_tiny", **SIZES).eval()
+    magnitude_prune(model, 0.4)
+    save_weights(model, tmp_path / "zeros.safetensors")
+    again, images = create_model(tmp_path / "zeros.safetensors").eval(), torch.randn(2, 1, 16, 16)
+    assert torch.equal(again(images), model(images))
+    assert again.state_dict().keys() == make_permanent(copy.deepcopy(model)).state_dict().keys()
+    assert (again.blocks[0].mlp.fc1.weight == 0).any()
+    model.blocks[0].mlp.fc1.parametrizations.weight.original.data.fill_(1.0)
+    assert torch.equal(model.blocks[0].mlp.fc1.weight == 0, again.blocks[0].mlp.fc1.weight == 0)  # held as before
+
+
 def test_two_of_every_four(vit):
     old = vit.blocks[0].mlp.fc1.weight.detach().clone()
     magnitude_prune(vit, pattern="2:4")
@@ -410,6 +471,9 @@ def test_two_of_every_four(vit):
     for before, after in zip(old.flatten().split(4), new.flatten().split(4), strict=True):
         smaller = before.abs().argsort()[:2]
         assert after[smaller].tolist() == [0, 0] and (after != 0).sum() == 2
+    equal = nn.Linear(8, 1)
+    nn.init.ones_(equal.weight)
+    assert magnitude_prune(equal, pattern="2:4").weight.tolist() == [[0, 0, 1, 1, 0, 0, 1, 1]]
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
@@ -430,6 +494,15 @@ def test_zeros_survive_training_and_become_permanent(vit, batches, pattern):
     assert vit.state_dict().keys() == VisionTransformer(**SIZES).state_dict().keys()
     assert type(vit.blocks[1].mlp.fc2) is nn.Linear and vit.blocks[1].mlp.fc2.weight.requires_grad
     torch.testing.assert_close(vit(images), expected, rtol=0, atol=0)
+
+
+def test_making_a_copy_permanent_leaves_the_model_masked(vit, batches):
+    magnitude_prune(vit, 0.4)
+    expected = vit(batches[0][0])
+    permanent = make_permanent(copy.deepcopy(vit))
+    assert torch.equal(vit(batches[0][0]), expected) and torch.equal(permanent(batches[0][0]), expected)
+    vit.blocks[0].mlp.fc1.parametrizations.weight.original.data.fill_(1.0)
+    assert torch.equal(vit.blocks[0].mlp.fc1.weight == 0, permanent.blocks[0].mlp.fc1.weight == 0)
 
 
 def test_without_sparse_cores_it_says_so(vit, batches, capsys):

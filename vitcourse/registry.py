@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 MODEL_MODULES = ("vit", "hierarchical", "hybrid")  # what list_models imports; a new model family is named here
 
@@ -389,7 +390,19 @@ def tensors_to_save(model: nn.Module) -> dict[str, Tensor]:
     """The state dict; in float16 what modules list in ``half_in_files``, where nothing is lost by it."""
     modules = model.named_modules(remove_duplicate=False)
     halves = {f"{path}.{name}".lstrip(".") for path, m in modules for name in getattr(m, "half_in_files", ())}
-    return {k: _half_if_exact(v) if k in halves else v for k, v in model.state_dict().items()}
+    state = _plain_state(model) if hasattr(model, "name") else model.state_dict()
+    return {k: _half_if_exact(v) if k in halves else v for k, v in state.items()}
+
+
+def _plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of what create_model builds: zeros that ``magnitude_prune`` holds are in the weights."""
+    state = model.state_dict()
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name in module.parametrizations if is_parametrized(module) else ():
+            held = f"{path}.parametrizations.{name}."
+            state = {k: v for k, v in state.items() if not k.startswith(held)}
+            state[f"{path}.{name}"] = getattr(module, name).detach()
+    return state
 
 
 def _half_if_exact(tensor: Tensor) -> Tensor:
