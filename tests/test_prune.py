@@ -184,6 +184,40 @@ def test_importance_is_the_gradient_of_a_gate(vit, batches):
         torch.testing.assert_close(scores[name][unit], torch.stack(effects).mean(), rtol=1e-6, atol=1e-10)
 
 
+def test_a_layer_that_runs_twice_has_one_gate(vit, batches):
+    """Against central differences of a gate that closes both runs."""
+    vit.blocks[1].mlp = vit.blocks[0].mlp
+    vit.blocks.append(vit.blocks[1])  # its attention runs twice, too
+    assert set(structure(vit)) == {"blocks.0.attn", "blocks.0.mlp", "blocks.1.attn"}
+    scores, (images, labels), step = taylor_importance(vit, batches[:1]), batches[0], 1e-5
+    for name, outlet, unit in (("blocks.1.attn", "blocks.1.attn.proj", 2), ("blocks.0.mlp", "blocks.0.mlp.fc2", 7)):
+        layer = vit.get_submodule(outlet)
+        gate = torch.ones(structure(vit)[name], layer.in_features // structure(vit)[name]).double()
+        hook = layer.register_forward_pre_hook(lambda module, args, gate=gate: (args[0] * gate.flatten(),))
+        losses = []
+        for value in (1 + step, 1 - step):
+            gate[unit] = value
+            losses.append(F.cross_entropy(vit(images), labels, reduction="none"))
+        hook.remove()
+        expected = ((losses[0] - losses[1]) / (2 * step)).abs().mean()
+        torch.testing.assert_close(scores[name][unit], expected, rtol=1e-6, atol=1e-10)
+
+
+def test_a_layer_with_two_names_is_pruned_and_its_runs_all_count(vit, batches):
+    vit.blocks[1].mlp = vit.blocks[0].mlp
+    small = prune_model(vit, batches, macs=0.6, rounds=2)
+    image = batches[0][0][:1]
+    assert small.blocks[0].mlp is small.blocks[1].mlp and small.blocks[0].mlp.fc1.out_features < 96
+    assert 0.5 < count_macs(small, image) / count_macs(vit, image) <= 0.6
+
+
+def test_importance_of_checkpointed_blocks(vit, batches):
+    expected = taylor_importance(vit, batches)
+    vit.set_grad_checkpointing()
+    for name, score in taylor_importance(vit, batches).items():
+        torch.testing.assert_close(score, expected[name], rtol=1e-12, atol=1e-14)
+
+
 def test_importance_leaves_the_model_as_it_was(vit, batches):
     vit.train()
     vit.norm.eval()

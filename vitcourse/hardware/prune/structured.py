@@ -1,7 +1,7 @@
 """Structured pruning: heads and MLP channels are taken out for good, and an ordinary, smaller model is left."""
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -83,7 +83,8 @@ def _macs_per_unit(model: nn.Module, images: Tensor) -> tuple[dict[str, float], 
     counter, root, costs = _count(model, images), type(model).__name__, {}
     counts = counter.get_flop_counts()
     for name, layer in _prunable(model).items():
-        costs[name] = sum(counts.get(f"{root}.{name}", {}).values()) / 2 / _units(layer)
+        names = [n for n, module in model.named_modules(remove_duplicate=False) if module is layer]  # counted by any
+        costs[name] = sum(sum(counts.get(f"{root}.{n}", {}).values()) for n in names) / 2 / _units(layer)
         if not costs[name]:
             raise ValueError(f"{name} did not run on the calibration images, so what it costs is unknown")
     return costs, counter.get_total_flops() // 2
@@ -115,12 +116,12 @@ def taylor_importance(
     """
     layers = _prunable(model)
     totals = {name: torch.zeros(_units(layer), dtype=torch.float64) for name, layer in layers.items()}
-    activations: dict[str, Tensor] = {}
+    runs: list[tuple[str, Tensor]] = []  # what entered the outlet of which layer, in the order of the forward pass
 
     def keep(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor]) -> None:
             # Below the first trainable weight there is no graph to differentiate; start one.
-            activations[name] = inputs[0] if inputs[0].requires_grad else inputs[0].requires_grad_()
+            runs.append((name, inputs[0] if inputs[0].requires_grad else inputs[0].requires_grad_()))
 
         return hook
 
@@ -129,11 +130,13 @@ def taylor_importance(
     try:
         with evaluating(model):
             for images, labels in _batches(model, calibration):
+                runs.clear()
                 with torch.enable_grad():
                     loss = loss_fn(model(images), labels) * len(images)  # the sum, so each image's gradient is its own
-                    gradients = torch.autograd.grad(loss, list(activations.values()))
-                for (name, x), gradient in zip(activations.items(), gradients, strict=True):
-                    totals[name] += len(images) * taylor_score(x.detach(), gradient, len(totals[name])).cpu()
+                    found = list(runs)  # the backward pass runs checkpointed blocks again
+                    gradients = torch.autograd.grad(loss, [x for _, x in found])
+                for name, effect in _effects(found, gradients, layers).items():
+                    totals[name] += len(images) * effect.abs().mean(0).cpu()
                 seen += len(images)
     finally:
         for hook in hooks:
@@ -141,6 +144,16 @@ def taylor_importance(
     if not seen:
         raise ValueError(_NO_IMAGES)
     return {name: total / seen for name, total in totals.items()}
+
+
+def _effects(
+    runs: list[tuple[str, Tensor]], gradients: Sequence[Tensor], layers: Mapping[str, nn.Module]
+) -> dict[str, Tensor]:
+    """∂L/∂ξ for each image and unit (B, units) of every layer: one gate for all runs of a layer, so they add up."""
+    effects: dict[str, Tensor] = {}
+    for (name, x), gradient in zip(runs, gradients, strict=True):
+        effects[name] = effects.get(name, 0) + _effect(x.detach(), gradient, _units(layers[name]))
+    return effects
 
 
 def taylor_score(x: Tensor, gradient: Tensor, units: int) -> Tensor:
@@ -157,9 +170,13 @@ def taylor_score(x: Tensor, gradient: Tensor, units: int) -> Tensor:
     >>> taylor_score(torch.tensor([[[1.0, 2.0, 3.0, 4.0]]]), torch.tensor([[[1.0, -1.0, 0.0, 2.0]]]), units=2)
     tensor([1., 8.])
     """
+    return _effect(x, gradient, units).abs().mean(0)
+
+
+def _effect(x: Tensor, gradient: Tensor, units: int) -> Tensor:
     exact = torch.promote_types(x.dtype, torch.float32)
     effect = (x.to(exact) * gradient.to(exact)).reshape(len(x), -1, units, x.shape[-1] // units)
-    return effect.sum((1, 3)).abs().mean(0)
+    return effect.sum((1, 3))
 
 
 def _batches(model: nn.Module, calibration: Dataset | Iterable[Batch]) -> Iterator[Batch]:
