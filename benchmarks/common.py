@@ -29,17 +29,18 @@ def in_turns(steps: dict[str, Callable[[], Any]], device: str, rounds: int, warm
     """Seconds that each step takes, one entry a round; every round runs all of them, in alternating order.
 
     On a CPU they are seconds of processor time, which other people's programs disturb least; elsewhere of wall-clock
-    time, with as many repetitions between two synchronisations as fill 50 ms.
+    time, with as many repetitions of each between two synchronisations as fill 50 ms.
     """
     for step in steps.values():
         for _ in range(warmup):
             step()
-    once = [seconds(step, device, 1) for step in steps.values()]
-    number = 1 if device == "cpu" else math.ceil(0.05 / min(once))
+    number = {
+        name: 1 if device == "cpu" else math.ceil(0.05 / seconds(step, device, 1)) for name, step in steps.items()
+    }
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(rounds):
         for name in list(steps) if i % 2 else reversed(steps):
-            taken[name].append(seconds(steps[name], device, number))
+            taken[name].append(seconds(steps[name], device, number[name]))
     return taken
 
 
@@ -56,6 +57,20 @@ def seconds(step: Callable[[], Any], device: str, number: int) -> float:
         step()
     torch.accelerator.synchronize()
     return (time.perf_counter() - start) / number
+
+
+def captured(work: Callable[[], Any]) -> Callable[[], None]:
+    """The same kernels, launched at once."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        work()
+    return graph.replay
 
 
 def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
@@ -125,6 +140,16 @@ def read_results(name: str) -> dict[str, Any] | None:
     """The results that were written last under ``name``, or None."""
     path = results_dir() / f"{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def with_earlier(
+    name: str, rows: list[dict[str, Any]], device: str, key: Callable[[dict[str, Any]], Any]
+) -> list[dict[str, Any]]:
+    """The rows of an earlier run on the same device and versions, where they were not measured anew, and these."""
+    earlier = read_results(name)
+    if earlier is None or (earlier["device"], earlier["versions"]) != (device_name(device), versions()):
+        return rows
+    return list({key(row): row for row in [*earlier["rows"], *rows]}.values())
 
 
 def write_results(name: str, rows: list[dict[str, Any]], device: str = "cpu") -> Path:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import device_name, in_turns, ratio, read_results, versions, write_results
+from benchmarks.common import in_turns, ratio, with_earlier, write_results
 from vitcourse import create_model
 
 TARGET = 1.02  # ours over theirs, at most
@@ -119,11 +119,8 @@ def measure(pair: Pair, kind: str, mode: str, device: str, rounds: int) -> dict[
 
 
 def merged(name: str, rows: list[dict[str, Any]], device: str) -> list[dict[str, Any]]:
-    """The rows of an earlier run on the same device and versions, where they were not measured anew, and these."""
-    earlier = read_results(name)
-    if earlier is None or (earlier["device"], earlier["versions"]) != (device_name(device), versions()):
-        return rows
-    table = {_key(row): row for row in [*earlier["rows"], *rows]}
+    """These rows, and those of an earlier run, in the order of ``PAIRS``."""
+    table = {_key(row): row for row in with_earlier(name, rows, device, _key)}
     order = [(pair.model, pair.peer, kind, mode) for pair in PAIRS for kind in STEPS for mode in ("eager", "compiled")]
     return [table[key] for key in order if key in table]
 

@@ -15,26 +15,29 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
+from operator import itemgetter
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
-from benchmarks.attention import DTYPE, HEADS, LENGTHS, TOKENS, captured
-from benchmarks.common import in_turns, ratio, write_results
+from benchmarks.attention import BIASED_LENGTHS, HEADS, LENGTHS, full_batch
+from benchmarks.common import captured, in_turns, ratio, with_earlier, write_results
 from vitcourse.hardware.flash import ops, plans
 from vitcourse.hardware.flash.plans import Plan, Tile
 
 STEPS = ("forward", "backward", "backward_bias")
+DTYPE = torch.bfloat16
+KEY = ("step", "n", "head_dim", "batch", "bias", "kernels")  # of a row
 
 # Queries, keys, warps and stages that are tried; None is as many keys as there are.
 SIDES: dict[str, tuple[tuple[int | None, ...], ...]] = {
     "forward_short": ((16, 32, 64, 128), (None,), (4, 8), (1,)),
     "forward_long": ((64, 128), (32, 64, 128), (4, 8), (2, 3, 4)),
-    "backward_short": ((16, 32, 64), (None,), (4, 8, 16), (1,)),
-    "backward_queries": ((64, 128), (32, 64, 128), (4, 8), (2, 3)),
-    "backward_keys": ((32, 64), (64, 128), (4, 8), (2, 3)),
+    "backward_short": ((16, 32, 64), (None,), (4, 8, 16), (1, 2)),
+    "backward_queries": ((64, 128), (32, 64, 128), (4, 8), (1, 2, 3)),
+    "backward_keys": ((32, 64), (64, 128), (4, 8), (1, 2, 3)),
     "backward_bias": ((32, 64, 128), (32, 64), (4, 8), (1, 2)),
 }
 
@@ -175,10 +178,10 @@ def label(choice: tuple[Plan, ...]) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", type=int, nargs="+", default=list(LENGTHS), metavar="N", help="lengths")
+    parser.add_argument("--only", type=int, nargs="+", metavar="N", help="lengths")
     parser.add_argument("--dims", type=int, nargs="+", default=list(HEADS), choices=list(HEADS))
     parser.add_argument("--steps", nargs="+", default=list(STEPS[:2]), choices=STEPS)
-    parser.add_argument("--batch", type=int, help="instead of as many as make about 65 536 tokens, 256 at most")
+    parser.add_argument("--batch", type=int, help="instead of a full one, as in benchmarks.attention")
     parser.add_argument("--bias", action="store_true")
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args(argv)
@@ -187,13 +190,14 @@ def main(argv: list[str] | None = None) -> int:
     if "backward_bias" in arguments.steps and not arguments.bias:
         parser.error("the step backward_bias needs --bias")
     rows, capability = [], torch.cuda.get_device_capability()
-    for dim, n, step in product(arguments.dims, arguments.only, arguments.steps):
-        shape = Shape(n, dim, arguments.batch or max(1, min(256, TOKENS // n)), arguments.bias)
+    lengths = arguments.only or list(BIASED_LENGTHS if arguments.bias else LENGTHS)
+    for dim, n, step in product(arguments.dims, lengths, arguments.steps):
+        shape = Shape(n, dim, arguments.batch or full_batch(n), arguments.bias)
         found = measure(step, shape, "cuda", capability, captured, arguments.rounds)
         rows += found
         for row in [row for i, row in enumerate(found) if i < 3 or row["ships"]]:
             print(*(f"{key}={value}" for key, value in row.items()), flush=True)
-        write_results("tiles", rows, "cuda")
+        write_results("tiles", with_earlier("tiles", rows, "cuda", itemgetter(*KEY)), "cuda")
     return 0
 
 

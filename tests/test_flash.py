@@ -125,50 +125,65 @@ def test_the_benchmark_needs_cuda(capsys):
 )
 def test_floors(n, backward, megabytes, gigaflop):
     """256 images, 12 heads of 64: (q, k, v, out) once, and what the backward pass reads and writes."""
-    case = attention.Case(n, 64, packed=False, backward=backward)
+    case = attention.Case(n, 64, packed=False, backward=backward, batch=attention.full_batch(n))
     assert (case.batch, case.heads) == (256, 12)
     assert attention.traffic(case) / 1e6 == pytest.approx(megabytes, rel=1e-3)
     assert attention.operations(case) / 1e9 == pytest.approx(gigaflop, rel=1e-3)
 
 
+@pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("backward", [False, True])
-def test_a_row_is_measured(monkeypatch, packed, backward):
+def test_a_row_is_measured(monkeypatch, packed, backward, biased):
     """On a CPU, where PyTorch's attention plays all parts but one, which it refuses."""
-    sdpa = F.scaled_dot_product_attention
+    plain = F.scaled_dot_product_attention
 
-    def refuse_cudnn(backend, q, k, v):
+    def refuse_cudnn(backend, q, k, v, bias):
         if backend == attention.PEERS["cudnn"]:
             raise RuntimeError("No available kernel. Aborting execution.")
-        return sdpa(q, k, v)
+        return plain(q, k, v, attn_mask=bias)
+
+    def twice_the_work(q, k, v, bias=None):
+        return plain(q, k, v, attn_mask=bias) + 0 * plain(q, k, v, attn_mask=bias)
+
+    def packed_too(qkv, bias=None):
+        return twice_the_work(*qkv.permute(2, 0, 3, 1, 4), bias)
 
     monkeypatch.setattr(attention, "sdpa", refuse_cudnn)
-    monkeypatch.setattr(attention, "flash_attention", lambda q, k, v: sdpa(q, k, v) + 0 * sdpa(q, k, v))
-    monkeypatch.setattr(
-        attention, "flash_attention_qkvpacked", lambda qkv: attention.flash_attention(*qkv.permute(2, 0, 3, 1, 4))
-    )
-    monkeypatch.setattr(torch, "compile", lambda function: F.scaled_dot_product_attention)
-    monkeypatch.setattr(attention, "TOKENS", 50)
+    monkeypatch.setattr(attention, "flash_attention", twice_the_work)
+    monkeypatch.setattr(attention, "flash_attention_qkvpacked", packed_too)
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: lambda q, k, v, bias: plain(q, k, v, bias))
     monkeypatch.setattr(common, "seconds", lambda step, device, number: (step(), 1e-6)[1])
-    case = attention.Case(10, 64, packed, backward)
+    case = attention.Case(10, 64, packed, backward, biased, batch=5, dtype=torch.float32)
     steps, failed = attention.prepared(case, "cpu", lambda work: (work(), work)[1])
-    assert set(steps) == {"ours", "ours, views", "flash", "efficient", "math", "flex"}
-    assert failed == {"cudnn": "No available kernel. Aborting execution."}
+    assert set(steps) == {"ours", *["ours, views"] * packed, "flash", "efficient", "math", "flex"}
+    assert failed == {"cudnn": "RuntimeError: No available kernel. Aborting execution."}
     outcome = steps["ours"]()
     shapes = [t.shape for t in outcome] if backward else [outcome.shape]
     leaf = (5, 10, 3, 12, 64) if packed else (5, 12, 10, 64)
-    assert shapes == ([leaf] * (1 if packed else 3) if backward else [(5, 10, 768) if packed else leaf])
+    gradients = [leaf] * (1 if packed else 3) + [(1, 12, 10, 10)] * biased
+    assert shapes == (gradients if backward else [(5, 10, 768) if packed else leaf])
     row = attention.measure(case, steps, (1e12, 1e13), "cpu", rounds=3)
-    assert row["speedup"] == pytest.approx(1)
+    assert (row["speedup"], row["views_speedup"]) == pytest.approx((1, 1))
     assert row["passed"] is False, "the target for short sequences is 1.3"
     assert row["floor us"] == pytest.approx(1e6 * attention.traffic(case) / 1e12)
 
 
 def test_ranges_that_auto_should_take():
-    speedups = {50: (1.2, 1.4), 197: (1.5, 1.01), 257: (1.2, 0.98), 577: (1.1, 1.1), 785: (0.5, 2.0)}
+    """Of lengths that are neighbours, from the number of sequences on from which all rows were won."""
+    speedups = {  # of one image, and of eight: two rows
+        50: (1.2, 1.4, 1.1),
+        197: (1.0, 1.5, 1.01),
+        257: (0.9, 1.2, 1.1),
+        577: (0.9, 1.1, 1.1),
+        785: (1.5, 2.0, 0.5),
+        1025: (0.9, 1.1, 1.1),
+    }
     rows = [
-        {"n": n, "head_dim": 64, "backward": False, "views_speedup": speedup}
-        for n, pair in speedups.items()
-        for speedup in pair
+        {"dtype": "bfloat16", "n": n, "head_dim": 64, "backward": False, "bias": False, "heads": 12}
+        | {"batch": batch, "views_speedup": speedup}
+        for n, found in speedups.items()
+        for batch, speedup in zip((1, 8, 8), found, strict=True)
     ]
-    assert attention.faster(rows) == {(64, False): ((50, 197), (577, 577))}
+    expected = (50, 197, 12), (257, 577, 96), (1025, 1025, 96)
+    assert attention.faster(rows) == {("bfloat16", 64, False, False): expected}

@@ -127,23 +127,26 @@ def _fastest(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> str:
     """On a CPU, fused kernels are slower than the plain equation where there is a bias, 1.2 to 1.6 times for windows.
 
     Not so in a compiled graph, where the bias is made ready on the way, nor for long sequences, whose whole matrix the
-    equation needs.
+    equation needs. An exported graph shall run where our kernels are not installed.
     """
     if q.is_cuda:
-        return "flash" if bias is None and _flash_is_faster(q, k, v) else "sdpa"
+        return "flash" if not torch.compiler.is_exporting() and _flash_is_faster(q, k, v, bias) else "sdpa"
     plain = bias is not None and not torch.compiler.is_compiling()
     return "math" if plain and q.device.type == "cpu" and q.dtype == torch.float32 and k.shape[2] <= 1024 else "sdpa"
 
 
-def _flash_is_faster(q: Tensor, k: Tensor, v: Tensor) -> bool:
+def _flash_is_faster(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
     """Whether a committed measurement says so, for this chip, type and shape."""
     capability = _flash_capability(q.device, asked_for=False)
     if capability is None or k.shape != v.shape:
         return False
     from vitcourse.hardware.flash import plans
 
-    trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    return plans.is_faster(capability, q.dtype, q.shape[3], k.shape[2], trained)
+    b, h, _, d = q.shape
+    trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, bias))
+    return plans.is_faster(
+        capability, q.dtype, d, backward=trained, biased=bias is not None, n_k=k.shape[2], sequences=b * h
+    )
 
 
 def _flash_capability(device: torch.device, asked_for: bool) -> tuple[int, int] | None:

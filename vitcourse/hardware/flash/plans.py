@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-# Where attention(backend="auto") takes these kernels: (compute capability, type, D, with backward pass) -> ranges of N,
-# both ends included. Only what benchmarks/attention.py has measured as faster than every backend of PyTorch may stand
-# here, with its results committed. No GPU has been at hand yet.
-FASTER: dict[tuple[tuple[int, int], torch.dtype, int, bool], tuple[tuple[int, int], ...]] = {}
+# Where attention(backend="auto") takes these kernels: (compute capability, type, D, with backward pass, with bias) ->
+# ranges of N, both ends included, each with the fewest sequences, B · H. Only what benchmarks/attention.py has measured
+# as faster than every backend of PyTorch may stand here, with its results committed. No GPU has been at hand yet.
+FASTER: dict[tuple[tuple[int, int], torch.dtype, int, bool, bool], tuple[tuple[int, int, int], ...]] = {}
 
 SHORT, SHORT_BIASED = 256, 128  # up to so many keys one program holds all of them; a bias needs registers, too
 BIAS_PROGRAMS = 1024  # of the kernel for the gradient of a shared bias: enough for any chip, and the same on each
@@ -82,9 +82,19 @@ BACKWARD_SHORT: dict[str, tuple[Tile, ...]] = {
 }
 
 
-def is_faster(capability: tuple[int, int], dtype: torch.dtype, head_dim: int, n_k: int, backward: bool) -> bool:
+def is_faster(
+    capability: tuple[int, int],
+    dtype: torch.dtype,
+    head_dim: int,
+    *,
+    backward: bool,
+    biased: bool,
+    n_k: int,
+    sequences: int,
+) -> bool:
     """Whether measurements say that these kernels are the fastest."""
-    return any(first <= n_k <= last for first, last in FASTER.get((capability, dtype, head_dim, backward), ()))
+    ranges = FASTER.get((capability, dtype, head_dim, backward, biased), ())
+    return any(first <= n_k <= last and sequences >= fewest for first, last, fewest in ranges)
 
 
 @cache
