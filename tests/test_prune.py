@@ -346,6 +346,37 @@ def test_scores_of_ones_own(vit, batches):
     torch.testing.assert_close(small(batches[0][0]), expected(batches[0][0]), rtol=0, atol=0)
 
 
+def test_scores_may_be_lists(vit, batches):
+    scores = {name: torch.rand(units) for name, units in structure(vit).items()}
+    lists = {name: score.tolist() for name, score in scores.items()}
+    one, other = (
+        prune_model(vit, batches, rounds=1, importance=lambda model, given=given: given) for given in (scores, lists)
+    )
+    assert structure(one) == structure(other)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda scores: {}, r"missing or unknown: \['blocks.0.attn', 'blocks.0.mlp', "),
+        (lambda scores: {**scores, "head": torch.rand(5)}, r"missing or unknown: \['head'\]"),
+        (lambda scores: list(scores.values()), "importance must return a mapping of layers to scores, got list"),
+        (lambda scores: {**scores, "blocks.1.mlp": torch.rand(95)}, r"must give 96 scores of blocks.1.mlp.* \(95,\)"),
+        (lambda scores: {**scores, "blocks.1.attn": [1.0, torch.nan, 2.0]}, "scores of blocks.1.attn that are NaN"),
+    ],
+)
+def test_scores_that_do_not_fit(vit, batches, change, message):
+    scores = {name: torch.rand(units) for name, units in structure(vit).items()}
+    with pytest.raises(ValueError, match=message):
+        prune_model(vit, batches, importance=lambda model: change(scores))
+
+
+def test_images_that_are_not_finite(vit, batches):
+    batches[1][0][0, 0, 3, 3] = torch.nan
+    with pytest.raises(ValueError, match="importance of blocks.0.attn is not finite; look for NaN and infinity in"):
+        prune_model(vit, batches)
+
+
 def test_batches_may_come_from_a_generator(vit, batches):
     small = prune_model(vit, (batch for batch in batches), macs=0.6, rounds=2)
     assert structure(small) == structure(prune_model(vit, batches, macs=0.6, rounds=2))

@@ -112,7 +112,7 @@ def taylor_importance(
         for each layer of :func:`structure` one number ≥ 0 a head, or a channel, on the CPU.
 
     Raises:
-        ValueError: nothing to prune; no images.
+        ValueError: nothing to prune; no images; a score that is NaN or infinite.
     """
     layers = _prunable(model)
     totals = {name: torch.zeros(_units(layer), dtype=torch.float64) for name, layer in layers.items()}
@@ -143,6 +143,11 @@ def taylor_importance(
             hook.remove()
     if not seen:
         raise ValueError(_NO_IMAGES)
+    for name, total in totals.items():
+        if not total.isfinite().all():
+            raise ValueError(
+                f"the importance of {name} is not finite; look for NaN and infinity in calibration, weights and loss"
+            )
     return {name: total / seen for name, total in totals.items()}
 
 
@@ -295,7 +300,8 @@ def prune_model(
         macs: the part of the MACs that shall remain, 0 < macs < 1. The result is at most that.
         rounds: steps on the way.
         finetune: called with the smaller model after each round, to train it in place.
-        importance: gives scores in place of ``taylor_importance(model, calibration)``, for another loss, say.
+        importance: gives scores in place of ``taylor_importance(model, calibration)``, for another loss, say: for each
+            layer of ``structure(model)`` as many finite numbers as it has units.
         channel_multiple: MLP channels go in groups of so many; hardware likes multiples of 8 or more.
         min_heads: heads that every attention layer keeps. Each MLP keeps ``channel_multiple`` channels.
 
@@ -319,7 +325,7 @@ def prune_model(
     full = count_macs(pruned, example)
     for step in range(1, rounds + 1):
         target = full * (1 - (1 - macs) * step / rounds)
-        scores = importance(pruned) if importance else taylor_importance(pruned, calibration)
+        scores = _checked(importance(pruned), pruned) if importance else taylor_importance(pruned, calibration)
         costs, total = _macs_per_unit(pruned, example)
         keep, remaining = _choose(scores, costs, total - target, _floors(pruned, min_heads, channel_multiple))
         if remaining > 0:
@@ -331,6 +337,23 @@ def prune_model(
         if finetune is not None:
             finetune(pruned)
     return pruned
+
+
+def _checked(scores: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """What a caller's importance gave, if it is a finite number for each unit."""
+    expected = structure(model)
+    if not isinstance(scores, Mapping):
+        raise ValueError(f"importance must return a mapping of layers to scores, got {type(scores).__name__}")
+    if wrong := sorted(expected.keys() ^ scores.keys()):
+        raise ValueError(f"importance must give scores of what structure(model) names; missing or unknown: {wrong}")
+    tensors = {name: torch.as_tensor(scores[name]) for name in expected}
+    for name, score in tensors.items():
+        if score.shape != (expected[name],):
+            shape = tuple(score.shape)
+            raise ValueError(f"importance must give {expected[name]} scores of {name}, one a unit; got shape {shape}")
+        if not score.isfinite().all():
+            raise ValueError(f"importance gave scores of {name} that are NaN or infinite")
+    return tensors
 
 
 def _floors(model: nn.Module, min_heads: int, channel_multiple: int) -> dict[str, tuple[int, int]]:
