@@ -14,6 +14,7 @@ Results: ``quantization_<device type>.json``; those of the kernels: ``quantizati
 """
 
 import argparse
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -29,7 +30,8 @@ from benchmarks.common import device_name, in_turns, ratio, read_results, versio
 from vitcourse import create_model
 from vitcourse.data import open_dataset
 from vitcourse.hardware.quantize import SCHEMES, dequantize, quantize, quantize_model
-from vitcourse.hardware.quantize.ops import tiling
+from vitcourse.hardware.quantize.linear import GROUP_SIZES
+from vitcourse.hardware.quantize.ops import tilings
 from vitcourse.paths import data_dir
 from vitcourse.registry import save_weights
 from vitcourse.train import evaluate
@@ -213,46 +215,59 @@ def rounded(model: nn.Module, bits: int, group_size: int | None) -> nn.Module:
 KERNELS = ("w8a8", "w8a16", "w4a16")
 
 
-def kernel_variants(
-    tokens: list[int], width: int = 768, only: tuple[str, ...] = KERNELS
-) -> Iterator[tuple[str, Any, dict, dict, dict]]:
-    """For ``compile_for``: the kernels as they are launched for a layer (width, 4 · width), in bfloat16."""
+def kernel_variants() -> Iterator[tuple[dict[str, Any], Any, dict, dict, dict]]:
+    """For ``compile_for``: every kernel with every tiling that may be launched, in both types; first, what it is."""
     from vitcourse.hardware.quantize import kernels
 
-    common = dict.fromkeys(("M", "N", "K"), "i32:16") | {"M": "i32", "weight_scale_ptr": "*fp32:16"}
-    common |= dict.fromkeys(("bias_ptr", "out_ptr"), "*bf16:16")
-    inputs = {
-        "w8a8": {"x_ptr": "*i8:16", "x_scale_ptr": "*fp32:16", "weight_ptr": "*i8:16"},
-        "w8a16": {"x_ptr": "*bf16:16", "weight_ptr": "*i8:16"},
-        "w4a16": {"x_ptr": "*bf16:16", "packed_ptr": "*i8:16"},
-    }
-    seen = set()
-    for count in tokens:
-        for kernel in only:
-            tile = tiling(count, 4 * width, four_bit=kernel == "w4a16")
-            if (kernel, tile) in seen:
-                continue
-            seen.add((kernel, tile))
-            constants = {"WHOLE": True, "BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n}
-            constants |= {"GROUP": 64} if kernel == "w4a16" else {"BLOCK_K": tile.block_k}
-            constants |= {"PER_TOKEN": 1} if kernel == "w8a8" else {}
-            options = {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-            name = f"{kernel} {tile.block_m}x{tile.block_n}"
-            yield name, getattr(kernels, kernel), common | inputs[kernel], constants, options
+    width = 3072
+    integers = dict.fromkeys(("M", "N", "K"), "i32:16") | {"M": "i32"}
+    scales = dict.fromkeys(("x_scale_ptr", "weight_scale_ptr"), "*fp32:16")
+    for kernel in KERNELS:
+        group_sizes = GROUP_SIZES if kernel == "w4a16" else (None,)
+        tiles = dict.fromkeys(tile for tokens in (1, 16, 10_000) for tile in tilings(kernel, tokens))
+        for tile, group_size, dtype in itertools.product(tiles, group_sizes, ("bf16", "fp16")):
+            real = dict.fromkeys(("bias_ptr", "out_ptr", "x_ptr"), f"*{dtype}:16")
+            stored = dict.fromkeys(("weight_ptr", "packed_ptr", *["x_ptr"] * (kernel == "w8a8")), "*i8:16")
+            constants = tile.constants(width, group_size) | ({"PER_TOKEN": 1} if kernel == "w8a8" else {})
+            function = getattr(kernels, kernel)
+            types = integers | scales | real | stored
+            signature = {name: types[name] for name in function.arg_names if name in types}
+            size = f"{tile.block_m}x{tile.block_n}x{constants['BLOCK_K']}"
+            mark = {"kernel": kernel, "tile": size, "group_size": group_size, "dtype": dtype}
+            yield mark, function, signature, constants, tile.options
 
 
 def measure_kernels() -> None:
-    from benchmarks.aot import SHARED_LIMIT, compile_for
+    from benchmarks.aot import SHARED_LIMIT
 
     rows = []
-    for capability, limit in SHARED_LIMIT.items():
-        for name, kernel, signature, constants, options in kernel_variants([1, 50, 197, 12608]):
-            built = compile_for(kernel, signature, constants, capability, **options)
-            kinds = sorted(set(re.findall(r"(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[^ ;]*", built.ptx)))
-            row = {"capability": capability, "kernel": name, "registers": built.registers, "spills": built.spills}
-            rows.append({**row, "shared": built.shared, "shared_limit": 1024 * limit, "instructions": kinds})
-            print(capability, name, built.registers, built.spills, built.shared, kinds, flush=True)
+    for capability in SHARED_LIMIT:
+        for row in kernel_rows(capability):
+            print(*row.values(), flush=True)
+            rows.append(row)
     write_results("quantization_kernels", rows)
+    over = [row for row in rows if row["shared"] > row["shared_limit"]]
+    if over:
+        raise SystemExit(f"{len(over)} kernels want more shared memory than their chip has, such as {over[0]}")
+
+
+def kernel_rows(capability: int, **only: Any) -> Iterator[dict[str, Any]]:
+    """What every kernel becomes on a chip; of some, if ``only`` says what their rows hold."""
+    from benchmarks.aot import SHARED_LIMIT, compile_for
+
+    for mark, kernel, signature, constants, options in kernel_variants():
+        if any(mark[key] != value for key, value in only.items()):
+            continue
+        built = compile_for(kernel, signature, constants, capability, **options)
+        yield {
+            "capability": capability,
+            **mark,
+            "registers": built.registers,
+            "spills": built.spills,
+            "shared": built.shared,
+            "shared_limit": 1024 * SHARED_LIMIT[capability],
+            "instructions": sorted(set(re.findall(r"(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[^ ;]*", built.ptx))),
+        }
 
 
 PARTS = {

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import quantization as benchmark
-from vitcourse.hardware.quantize import SCHEMES, Int4Linear, Int8Linear, quantize
+from vitcourse.hardware.quantize import SCHEMES, Int4Linear, Int8Linear, dequantize, ops, pack_int4, quantize
 
 
 @pytest.fixture(autouse=True)
@@ -21,41 +21,53 @@ def seeded():
     torch.manual_seed(0)
 
 
+def four_bit(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """(N, K) as the operator takes it: packed (N, G · group_size / 2), and its scale (N, G)."""
+    q, scale = quantize(weight, 4, group_size)
+    groups = F.pad(q, (0, -q.shape[1] % group_size)).unflatten(1, (-1, group_size))
+    return pack_int4(groups).flatten(1), scale
+
+
 # ----------------------------------------------------------------------------------------------------------- operators
+
+operators = torch.ops.vitcourse
 
 
 def test_operators_are_registered_as_pytorch_wants_them():
     x, bias = torch.randn(5, 64, requires_grad=True), torch.randn(7, requires_grad=True)
-    int8, int4 = Int8Linear(nn.Linear(64, 7)), Int4Linear(nn.Linear(64, 7), group_size=32)
-    q, scale = quantize(x.detach())
+    weight = torch.randn(7, 64)
+    int8, (q, scale) = quantize(weight), quantize(x.detach())
     calls = {
         "quantize_per_token": (x.detach(),),
-        "w8a8_linear": (q, scale, int8.weight, int8.weight_scale, int8.bias, torch.bfloat16),
-        "w8a16_linear": (x, int8.weight, int8.weight_scale, bias),
-        "w4a16_linear": (x, int4.weight_packed, int4.weight_scale, None, 32),
+        "w8a8_linear": (q, scale, *int8, bias.detach(), torch.bfloat16),
+        "w8a16_linear": (x, *int8, bias),
+        "w4a16_linear": (x, *four_bit(weight, 32), None, 32),
     }
     for name, arguments in calls.items():
-        torch.library.opcheck(getattr(torch.ops.vitcourse, name).default, arguments)
+        torch.library.opcheck(getattr(operators, name).default, arguments)
 
 
 def test_gradients_of_the_operators_are_those_of_the_linear_layer():
-    for layer in (Int8Linear(nn.Linear(64, 7)), Int4Linear(nn.Linear(64, 7))):
-        x, bias = torch.randn(5, 64, requires_grad=True), torch.randn(7, requires_grad=True)
-        if isinstance(layer, Int8Linear):
-            out = torch.ops.vitcourse.w8a16_linear(x, layer.weight, layer.weight_scale, bias)
-        else:
-            out = torch.ops.vitcourse.w4a16_linear(x, layer.weight_packed, layer.weight_scale, bias, 64)
+    weight = torch.randn(7, 64)
+    (int8, scale), (packed, scales) = quantize(weight), four_bit(weight, 32)
+    x, bias = torch.randn(5, 64, requires_grad=True), torch.randn(7, requires_grad=True)
+    for out, real in (
+        (operators.w8a16_linear(x, int8, scale, bias), dequantize(int8, scale)),
+        (operators.w4a16_linear(x, packed, scales, bias, 32), ops.dequantize_int4(packed, scales, 32, 64)),
+    ):
         weight = torch.randn_like(out)
         got = torch.autograd.grad((out * weight).sum(), (x, bias))
-        expected = torch.autograd.grad((F.linear(x, layer.dequantize(), bias) * weight).sum(), (x, bias))
+        expected = torch.autograd.grad((F.linear(x, real, bias) * weight).sum(), (x, bias))
         for ours, theirs in zip(got, expected, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+# ------------------------------------------------------------------------------------------------------------- kernels
+
 INTERPRETED = """
 import itertools, json, torch
-from torch import nn
-from vitcourse.hardware.quantize import Int4Linear, dequantize, ops, quantize
+from tests.test_quantize_kernels import four_bit
+from vitcourse.hardware.quantize import dequantize, ops, quantize
 
 torch.manual_seed(0)
 failures, count = [], 0
@@ -69,7 +81,7 @@ def check(what, passed):
 def close(got, exact, tolerance):
     return ((got - exact).abs().max() <= tolerance * exact.abs().max()).item()
 
-SHAPES = [(1, 1, 1), (3, 5, 33), (17, 64, 7), (70, 200, 65)]
+SHAPES = [(1, 1, 1), (3, 5, 33), (17, 64, 7), (70, 300, 65)]
 for M, K, N in SHAPES:
     x8, w8 = (torch.randint(-128, 128, (rows, K), dtype=torch.int8) for rows in (M, N))
     exact = x8.long() @ w8.long().t()
@@ -85,10 +97,10 @@ for M, K, N in SHAPES:
         real = x.double() @ dequantize(w8, w_scale).double().t() + bias
         got = ops.launch_w8a16(x, w8, w_scale, bias)
         check(("w8a16", M, K, N, str(dtype)), got.dtype == dtype and close(got, real, tolerance))
-        for group in (32, 128):
-            layer = Int4Linear(nn.Linear(K, N), group_size=group)
-            real = x.double() @ layer.dequantize().double().t()
-            got = ops.launch_w4a16(x, layer.weight_packed, layer.weight_scale, None, group)
+        for group in (32, 64, 128, 256):
+            packed, scales = four_bit(torch.randn(N, K), group)
+            real = x.double() @ ops.dequantize_int4(packed, scales, group, K).double().t()
+            got = ops.launch_w4a16(x, packed, scales, None, group)
             check(("w4a16", M, K, N, group, str(dtype)), got.dtype == dtype and close(got, real, tolerance))
     x = torch.randn(M, K) * torch.logspace(-30, 30, M)[:, None]
     x[0] = 0
@@ -124,43 +136,41 @@ def run_python(code: str, **environment: str) -> list:
 
 def test_kernels_compute_what_they_should_on_the_interpreter():
     count, failures = run_python(INTERPRETED, TRITON_INTERPRET="1")
-    assert failures == [] and count == 48
+    assert failures == [] and count == 64
 
 
 COMPILED = """
-import json, re
-from benchmarks.aot import SHARED_LIMIT, compile_for
-from benchmarks.quantization import kernel_variants
-found = []
-for capability in {capabilities}:
-    for name, kernel, signature, constants, options in kernel_variants([197], only={only}):
-        built = compile_for(kernel, signature, constants, capability, **options)
-        kinds = sorted(set(re.findall(r"(?:wgmma.mma_async|mma.sync|tcgen05.mma)[^ ;]*", built.ptx)))
-        found.append([capability, name, kinds, built.spills, built.shared <= 1024 * SHARED_LIMIT[capability]])
-print(json.dumps(found))
+import json
+from benchmarks.quantization import kernel_rows
+print(json.dumps([row for chosen in {chosen} for row in kernel_rows(**chosen)]))
 """
 
 
-def assert_on_tensor_cores(found: list) -> None:
-    for capability, name, kinds, spills, fits in found:
-        wanted = r"s8\.s8|kind::i8" if name.startswith("w8a8") else r"bf16\.bf16|kind::f16"
-        assert kinds and all(re.search(wanted, kind) for kind in kinds), (capability, name, kinds)
-        assert (spills, fits) == (0, True), (capability, name)
+def assert_sound(rows: list[dict]) -> None:
+    """On tensor cores, within registers and shared memory."""
+    assert rows
+    for row in rows:
+        wanted = r"s8\.s8|kind::i8" if row["kernel"] == "w8a8" else r"bf16\.bf16|f16\.f16|kind::f16"
+        assert row["instructions"] and all(re.search(wanted, kind) for kind in row["instructions"]), row
+        assert row["spills"] == 0 and row["shared"] <= row["shared_limit"], row
 
 
-def test_kernels_use_the_tensor_cores_of_hopper():
-    found = run_python(COMPILED.format(capabilities=[90], only=("w8a8", "w4a16")))
-    assert_on_tensor_cores(found)
-    assert [name for _, name, *_ in found] == ["w8a8 64x64", "w4a16 64x64"]
-    assert all("wgmma" in kind for _, _, kinds, _, _ in found for kind in kinds)
+def test_products_of_integers_use_the_tensor_cores_of_hopper():
+    rows = run_python(COMPILED.format(chosen=[{"capability": 90, "kernel": "w8a8", "dtype": "bf16"}]))
+    assert_sound(rows)
+    assert all("wgmma" in kind for row in rows if row["tile"] != "16x32x128" for kind in row["instructions"])
+
+
+def test_the_largest_groups_fit_into_shared_memory():
+    wanted = {"kernel": "w4a16", "group_size": 256, "dtype": "bf16"}
+    rows = run_python(COMPILED.format(chosen=[{**wanted, "capability": capability} for capability in (89, 90)]))
+    assert_sound(rows)
 
 
 @pytest.mark.slow
-def test_integer_products_use_the_tensor_cores_of_other_generations():
-    """All kernels on all chips: ``python -m benchmarks.quantization --parts kernels``."""
-    found = run_python(COMPILED.format(capabilities=[80, 100, 120], only=("w8a8",)))
-    assert_on_tensor_cores(found)
-    assert len(found) == 3
+@pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])
+def test_every_kernel_fits_every_chip(capability):
+    assert_sound(run_python(COMPILED.format(chosen=[{"capability": capability}])))
 
 
 # ----------------------------------------------------------------------------------------------------------- benchmark

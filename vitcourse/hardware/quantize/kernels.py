@@ -100,26 +100,30 @@ def w8a16(
 @triton.jit
 def w4a16(
     x_ptr, packed_ptr, weight_scale_ptr, bias_ptr, out_ptr, M, N, K,
-    WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr,
+    WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """4-bit weights times x, a group at a time: its first half lies in the low nibbles, its second in the high.
+    """4-bit weights times x. A group's first half lies in the low nibbles of its bytes, its second in the high.
 
-    The integers are exact in the type of x, and a group's scale is applied to its sum, in float32.
+    A step takes BLOCK_K inputs of one group, half of them from either end, for a whole group of 256 would not fit into
+    shared memory. The integers are exact in the type of x, and the group's scale is applied to their sum, in float32.
     """
     HALF: tl.constexpr = GROUP // 2
+    BYTES: tl.constexpr = BLOCK_K // 2
+    STEPS: tl.constexpr = GROUP // BLOCK_K
     rows, columns = _tile(M, N, BLOCK_M, BLOCK_N)
     groups = tl.cdiv(K, GROUP)
     x_rows = _row_pointers(x_ptr, rows, M, K)
     packed_rows = _row_pointers(packed_ptr, columns, N, groups * HALF)
     scale_row = weight_scale_ptr + tl.minimum(columns, N - 1).to(tl.int64) * groups
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for group in range(0, groups):
-        half = tl.arange(0, HALF)
-        packed = tl.load(packed_rows + group * HALF + half[None, :])
-        x_low = _load_k(x_rows, group * GROUP + half, K, WHOLE)
-        x_high = _load_k(x_rows, group * GROUP + HALF + half, K, WHOLE)
+    for step in range(0, groups * STEPS):
+        byte = tl.arange(0, BYTES)
+        packed = tl.load(packed_rows + (step * BYTES + byte)[None, :])
+        k = step // STEPS * GROUP + step % STEPS * BYTES + byte
+        x_low = _load_k(x_rows, k, K, WHOLE)
+        x_high = _load_k(x_rows, k + HALF, K, WHOLE)
         low, high = ((packed << 4) >> 4).to(x_low.dtype), (packed >> 4).to(x_low.dtype)
-        part = tl.dot(x_low, tl.trans(low), input_precision="ieee")
-        part = tl.dot(x_high, tl.trans(high), part, input_precision="ieee")
-        total += part * tl.load(scale_row + group)[None, :]
+        part = tl.dot(x_low, tl.trans(low))
+        part = tl.dot(x_high, tl.trans(high), part)
+        total += part * tl.load(scale_row + step // STEPS)[None, :]
     _store(out_ptr, total, bias_ptr, rows, columns, M, N)

@@ -112,9 +112,24 @@ class Tiling:
 
     block_m: int
     block_n: int
-    block_k: int  # w4a16 takes a group at a time instead
+    block_k: int  # inputs of a step; w4a16 takes no more than a group
     num_warps: int
     num_stages: int
+
+    def programs(self, tokens: int, features: int) -> int:
+        return -(-tokens // self.block_m) * -(-features // self.block_n)
+
+    def constants(self, in_features: int, group_size: int | None = None) -> dict[str, int]:
+        """The kernel's, for a layer of this width."""
+        step = min(self.block_k, group_size or self.block_k)
+        whole = in_features % max(step, group_size or step) == 0
+        sizes = {"WHOLE": whole, "BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_K": step}
+        return sizes | ({"GROUP": group_size} if group_size else {})
+
+    @property
+    def options(self) -> dict[str, int]:
+        """What Triton is told besides."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
 # From those in which what is read is used most often to those that make the most programs.
@@ -124,18 +139,27 @@ TILINGS = (
     Tiling(block_m=64, block_n=64, block_k=128, num_warps=4, num_stages=3),
     Tiling(block_m=64, block_n=32, block_k=128, num_warps=4, num_stages=4),
 )
+FOUR_BIT_TILINGS = (  # two sums per element: more of them, or longer steps, would not fit into registers
+    Tiling(block_m=128, block_n=64, block_k=64, num_warps=8, num_stages=3),
+    Tiling(block_m=64, block_n=64, block_k=64, num_warps=4, num_stages=3),
+    Tiling(block_m=64, block_n=32, block_k=64, num_warps=4, num_stages=4),
+)
 FEW_TOKENS = Tiling(block_m=16, block_n=32, block_k=128, num_warps=4, num_stages=4)
 ENOUGH_PROGRAMS = 128  # about as many as a data-centre GPU has multiprocessors
 
 
-def tiling(tokens: int, features: int, four_bit: bool = False) -> Tiling:
-    """The first that keeps the whole chip busy, for a result (tokens, features)."""
+def tilings(kernel: str, tokens: int) -> tuple[Tiling, ...]:
+    """Those among which :func:`tiling` chooses."""
     if tokens <= 32:
-        return FEW_TOKENS
-    for tile in TILINGS[four_bit:]:  # with two sums per element, the biggest tile does not fit into registers
-        if -(-tokens // tile.block_m) * -(-features // tile.block_n) >= ENOUGH_PROGRAMS:
-            return tile
-    return TILINGS[-1]
+        return (FEW_TOKENS,)
+    return FOUR_BIT_TILINGS if kernel == "w4a16" else TILINGS
+
+
+def tiling(kernel: str, tokens: int, features: int) -> Tiling:
+    """The first that keeps the whole chip busy, for a result (tokens, features)."""
+    choices = tilings(kernel, tokens)
+    busy = (tile for tile in choices if tile.programs(tokens, features) >= ENOUGH_PROGRAMS)
+    return next(busy, choices[-1])
 
 
 def launch_quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,40 +181,40 @@ def launch_w8a8(
     x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """Run the Triton kernel of :func:`w8a8_linear`."""
-    from .kernels import w8a8
-
     arguments = (x.contiguous(), x_scale.contiguous(), weight, weight_scale, bias)
-    return _launch(w8a8, arguments, x, weight, dtype, PER_TOKEN=int(x_scale.numel() > 1))
+    return _launch("w8a8", arguments, x, weight, dtype, PER_TOKEN=int(x_scale.numel() > 1))
 
 
 def launch_w8a16(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """Run the Triton kernel of :func:`w8a16_linear`."""
-    from .kernels import w8a16
-
-    return _launch(w8a16, (x.contiguous(), weight, weight_scale, bias), x, weight, x.dtype)
+    return _launch("w8a16", (x.contiguous(), weight, weight_scale, bias), x, weight, x.dtype)
 
 
 def launch_w4a16(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
     """Run the Triton kernel of :func:`w4a16_linear`."""
-    from .kernels import w4a16
-
     arguments = (x.contiguous(), packed.view(torch.int8), weight_scale, bias)
-    return _launch(w4a16, arguments, x, packed, x.dtype, GROUP=group_size)
+    return _launch("w4a16", arguments, x, packed, x.dtype, group_size)
 
 
-def _launch(kernel, arguments: tuple, x: Tensor, weight: Tensor, dtype: torch.dtype, **constants: int) -> Tensor:
+def _launch(
+    name: str,
+    arguments: tuple,
+    x: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype,
+    group_size: int | None = None,
+    **constants: int,
+) -> Tensor:
+    from . import kernels
+
     (M, K), N = x.shape, weight.shape[0]
     out = x.new_empty(M, N, dtype=dtype)
     if out.numel():
-        tile = tiling(M, N, four_bit="GROUP" in constants)
-        step = constants.get("GROUP", tile.block_k)
-        constants |= {} if "GROUP" in constants else {"BLOCK_K": step}
-        grid = (-(-M // tile.block_m) * -(-N // tile.block_n),)
+        tile = tiling(name, M, N)
+        constants |= tile.constants(K, group_size)
+        launch = getattr(kernels, name)[(tile.programs(M, N),)]
         with torch.cuda.device_of(x):
-            kernel[grid](
-                *arguments, out, M, N, K, WHOLE=K % step == 0, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, **constants,
-                num_warps=tile.num_warps, num_stages=tile.num_stages,
-            )  # fmt: skip
+            launch(*arguments, out, M, N, K, **constants, **tile.options)
     return out
 
 
