@@ -401,15 +401,42 @@ def test_floors_hold(vit, batches):
     [
         ({"macs": 0.0}, "macs 0.0 must be between 0 and 1"),
         ({"macs": 1.2}, "macs 1.2 must be between 0 and 1"),
-        ({"rounds": 0}, "rounds must be at least 1, got 0"),
-        ({"channel_multiple": 0}, "channel_multiple must be at least 1, got 0"),
-        ({"min_heads": 0}, "min_heads must be at least 1, got 0"),
+        ({"macs": "0.5"}, "macs '0.5' must be between 0 and 1"),
+        ({"macs": None}, "macs None must be between 0 and 1"),
+        ({"rounds": 0}, "rounds must be an integer of at least 1, got 0"),
+        ({"rounds": 1.5}, "rounds must be an integer of at least 1, got 1.5"),
+        ({"channel_multiple": 0}, "channel_multiple must be an integer of at least 1, got 0"),
+        ({"min_heads": 0}, "min_heads must be an integer of at least 1, got 0"),
+        ({"min_heads": 4}, "min_heads 4 is more than the 3 heads that blocks.0.attn has"),
         ({"calibration": []}, "calibration holds no images"),
     ],
 )
 def test_bad_arguments(vit, batches, options, message):
     with pytest.raises(ValueError, match=message):
         prune_model(vit, **{"calibration": batches, **options})
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        (None, "calibration is a NoneType; give batches"),
+        (torch.zeros(2, 1, 16, 16), "calibration is a Tensor; give batches"),
+        ([torch.zeros(2, 1, 16, 16)], "a batch of type Tensor; it must be"),
+        ([(torch.zeros(2, 1, 16, 16),)], "a batch of type tuple; it must be"),
+    ],
+)
+def test_calibration_without_labels(vit, calibration, message):
+    with pytest.raises(TypeError, match=message):
+        prune_model(vit, calibration)
+
+
+def test_in_inference_mode(vit, batches):
+    expected, scores = structure(prune_model(vit, batches, rounds=2)), taylor_importance(vit, batches)
+    with torch.inference_mode():
+        made_here = [(images.clone(), labels.clone()) for images, labels in batches]
+        small, here = prune_model(vit, made_here, rounds=2), taylor_importance(vit, made_here)
+    assert structure(small) == expected and all(torch.equal(here[name], scores[name]) for name in scores)
+    F.cross_entropy(small(batches[0][0]), batches[0][1]).backward()  # an ordinary model, which can be trained
 
 
 # -------------------------------------------------------------------------------------------------------- saved, loaded

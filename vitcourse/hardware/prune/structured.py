@@ -93,6 +93,7 @@ def _macs_per_unit(model: nn.Module, images: Tensor) -> tuple[dict[str, float], 
 # ----------------------------------------------------------------------------------------------------------- importance
 
 
+@torch.inference_mode(False)
 def taylor_importance(
     model: nn.Module, calibration: Dataset | Iterable[Batch], *, loss_fn: Loss = F.cross_entropy
 ) -> dict[str, Tensor]:
@@ -113,6 +114,7 @@ def taylor_importance(
 
     Raises:
         ValueError: nothing to prune; no images; a score that is NaN or infinite.
+        TypeError: calibration that is not batches (images, labels).
     """
     layers = _prunable(model)
     totals = {name: torch.zeros(_units(layer), dtype=torch.float64) for name, layer in layers.items()}
@@ -190,7 +192,12 @@ def _batches(model: nn.Module, calibration: Dataset | Iterable[Batch]) -> Iterat
     if isinstance(calibration, Dataset):
         mean_std = find_mean_std(model, calibration, device)
         calibration = DataLoader(calibration, batch_size=128)
-    for images, labels in calibration:
+    if not isinstance(calibration, Iterable) or isinstance(calibration, Tensor):
+        raise TypeError(f"calibration is a {type(calibration).__name__}; give batches (images, labels) or a data set")
+    for batch in calibration:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise TypeError(f"calibration gave a batch of type {type(batch).__name__}; it must be (images, labels)")
+        images, labels = (t.clone() if t.is_inference() else t for t in batch)
         yield normalise(images.to(device), mean_std), labels.to(device)
 
 
@@ -276,6 +283,7 @@ def prune_like(model: nn.Module, widths: Structure) -> nn.Module:
 # ------------------------------------------------------------------------------------------------------ the whole thing
 
 
+@torch.inference_mode(False)
 def prune_model(
     model: nn.Module,
     calibration: Dataset | Iterable[Batch],
@@ -303,19 +311,21 @@ def prune_model(
         importance: gives scores in place of ``taylor_importance(model, calibration)``, for another loss, say: for each
             layer of ``structure(model)`` as many finite numbers as it has units.
         channel_multiple: MLP channels go in groups of so many; hardware likes multiples of 8 or more.
-        min_heads: heads that every attention layer keeps. Each MLP keeps ``channel_multiple`` channels.
+        min_heads: heads that every attention layer keeps. Each MLP keeps ``channel_multiple`` channels, or what it has.
 
     Returns:
         an ordinary module. A file of :func:`vitcourse.registry.save_weights` is opened by ``create_model(path)``.
 
     Raises:
-        ValueError: a value out of range; a ratio that cannot be reached; nothing to prune; no images.
+        ValueError: a value out of range; a ratio that cannot be reached; nothing to prune; no images; scores that do
+            not fit; more ``min_heads`` than a layer has.
+        TypeError: calibration that is not batches (images, labels).
     """
-    if not 0 < macs < 1:
-        raise ValueError(f"macs {macs} must be between 0 and 1: the part of the multiply–adds that shall remain")
+    if not isinstance(macs, (int, float)) or not 0 < macs < 1:
+        raise ValueError(f"macs {macs!r} must be between 0 and 1: the part of the multiply–adds that shall remain")
     for name, value in (("rounds", rounds), ("channel_multiple", channel_multiple), ("min_heads", min_heads)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
     if isinstance(calibration, Iterator):
         calibration = list(calibration)  # every round reads it
     pruned = copy.deepcopy(model)
@@ -358,10 +368,13 @@ def _checked(scores: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
 
 def _floors(model: nn.Module, min_heads: int, channel_multiple: int) -> dict[str, tuple[int, int]]:
     """For each layer: how many units stay at least, and how many go at a time."""
-    return {
-        name: (min_heads, 1) if isinstance(layer, Attention) else (channel_multiple, channel_multiple)
-        for name, layer in _prunable(model).items()
-    }
+    floors = {}
+    for name, layer in _prunable(model).items():
+        heads = isinstance(layer, Attention)
+        if heads and _units(layer) < min_heads:
+            raise ValueError(f"min_heads {min_heads} is more than the {_units(layer)} heads that {name} has")
+        floors[name] = (min_heads, 1) if heads else (channel_multiple, channel_multiple)
+    return floors
 
 
 def _choose(
