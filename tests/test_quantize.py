@@ -257,7 +257,7 @@ def test_the_error_of_a_convolution_follows_from_its_steps(conv):
     error = (layer.dequantize() - conv.weight).abs()
     assert (error <= step / 2 * (1 + 4 * EPS * 2**8)).all() and error.max() > 0
     assert torch.allclose(step, conv.weight.abs().amax(dim=(1, 2, 3), keepdim=True) / 127.5, rtol=2**-10, atol=0)
-    assert layer.weight.dtype == torch.int8 and layer.weight.shape == conv.weight.shape
+    assert layer.weight_int8.dtype == torch.int8 and layer.weight.shape == conv.weight.shape
     bound = conv._conv_forward(x.abs(), (step / 2).expand_as(conv.weight), None)
     rounding = 1e-5 * conv._conv_forward(x.abs(), conv.weight.abs(), None if conv.bias is None else conv.bias.abs())
     assert ((layer(x) - conv(x)).abs() <= bound + rounding).all()
@@ -274,7 +274,7 @@ def test_convolutions_take_gradients_casts_and_autocast_as_real_ones_do():
         assert layer(x).dtype == torch.bfloat16
     scale = layer.weight_scale.clone()
     assert layer.bfloat16()(x.bfloat16()).dtype == torch.bfloat16
-    assert layer.weight.dtype == torch.int8 and torch.equal(layer.weight_scale, scale)
+    assert layer.weight_int8.dtype == torch.int8 and torch.equal(layer.weight_scale, scale)
     with pytest.raises(ValueError, match=r"\(B, 3, H, W\), got torch.uint8"):
         layer(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
     with pytest.raises(RuntimeError, match="but 0 is quantized: load it first"):
@@ -371,6 +371,62 @@ def test_the_model_computes_nearly_the_same_and_the_original_is_untouched(scheme
     assert small.quantization["scheme"] == scheme
 
 
+SIZES = {
+    "vit_tiny": {"img_size": 32, "patch_size": 8, "depth": 2},
+    "convvit_tiny": {"img_size": 32, "depth": 2},
+    "swin_tiny": {"img_size": 64, "embed_dim": 24, "depths": (1, 1), "num_heads": (2, 2)},
+    "swinv2_tiny_window8_256": {"img_size": 64, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 2)},
+    "coatnet_0": {"img_size": 32, "stem_dim": 16, "embed_dim": (16, 32, 32, 64), "depths": (1, 1, 1, 1)},
+}
+
+
+def torchvision_swin() -> nn.Module:
+    models = pytest.importorskip("torchvision.models")
+    return models.SwinTransformer([4, 4], 24, [1, 1], [2, 2], [7, 7], num_classes=10).eval()
+
+
+def torch_encoder() -> nn.Module:
+    return nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2).eval()
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("name", SIZES)
+def test_every_family_of_models_is_quantized(name, scheme):
+    model = create_model(name, num_classes=10, **SIZES[name]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    x = images(2, SIZES[name]["img_size"])
+    small = quantize_model(model, scheme, batches=[x] if scheme == "w8a8_static" else None)
+    with torch.inference_mode():
+        assert 0 < relative_error(small(x), model(x)) <= 2 * TOLERANCE[scheme]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(("build", "shape"), [(torchvision_swin, (2, 3, 56, 56)), (torch_encoder, (2, 5, 32))])
+def test_modules_that_read_a_weight_get_the_real_one(build, shape, scheme, capsys):
+    model, x = build(), torch.randn(shape)
+    small = quantize_model(model, scheme, batches=[x] if scheme == "w8a8_static" else None)
+    never_ran = "never ran, and their input scale is NaN: features.1.0.attn.proj, features.1.0.attn.qkv"
+    assert (never_ran in capsys.readouterr().err) == (build is torchvision_swin and scheme == "w8a8_static")
+    for context in (torch.inference_mode, torch.enable_grad):  # the first takes the encoder's fast path
+        if context is torch.inference_mode or not scheme.startswith("w8a8"):
+            with context():
+                assert 0 < relative_error(small(x), model(x)) <= TOLERANCE[scheme]
+    assert not any(key.endswith(("linear1.weight", "qkv.weight")) for key in small.state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scheme", LAYERS)
+def test_weight_means_the_real_weight(scheme, dtype):
+    for layer in (LAYERS[scheme](nn.Linear(64, 8)), Int8Conv2d(nn.Conv2d(3, 8, 3, bias=False))):
+        real = layer.dequantize()
+        layer = layer.to(dtype)
+        assert layer.weight.dtype == dtype and torch.equal(layer.weight, real.to(dtype))
+        assert "weight" not in layer.state_dict() and "weight" not in dict(layer.named_parameters())
+    assert torch.equal(layer.float().weight, real)
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_saved_model_loads_again_and_computes_the_same(scheme, tmp_path, capsys):
     model, x = small_vit(), images()
@@ -397,7 +453,7 @@ def test_real_weights_do_not_load_as_integers_nor_integers_as_real_weights():
     small = quantize_model(model)
     with pytest.raises(RuntimeError, match="blocks.0.attn.qkv is quantized: load it first, then quantize_model"):
         small.load_state_dict(model.state_dict(), strict=False)
-    with pytest.raises(ValueError, match="not in the model: blocks.0.attn.proj.weight_scale"):
+    with pytest.raises(ValueError, match="not in the model: blocks.0.attn.proj.weight_int8"):
         load_weights(model, small)
 
 
@@ -697,11 +753,14 @@ def test_what_lies_beyond_a_static_scale_is_clipped():
     assert torch.equal(layer(torch.tensor([[1e6, 0, 0, 0]])), layer(torch.tensor([[127.0, 0, 0, 0]])))
 
 
-def test_calibration_says_what_is_missing():
-    model = nn.ModuleDict({"used": nn.Linear(4, 4), "unused": nn.Linear(4, 4)})
+def test_calibration_says_what_is_missing(capsys):
+    model = nn.ModuleDict({"used": nn.Linear(4, 4), "norm": nn.LayerNorm(4), "unused": nn.Linear(4, 4)})
     model.forward = lambda x: model["used"](x)
-    with pytest.raises(ValueError, match="never ran: unused"):
-        quantize_model(model, "w8a8_static", batches=[torch.randn(2, 4)], inplace=True)
+    with pytest.raises(ValueError, match="these never ran"):
+        smooth(model, [torch.randn(2, 4)], pairs=[("norm", "unused")], inplace=True)
+    quantize_model(model, "w8a8_static", batches=[torch.randn(2, 4)], inplace=True)
+    assert "their input scale is NaN: unused;" in capsys.readouterr().err
+    assert model["used"](torch.ones(4)).isfinite().all() and model["unused"](torch.ones(4)).isnan().all()
     with pytest.raises(TypeError, match=r"put it into a list: \[images\]"):
         quantize_model(small_vit(), "w8a8_static", batches=images())
 

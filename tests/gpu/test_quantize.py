@@ -48,11 +48,11 @@ def test_fused_scales_and_bias_err_no_more_than_the_type_of_the_result(shape, dt
     expected_q, expected_scale = quantize(x.cpu())  # on CUDA, PyTorch divides by a number by multiplying
     assert torch.equal(q.cpu(), expected_q) and torch.equal(scale.cpu(), expected_scale)
     exact = (q.double() * scale) @ int8.dequantize().double().t() + linear.bias
-    got = operators.w8a8_linear(q, scale, int8.weight, int8.weight_scale, linear.bias, dtype)
+    got = operators.w8a8_linear(q, scale, int8.weight_int8, int8.weight_scale, linear.bias, dtype)
     assert relative_error(got, exact) <= tolerance
 
     exact = F.linear(x.double(), int8.dequantize().double(), linear.bias.double())
-    assert relative_error(operators.w8a16_linear(x, int8.weight, int8.weight_scale, linear.bias), exact) <= tolerance
+    assert relative_error(operators.w8a16_linear(x, int8.weight_int8, int8.weight_scale, linear.bias), exact) <= tolerance
     for group_size in (32, 64, 128, 256):
         int4 = Int4Linear(linear, group_size=group_size)
         exact = F.linear(x.double(), int4.dequantize().double(), linear.bias.double())
@@ -67,9 +67,9 @@ def test_operators_are_registered_as_pytorch_wants_them():
     q, scale = quantize(x.detach())
     torch.library.opcheck(operators.quantize_per_token.default, (x.detach(),))
     torch.library.opcheck(
-        operators.w8a8_linear.default, (q, scale, int8.weight, int8.weight_scale, int8.bias, torch.bfloat16)
+        operators.w8a8_linear.default, (q, scale, int8.weight_int8, int8.weight_scale, int8.bias, torch.bfloat16)
     )
-    torch.library.opcheck(operators.w8a16_linear.default, (x, int8.weight, int8.weight_scale, bias))
+    torch.library.opcheck(operators.w8a16_linear.default, (x, int8.weight_int8, int8.weight_scale, bias))
     torch.library.opcheck(operators.w4a16_linear.default, (x, int4.weight_packed, int4.weight_scale, None, 32))
 
 

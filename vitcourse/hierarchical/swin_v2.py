@@ -57,10 +57,10 @@ class CosineWindowAttention(WindowAttention):
         if self.q_bias is None:
             return self.qkv(x)
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        return F.linear(x, self.qkv.weight, bias)
+        return self.qkv(x).add_(bias)  # in place, so that it stays in the type of autocast
 
     def position_bias(self, like: Tensor) -> Tensor:
-        offsets = cached_log_spaced_offsets(self.window_size, like=like).to(self.cpb_mlp[0].weight.dtype)
+        offsets = cached_log_spaced_offsets(self.window_size, like=like).to(self.logit_scale.dtype)
         return self._spread(16 * self.cpb_mlp(offsets).sigmoid(), like)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:

@@ -79,7 +79,7 @@ OBSERVERS: dict[str, Callable[[], Observer]] = {"minmax": MinMaxObserver, "perce
 
 def watch_inputs(
     model: nn.Module, modules: Mapping[str, nn.Module], batches: Iterable, see: Callable[[str, Tensor], None]
-) -> None:
+) -> list[str]:
     """Run ``model`` in evaluation mode over ``batches`` and call ``see(name, input)`` whenever one of ``modules`` runs.
 
     Args:
@@ -87,13 +87,16 @@ def watch_inputs(
         modules: by the name that ``see`` is told.
         batches: tensors as the model takes them, or (images, labels) pairs as a DataLoader gives them.
 
+    Returns:
+        names of the modules that never ran.
+
     Raises:
-        ValueError: no batch at all, a module that never ran, or activations that are NaN or infinite.
+        ValueError: no batch at all, no module that ran, or activations that are NaN or infinite.
         TypeError: ``batches`` is one tensor, whose first dimension would be taken for a list of batches.
     """
     if isinstance(batches, Tensor):
         raise TypeError("batches is a single tensor; put it into a list: [images]")
-    device, ran = next(model.parameters()).device, set()
+    device, ran, batch = next(model.parameters()).device, set(), None
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def look(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -113,6 +116,7 @@ def watch_inputs(
         for handle in handles:
             handle.remove()
     missed = sorted(modules.keys() - ran)
-    if missed:
-        cause = "batches is empty" if not ran else f"these never ran: {', '.join(missed[:4])}"
-        raise ValueError(f"nothing to calibrate by: {cause}; give batches of images that pass through all layers")
+    if modules and not ran:
+        cause = f"these never ran: {', '.join(missed[:4])}" if batch is not None else "batches is empty"
+        raise ValueError(f"nothing to calibrate by: {cause}; give batches of images that pass through the layers")
+    return missed

@@ -1,8 +1,8 @@
 """Layers that keep integers, in the place of ``nn.Linear`` and ``nn.Conv2d``.
 
-What they keep is named as in the compressed-tensors format: ``weight`` or ``weight_packed``, ``weight_scale``,
-``input_scale``. Scales stay in float32, whatever the model is cast to. Those of weights have no more significant bits
-than float16, which is how ``save_weights`` stores them.
+They keep ``weight_int8`` or ``weight_packed``, ``weight_scale``, and perhaps ``input_scale``; ``weight`` is what a real
+layer has. Scales stay in float32, whatever the model is cast to. Those of weights have no more significant bits than
+float16, which is how ``save_weights`` stores them.
 """
 
 from typing import Any, Self
@@ -21,38 +21,57 @@ class Quantized(nn.Module):
 
     half_in_files = ("weight_scale",)  # for save_weights: float16 holds them exactly, but for extreme ones
     weight_scale: Tensor
+    dtype: torch.dtype  # of the real layer: of its weight and its input
 
-    def keep_scale(self, scale: Tensor, name: str) -> None:
-        """Register the scales; an error that names the layer if there are none."""
-        if not scale.isfinite().all():
+    def keep(self, layer: nn.Linear | nn.Conv2d, scale: Tensor, name: str) -> None:
+        """Register the scales and a frozen copy of the bias; an error that names the layer if it has no scales."""
+        if not scale.is_meta and not scale.isfinite().all():
             raise ValueError(
                 f"weights of {name!r} hold NaN or infinity, which have no integers; train it again with a smaller "
                 "learning rate, or leave the layer out by skip="
             )
         self.register_buffer("weight_scale", scale)
-
-    def keep_bias(self, bias: Tensor | None) -> None:
-        """A frozen copy, in the type that it has."""
+        bias = layer.bias
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
+        self.dtype = layer.weight.dtype
+
+    def tie(self, other: "Quantized") -> None:
+        """Keep the very integers and scales of another layer, which was made of the same weight."""
+        self._buffers |= {name: tensor for name, tensor in other._buffers.items() if name.startswith("weight_")}
 
     def dequantize(self) -> Tensor:
         """The weights that the integers stand for, in float32, shaped as those of the real layer."""
         raise NotImplementedError
+
+    @property
+    def weight(self) -> Tensor:
+        """The real weights, for modules that read them instead of calling the layer: right, but made at every use."""
+        return self.dequantize().to(self.dtype)
+
+    def real_input(self, x: Tensor) -> Tensor:
+        """``x`` as autocast wants it; without autocast its type must be the layer's, as that of a real layer."""
+        if torch.is_autocast_enabled(x.device.type):
+            return x.to(torch.get_autocast_dtype(x.device.type))
+        if x.dtype != self.dtype:
+            raise ValueError(f"x is {x.dtype}, but the layer is {self.dtype}; cast one of them, or use torch.autocast")
+        return x
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """``model.half()`` and the like: scales move along, but their precision stays."""
         scales = {name: buffer for name, buffer in self.named_buffers(recurse=False) if name.endswith("_scale")}
         super()._apply(fn, recurse)
         for name, before in scales.items():
-            self._buffers[name] = before.to(self._buffers[name].device)
+            after = self._buffers[name]
+            self._buffers[name] = after.to(before.dtype) if before.is_meta else before.to(after.device)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.weight_scale.device)).dtype
         return self
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: Any) -> None:
-        """Real weights would be truncated to integers without a word: refuse them."""
-        weight = state.get(prefix + "weight")
-        if weight is not None and weight.is_floating_point():
+        """Real weights would leave the integers as they are, if it is not strict: refuse them."""
+        if prefix + "weight" in state:
             args[-1].append(
-                f"{prefix}weight is {weight.dtype}, but {prefix[:-1]} is quantized: load it first, then quantize_model"
+                f"{prefix}weight is {state[prefix + 'weight'].dtype}, but {prefix[:-1]} is quantized: load it first, "
+                "then quantize_model"
             )
         else:
             super()._load_from_state_dict(state, prefix, *args)
@@ -64,8 +83,7 @@ class QuantizedLinear(Quantized):
     def __init__(self, linear: nn.Linear, name: str, scale: Tensor) -> None:
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.keep_scale(scale, name)
-        self.keep_bias(linear.bias)
+        self.keep(linear, scale, name)
 
     def compute(self, x: Tensor) -> Tensor:
         """(M, in_features) -> (M, out_features)."""
@@ -76,8 +94,7 @@ class QuantizedLinear(Quantized):
             raise ValueError(
                 f"x must be floating point (…, {self.in_features}), got {x.dtype} of shape {tuple(x.shape)}"
             )
-        if torch.is_autocast_enabled(x.device.type):  # as nn.Linear does
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x = self.real_input(x)
         return self.compute(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -94,25 +111,25 @@ class Int8Linear(QuantizedLinear):
         name: what errors call it.
 
     Raises:
-        ValueError: weights that are NaN or infinite; in ``forward``, an input of another width, or of integers.
+        ValueError: weights that are NaN or infinite, or none; in ``forward``, an input of another width or type.
 
     >>> layer = Int8Linear(nn.Linear(64, 10))
-    >>> layer.weight.dtype, tuple(layer.weight_scale.shape), layer(torch.zeros(2, 5, 64)).shape
+    >>> layer.weight_int8.dtype, tuple(layer.weight_scale.shape), layer(torch.zeros(2, 5, 64)).shape
     (torch.int8, (10, 1), torch.Size([2, 5, 10]))
     """
 
-    weight: Tensor
+    weight_int8: Tensor
 
     def __init__(self, linear: nn.Linear, name: str = "linear") -> None:
         q, scale = quantize(linear.weight.detach(), half_scale=True)
         super().__init__(linear, name, scale)
-        self.register_buffer("weight", q)
+        self.register_buffer("weight_int8", q)
 
     def dequantize(self) -> Tensor:
-        return dequantize(self.weight, self.weight_scale)
+        return dequantize(self.weight_int8, self.weight_scale)
 
     def compute(self, x: Tensor) -> Tensor:
-        return w8a16_linear(x, self.weight, self.weight_scale, self.bias)
+        return w8a16_linear(x, self.weight_int8, self.weight_scale, self.bias)
 
 
 class W8A8Linear(Int8Linear):
@@ -145,7 +162,7 @@ class W8A8Linear(Int8Linear):
             q, scale = quantize_per_token(x)
         else:
             q, scale = round_to(x.float(), self.input_scale), self.input_scale
-        return w8a8_linear(q, scale, self.weight, self.weight_scale, self.bias, x.dtype)
+        return w8a8_linear(q, scale, self.weight_int8, self.weight_scale, self.bias, x.dtype)
 
 
 class Int4Linear(QuantizedLinear):
@@ -199,26 +216,26 @@ class Int8Conv2d(Quantized, nn.Conv2d):
         name: what errors call it.
 
     Raises:
-        ValueError: weights that are NaN or infinite; in ``forward``, an input of integers.
+        ValueError: weights that are NaN or infinite, or none; in ``forward``, an input of another type.
 
     >>> layer = Int8Conv2d(nn.Conv2d(3, 8, kernel_size=16, stride=16))
-    >>> layer.weight.dtype, tuple(layer.weight_scale.shape), layer(torch.zeros(2, 3, 32, 32)).shape
+    >>> layer.weight_int8.dtype, tuple(layer.weight_scale.shape), layer(torch.zeros(2, 3, 32, 32)).shape
     (torch.int8, (8, 1), torch.Size([2, 8, 2, 2]))
     """
 
     def __init__(self, conv: nn.Conv2d, name: str = "conv") -> None:
         sizes = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
         super().__init__(*sizes, conv.groups, bias=False, padding_mode=conv.padding_mode, device="meta")
+        del self.weight  # the parent's; from here on it is the property
         q, scale = quantize(conv.weight.detach().flatten(1), half_scale=True)
-        self.keep_scale(scale, name)
-        self.keep_bias(conv.bias)
-        del self.weight
-        self.register_buffer("weight", q.view_as(conv.weight))
+        self.keep(conv, scale, name)
+        self.register_buffer("weight_int8", q.view_as(conv.weight))
 
     def dequantize(self) -> Tensor:
-        return dequantize(self.weight.flatten(1), self.weight_scale).view_as(self.weight)
+        return dequantize(self.weight_int8.flatten(1), self.weight_scale).view_as(self.weight_int8)
 
     def forward(self, x: Tensor) -> Tensor:
         if not x.is_floating_point():
             raise ValueError(f"x must be floating point (B, {self.in_channels}, H, W), got {x.dtype}")
+        x = self.real_input(x)
         return self._conv_forward(x, self.dequantize().to(x.dtype), self.bias)

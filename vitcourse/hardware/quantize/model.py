@@ -43,6 +43,8 @@ def quantize_model(
       relative positions) are rounded to float16, and stored so in a file. The model computes with them in float32.
     * Norms and biases stay what they are, as do subclasses of ``nn.Linear`` and ``nn.Conv2d``, which may use their
       weights otherwise.
+    * A module that reads ``layer.weight`` and does not call the layer (torchvision's Swin, PyTorch's encoder on its
+      fast path) gets real numbers, made of the integers at every use, and rounds no activations.
 
     All that remains real is frozen, since the model is for inference now. The file that
     :func:`vitcourse.registry.save_weights` writes is as much smaller, and ``create_model(path)`` builds the same model
@@ -67,7 +69,8 @@ def quantize_model(
         group_size: for int4: how many neighbouring inputs share a scale at most: 32, 64, 128 or 256. Where it does not
             divide a layer's inputs, the layer has smaller groups, if they need less filling up with zeros.
         batches: for w8a8_static: images (B, C, H, W) as the model takes them, or (images, labels) pairs. Without them
-            the activations' scales are NaN until weights are loaded, and one line on stderr says so.
+            the activations' scales are NaN until weights are loaded, and one line on stderr says so, as it does of
+            layers that never run on them.
         observer: for w8a8_static: ``"minmax"``, ``"percentile"`` (99.99 % of the magnitudes are covered), or what
             makes an observer per layer, such as ``lambda: PercentileObserver(99.9)``.
         inplace: change ``model`` itself, which saves the memory of a copy.
@@ -233,8 +236,15 @@ def _input_scales(
         print("vitcourse: w8a8_static without batches: the input scales are NaN until loaded", file=sys.stderr)
         return None
     observers = {name: observer() for name in linears}
-    watch_inputs(model, linears, batches, lambda name, x: observers[name].observe(x))
-    return {name: watching.scale().reshape(1, 1) for name, watching in observers.items()}
+    missed = watch_inputs(model, linears, batches, lambda name, x: observers[name].observe(x))
+    if missed:
+        print(
+            f"vitcourse: these never ran, and their input scale is NaN: {', '.join(missed)}; right for layers whose "
+            "weight the model reads itself, wrong if other batches would reach them",
+            file=sys.stderr,
+        )
+    nan = torch.full((1, 1), torch.nan)
+    return {name: nan if name in missed else seen.scale().reshape(1, 1) for name, seen in observers.items()}
 
 
 def _replace(module: nn.Module, replaced: dict[int, Any]) -> nn.Module:

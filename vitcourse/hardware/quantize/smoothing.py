@@ -54,7 +54,11 @@ def smooth(
         peaks = x.detach().abs().flatten(0, -2).amax(dim=0)
         largest[name] = torch.maximum(largest[name], peaks) if name in largest else peaks.clone()
 
-    watch_inputs(model, linears, batches, see)
+    missed = watch_inputs(model, linears, batches, see)
+    if missed:
+        raise ValueError(
+            f"these never ran: {', '.join(missed[:4])}; give batches of images that pass through all layers"
+        )
     for i, (norm, linear) in enumerate(found):
         _fold(norm, linear, smoothing_factors(largest[str(i)], linear.weight, alpha))
     return model
