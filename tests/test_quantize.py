@@ -586,6 +586,33 @@ def test_a_model_compiles_to_one_graph_and_exports_without_this_library(scheme):
         assert torch.allclose(torch.export.load(file).module()(x), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_runs_in_onnxruntime(scheme, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    model = nn.Sequential(nn.Conv2d(3, 32, 4, 4), nn.Flatten(2), nn.Linear(16, 100), nn.GELU(), nn.Linear(100, 10))
+    small, x = quantized(model, scheme), images(3)
+    torch.onnx.export(
+        small, (x[:2],), tmp_path / "small.onnx", dynamo=True, dynamic_shapes=[{0: "batch"}], verbose=False
+    )
+    session = runtime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
+    (theirs,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    # A sum in another order may move an activation over a tie, to the next step.
+    limit = 2e-3 if scheme.startswith("w8a8") else 2e-6
+    assert relative_error(torch.from_numpy(theirs), small(x)) <= limit
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.filterwarnings("ignore")
+def test_a_model_is_traced(scheme):
+    small, x = quantized(small_vit(depth=1), scheme), images(2)
+    with torch.no_grad():
+        traced = torch.jit.trace(small, x, check_trace=False)
+        assert relative_error(traced(images(2)), small(x)) >= 0.1
+        assert relative_error(traced(x), small(x)) <= 1e-6
+
+
 def test_skip_takes_names_parents_and_wildcards():
     def real(skip):
         small = quantize_model(small_vit(), skip=skip)

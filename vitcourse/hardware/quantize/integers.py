@@ -125,8 +125,8 @@ def unpack_int4(packed: Tensor) -> Tensor:
     """The reverse of :func:`pack_int4`: (…, n) uint8 to (…, 2n) int8."""
     if packed.dtype != torch.uint8:
         raise TypeError(f"packed must be uint8, got {packed.dtype}")
-    signed = packed.view(torch.int8)
-    return torch.cat([(signed << 4) >> 4, signed >> 4], dim=-1)  # a shift to the right repeats the sign
+    raised = packed ^ 0x88  # with its top bit flipped, each nibble is 8 more than what it stands for, and has no sign
+    return torch.cat([raised & 15, raised >> 4], dim=-1).to(torch.int8) - 8
 
 
 def _in_groups(x: Tensor, group_size: int | None) -> Tensor:
