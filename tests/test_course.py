@@ -101,6 +101,15 @@ demo_drop_half.mistake("all", "something has to go", lambda x: x)
 demo_drop_half.mistake("none", "not everything has to go", lambda x: x * 0)
 
 
+def weighted(x, size):
+    return x * size
+
+
+@check("demo.weighted", reference=f"{__name__}.weighted", level=1, minutes=5, why="Sizes.", gradients=("x",))
+def demo_weighted(rng):
+    yield call(rng.normal(3, 4), rng.uniform(3, 4, low=1, high=2))
+
+
 @pytest.fixture(autouse=True)
 def forget_attempts():
     for memory in (exercises._attempts, exercises._hints, exercises._shown):
@@ -223,7 +232,8 @@ WRONG = {
     ),
     "backward": (
         f"{RIGHT}; z = y * y; s = y.sqrt(); s += 1; return y + 0 * torch.where(y > 9, s, 0).nan_to_num()",
-        "right in value, but the backward pass fails: RuntimeError: one of the variables needed for gradient",
+        "right in value, but the backward pass fails: RuntimeError: one of the variables needed for gradient "
+        "computation was changed in place (by `+=`, `/=` or writing into a slice, say): make a new tensor",
     ),
     "one-case-only": (
         f"h = w = int((h * w) ** 0.5); image = image[:, :, :h, :w]; {RIGHT}; return y",
@@ -567,7 +577,8 @@ def test_random_inputs_keep_their_promises():
         (None, 3, "returns a number, expected None"),
         (torch.tensor([1, 2]), torch.tensor([1, 3]), "1 of 2 values differ"),
         (torch.tensor([1.0, math.inf]), torch.tensor([1.0, math.inf]), ""),
-        (torch.tensor([1.0, -math.inf]), torch.tensor([1.0, -1e9]), INFINITE.format(1, 2)),
+        (torch.tensor([1.0, -math.inf]), torch.tensor([1.0, -1e9]), "−1e+09, expected −inf, in 1 of 2 values"),
+        (torch.tensor([1.0, -math.inf]), torch.tensor([math.inf, 0.0]), INFINITE.format(2, 2)),
         (np.ones(2), np.zeros(2), "max error 1, where values reach 1"),
         (torch.ones(2).double(), torch.ones(2).double() + 2e-6, "max error 2e-06, where values reach 1"),
     ],
@@ -763,6 +774,16 @@ def prove(spec, seed):
         assert verdict.status == "wrong", f"{spec.name} accepts the mistake {mistake.key!r}"
         told = verdict.mistake.key if verdict.mistake else None
         assert told == mistake.key, f"{spec.name}: {mistake.key!r} is told {told!r}: {verdict.text}"
+
+
+def test_only_the_named_gradients_count():
+    assert grading.grade(demo_weighted, lambda x, size: x * size.detach(), 0).status == "right"
+    for answer, told in (
+        (lambda x, size: x.detach() * size, "no gradient reaches `x`"),
+        (lambda x, size: 2 * x * size - (x * size).detach(), "the gradient with regard to `x` is not"),
+        (lambda x, size: (x * size).detach(), "cut off from the graph"),
+    ):
+        assert told in grading.grade(demo_weighted, answer, 0).text
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

@@ -58,7 +58,10 @@ def describe_error(error: BaseException | None) -> str:
     if isinstance(error, (WrongParameters, OutOfBounds)):
         return str(error)
     lines = str(error).strip().splitlines()
-    return type(error).__name__ + (f": {lines[0][:160]}" if lines else "")
+    text, in_place, _ = lines[0].partition(" has been modified by an inplace operation") if lines else ("", "", "")
+    if in_place:  # what follows are shapes and counts of changes
+        text += " was changed in place (by `+=`, `/=` or writing into a slice, say): make a new tensor"
+    return type(error).__name__ + (f": {text[:160]}" if text else "")
 
 
 # ------------------------------------------------------------------------------------------------------------ output
@@ -144,7 +147,7 @@ def _tensors(expected: Tensor, got: Tensor, tolerance: float | None, where: str,
     finite = expected.isfinite()
     special = ~finite & ~((got == expected) | (got.isnan() & expected.isnan()))
     if infinite := int((finite & ~got.isfinite()).sum() + special.sum()):
-        return f"{where}infinite, or finite, in the wrong place in {infinite} of {got.numel()} values"
+        return f"{where}{_infinities(expected, got)} in {infinite} of {got.numel()} values"
     if not finite.any():
         return ""
     error = (got - expected)[finite].abs().max().item()
@@ -154,6 +157,15 @@ def _tensors(expected: Tensor, got: Tensor, tolerance: float | None, where: str,
     if error <= tolerance * max(largest, floor):
         return ""
     return f"{where}max error {error:.2g}, where values reach {largest:.2g}"
+
+
+def _infinities(expected: Tensor, got: Tensor) -> str:
+    """What stands where only one of two tensors is infinite, or both are with opposite signs."""
+    wrong = (expected != got) & ~(expected.isfinite() & got.isfinite()) & ~expected.isnan()
+    pairs = torch.stack([got[wrong], expected[wrong]]).unique(dim=1).T.tolist()
+    if len(pairs) == 1 and not torch.is_complex(got):
+        return "{}, expected {},".format(*(f"{x:.4g}".replace("-", "−") for x in pairs[0]))
+    return "infinite, or finite, in the wrong place"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -45,7 +45,7 @@ class Check:
     why: str
     hints: tuple[str, ...]
     tolerance: float | None
-    gradients: bool
+    gradients: bool | tuple[str, ...]
     seconds: float
     # How one call is made. An exercise that may crash or hang its process brings a runner of its own.
     runner: Callable[..., Outcome]
@@ -100,7 +100,7 @@ def check(
     why: str,
     hints: Sequence[str] = (),
     tolerance: float | None = None,
-    gradients: bool = True,
+    gradients: bool | tuple[str, ...] = True,
     seconds: float = 10.0,
     runner: Callable[..., Outcome] = run,
 ) -> Callable[[Callable[[Random], Iterable[Case | Property]]], Check]:
@@ -114,8 +114,9 @@ def check(
         why: one sentence on why it matters.
         hints: steps, the first the gentlest.
         tolerance: largest error, as a fraction of the largest value expected; None takes one that fits the dtype.
-        gradients: compare gradients with regard to inputs and parameters too. Set it to False where the answer itself
-            differentiates with regard to its inputs.
+        gradients: compare gradients with regard to inputs and parameters too; or the names of the inputs whose
+            gradients count, where others (sizes, masks) are numbers that nobody trains. Set it to False where the
+            answer itself differentiates with regard to its inputs.
         seconds: time limit of one call.
         runner: makes one call, with the signature of `running.run`.
 
@@ -216,7 +217,7 @@ class Trial:
 
     def outcome(self, answer: Callable, i: int) -> Outcome:
         """What `answer` does on case `i`."""
-        return self._run(answer, i, self.expected[i].attached, self.spec.seconds)
+        return self._run(answer, i, self.expected[i].attached and self.spec.gradients, self.spec.seconds)
 
     def faulty(self, mistake: Mistake, i: int) -> Outcome:
         """What a catalogued mistake does on case `i`."""
@@ -224,7 +225,7 @@ class Trial:
             self._faulty[mistake.key, i] = self.outcome(mistake.faulty, i)
         return self._faulty[mistake.key, i]
 
-    def _run(self, answer: Callable, i: int, gradients: bool, seconds: float) -> Outcome:
+    def _run(self, answer: Callable, i: int, gradients: bool | tuple[str, ...], seconds: float) -> Outcome:
         case, limits = self.cases[i], {"seconds": seconds, "seed": self.seed + i}
         if isinstance(case, Property):
             return run(lambda: bool(case.predicate(answer)), call(), {}, lambda: None, gradients=False, **limits)

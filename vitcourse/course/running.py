@@ -258,8 +258,13 @@ def _attach(tensor: Tensor) -> Tensor:
     return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 
 
-def execute(answer: Callable, case: Case, weights: dict[str, Tensor], names: Callable, gradients: bool) -> Outcome:
-    """Make the call and let its exceptions through; `names` is the callable whose signature names the inputs."""
+def execute(
+    answer: Callable, case: Case, weights: dict[str, Tensor], names: Callable, gradients: bool | tuple[str, ...]
+) -> Outcome:
+    """Make the call and let its exceptions through; `names` is the callable whose signature names the inputs.
+
+    `gradients` are taken with regard to everything, or to the inputs of these names.
+    """
     if case.init is None:
         target, module = answer, None
     else:
@@ -273,7 +278,7 @@ def execute(answer: Callable, case: Case, weights: dict[str, Tensor], names: Cal
     if gradients:
         args, kwargs = map_tensors(args, _attach), map_tensors(kwargs, _attach)
     inputs = named_inputs(names, Case(args, kwargs, case.init, case.method))
-    sources = _sources(inputs, module)
+    sources = _sources(inputs, module) if isinstance(gradients, bool) else _sources(_only(inputs, gradients), None)
     outcome = Outcome(before=_frozen(inputs))
     output = target(*args, **kwargs)
     output = list(output) if isinstance(output, types.GeneratorType) else output
@@ -282,6 +287,10 @@ def execute(answer: Callable, case: Case, weights: dict[str, Tensor], names: Cal
         _differentiate(outcome, output, sources)
     outcome.output = map_tensors(output, Tensor.detach)
     return outcome
+
+
+def _only(inputs: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in inputs.items() if name in names}
 
 
 def _sources(inputs: dict[str, Any], module: nn.Module | None) -> dict[str, Tensor]:
@@ -320,7 +329,7 @@ def run(
     weights: dict[str, Tensor],
     names: Callable,
     *,
-    gradients: bool,
+    gradients: bool | tuple[str, ...],
     seconds: float,
     seed: int,
 ) -> Outcome:
