@@ -8,6 +8,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from vitcourse import create_model, hardware
+from vitcourse.efficient_attention import (
+    BigBirdAttention,
+    EfficientAttention,
+    LinearAttention,
+    LocalAttention,
+    RandomBlockAttention,
+    RandomFeatureAttention,
+)
 from vitcourse.hardware.prune import (
     accelerate_2_4,
     count_macs,
@@ -144,20 +152,93 @@ def test_units_that_do_not_exist(vit, keep, message):
 
 
 def test_models_that_cannot_be_pruned(vit):
-    with pytest.raises(ValueError, match=r"Linear has no vit.Attention and no layers.Mlp"):
+    with pytest.raises(ValueError, match="Linear has nothing to prune: no attention with head_axes"):
         structure(nn.Linear(3, 3))
     vit.blocks[0].mlp.fc1 = nn.Sequential(vit.blocks[0].mlp.fc1)
     with pytest.raises(ValueError, match=r"blocks.0.mlp.fc1 is a Sequential, not nn.Linear"):
         structure(vit)
 
 
-def test_other_mixers_keep_their_heads():
-    swin = SwinTransformer(img_size=16, patch_size=2, embed_dim=8, depths=(1, 1), num_heads=(1, 2), window_size=4)
-    assert set(structure(swin)) == {"layers.0.blocks.0.mlp", "layers.1.blocks.0.mlp"}
-    images = torch.randn(4, 3, 16, 16)
-    small = prune_model(swin, [(images, torch.arange(4))], macs=0.7, rounds=1, channel_multiple=4)
-    assert count_macs(small, images) <= 0.7 * count_macs(swin, images)
-    assert small(images).shape == (4, 1000)
+SWIN = {"img_size": 24, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 4), "window_size": 2, "num_classes": 5}
+COATNET = {
+    "img_size": 16,
+    "stem_dim": 8,
+    "embed_dim": (8, 32, 32),
+    "depths": (1, 1, 1),
+    "layout": "CTT",
+    "strides": (1, 2, 1),
+    "head_dim": 8,
+    "num_classes": 5,
+}
+MODELS = {
+    "swin": (lambda: create_model("swin_tiny_patch4_window7_224", **SWIN, in_chans=1), 24),
+    "swin, padded": (lambda: SwinTransformer(**{**SWIN, "window_size": 4}, in_chans=1, mask_padding=True), 24),
+    "coatnet": (lambda: create_model("coatnet_0", **COATNET, in_chans=1), 16),
+    **{
+        mixer.__name__: (lambda mixer=mixer: VisionTransformer(**SIZES, attn_layer=mixer), 16)
+        for mixer in (
+            LinearAttention,
+            EfficientAttention,
+            RandomFeatureAttention,
+            LocalAttention,
+            RandomBlockAttention,
+            BigBirdAttention,
+        )
+    },
+}
+
+
+def some_units(model: nn.Module) -> dict[str, list[int]]:
+    """The odd ones of every second layer's units, and of the others all but the first."""
+    return {
+        name: list(range(1, units, 2)) if i % 2 else list(range(min(1, units - 1), units))
+        for i, (name, units) in enumerate(structure(model).items())
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_heads_of_all_kinds_can_be_removed(name):
+    """What the model computes with these heads' outputs, and these channels, set to zero."""
+    build, size = MODELS[name]
+    model = randomised(build())
+    images = torch.randn(3, 1, size, size, generator=torch.Generator().manual_seed(2)).double()
+    keep, heads = some_units(model), [m for m in model.modules() if hasattr(m, "num_heads")]
+    expected, whole = with_zeros(model, keep, images), model(images)
+    small = keep_units(copy.deepcopy(model), keep)
+    assert sum(".attn" in layer for layer in keep) == len(heads)
+    torch.testing.assert_close(small(images), expected, rtol=1e-10, atol=1e-10)
+    assert (whole - expected).abs().max() > 1e-3 and expected.std(0).min() > 1e-6
+    if name in ("swin", "LinearAttention"):
+        compiled = torch.compile(small, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(compiled(images), expected, rtol=1e-9, atol=1e-9)
+    with record_attention(small) as weights:
+        small(images)
+    assert [w.shape[1] for w in weights] == [len(units) for layer, units in keep.items() if ".attn" in layer]
+
+
+@pytest.mark.parametrize("name", ["swin", "coatnet"])
+def test_other_models_are_saved_and_opened(name, tmp_path):
+    build, size = MODELS[name]
+    model, images = randomised(build()).float(), torch.randn(4, 1, size, size)
+    small = prune_model(model, [(images, torch.arange(4))], macs=0.7, rounds=2)
+    assert count_macs(small, images) <= 0.7 * count_macs(model, images)
+    assert sum(units for layer, units in structure(small).items() if ".attn" in layer) < 12
+    save_weights(small, tmp_path / "small.safetensors")
+    again = create_model(tmp_path / "small.safetensors").eval()
+    assert structure(again) == structure(small) and torch.equal(again(images), small(images))
+
+
+def test_a_mixer_with_other_parameters_keeps_its_heads(vit):
+    vit.blocks[0].attn.temperature = nn.Parameter(torch.ones(3))
+    assert set(structure(vit)) == {"blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp"}
+
+
+def test_what_cannot_be_pruned_is_named(vit, batches):
+    vit.blocks[0].attn.temperature = nn.Parameter(torch.ones(3))
+    attn = count_macs(vit.blocks[0].attn, torch.zeros(1, 17, 24).double()) / count_macs(vit, batches[0][0][:1])
+    message = rf"macs 0.1 cannot be reached: .* most is in blocks.0.attn \({attn:.3f}\), patch_embed \(0.0\d+\), head"
+    with pytest.raises(ValueError, match=message):
+        prune_model(vit, batches, macs=0.1, rounds=1)
 
 
 # ----------------------------------------------------------------------------------------------------------- importance

@@ -22,15 +22,15 @@ class TokenMixer(Attention):
 
     def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
         """Tokens x (B, N, D), prefix tokens first, that lie on ``grid`` -> (B, N, D)."""
-        B, N, D = x.shape
-        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads).permute(2, 0, 3, 1, 4)
+        B, N, _ = x.shape
+        q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         if self.recorder is None:
             x = self.mix(q, k, v, grid)
         else:  # nobody forms these weights to compute with them; whoever wants to see them pays N²
             weights = self.weights(q, k, grid)
             self.recorder.append(weights)
             x = weights @ v
-        return self.proj(x.transpose(1, 2).reshape(B, N, D))
+        return self.proj(x.transpose(1, 2).flatten(2))
 
     @abstractmethod
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid | None) -> Tensor:

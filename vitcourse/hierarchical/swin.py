@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,8 @@ class WindowAttention(nn.Module):
     >>> mixer(torch.zeros(2, 14 * 10, 32), (14, 10, 0)).shape
     torch.Size([2, 140, 32])
     """
+
+    head_axes: ClassVar[dict[str, int]] = {"relative_position_bias_table": 1}
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ they act: x + f(norm(x)), and where they shrink the map, Proj(Pool(x)) + f(norm(
 """
 
 from collections import OrderedDict
+from typing import ClassVar
 
 import torch
 from einops import rearrange
@@ -122,6 +123,8 @@ class RelativeAttention(nn.Module):
     >>> mixer(torch.zeros(2, 16, 32), (4, 4, 0)).shape, mixer.relative_position_bias_table.shape
     (torch.Size([2, 16, 32]), torch.Size([49, 4]))
     """
+
+    head_axes: ClassVar[dict[str, int]] = {"relative_position_bias_table": 1}
 
     def __init__(
         self,

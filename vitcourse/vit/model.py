@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,10 @@ class Attention(nn.Module):
     A token mixer is called as ``mixer(x, grid)`` with x (B, N, D) and returns (B, N, D). ``grid`` says how the tokens
     lie on the image, for mixers that need to know; this one does not.
 
+    A mixer whose heads do not depend on each other can lose some of them (:mod:`vitcourse.hardware.prune`). It has
+    ``num_heads``, ``qkv`` and ``proj`` as here, and ``head_axes`` names its other parameters, each with the axis that
+    has one entry a head. A mixer with parameters that it does not name keeps all its heads.
+
     Args:
         dim: width D.
         num_heads: heads H.
@@ -42,6 +47,8 @@ class Attention(nn.Module):
     Raises:
         ValueError: dim is not divisible by num_heads, and no head_dim is given.
     """
+
+    head_axes: ClassVar[dict[str, int]] = {}
 
     def __init__(
         self,

@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitcourse.layers import Mlp
 from vitcourse.train.evaluation import evaluating, find_mean_std, normalise
-from vitcourse.vit import Attention
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W), as the model takes them, and labels (B,)
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits and labels to their mean loss
@@ -23,9 +22,10 @@ Structure = dict[str, int]  # heads, or hidden channels, of each layer that has 
 
 
 def structure(model: nn.Module) -> Structure:
-    """Heads of each :class:`vitcourse.vit.Attention` and hidden channels of each :class:`vitcourse.layers.Mlp`.
+    """Heads of each attention and hidden channels of each :class:`vitcourse.layers.Mlp`, by the layer's name.
 
-    It is all that :func:`prune_like` needs to build a pruned model again.
+    What an attention must be like is said at :class:`vitcourse.vit.Attention`; Swin's, CoAtNet's and the mixers of
+    :mod:`vitcourse.efficient_attention` are. It is all that :func:`prune_like` needs to build a pruned model again.
 
     >>> from vitcourse import create_model
     >>> structure(create_model("vit_tiny", img_size=32, patch_size=16, depth=1))
@@ -34,26 +34,32 @@ def structure(model: nn.Module) -> Structure:
     return {name: _units(layer) for name, layer in _prunable(model).items()}
 
 
-def _prunable(model: nn.Module) -> dict[str, Attention | Mlp]:
-    # Other mixers have tables or forms of their own for each head, so subclasses are left alone.
-    found = {name: layer for name, layer in model.named_modules() if type(layer) in (Attention, Mlp)}
+def _prunable(model: nn.Module) -> dict[str, nn.Module]:
+    found = {name: layer for name, layer in model.named_modules() if type(layer) is Mlp or _can_lose_heads(layer)}
     if not found:
-        raise ValueError(f"{type(model).__name__} has no vit.Attention and no layers.Mlp, so there is nothing to prune")
+        raise ValueError(f"{type(model).__name__} has nothing to prune: no attention with head_axes, and no layers.Mlp")
     for name, layer in found.items():
-        for part in ("qkv", "proj") if isinstance(layer, Attention) else ("fc1", "fc2"):
+        for part in ("fc1", "fc2") if type(layer) is Mlp else ("qkv", "proj"):
             if type(getattr(layer, part)) is not nn.Linear:
                 kind = type(getattr(layer, part)).__name__
                 raise ValueError(f"{name}.{part} is a {kind}, not nn.Linear; prune first, then quantize or adapt")
     return found
 
 
-def _units(layer: Attention | Mlp) -> int:
-    return layer.num_heads if isinstance(layer, Attention) else layer.fc1.out_features
+def _can_lose_heads(layer: nn.Module) -> bool:
+    """Whether the layer says of each of its parameters where the heads are."""
+    axes = getattr(layer, "head_axes", None)
+    own = {name for name, _ in layer.named_parameters() if not name.startswith(("qkv.", "proj."))}
+    return axes is not None and own <= axes.keys()
 
 
-def _outlet(layer: Attention | Mlp) -> nn.Linear:
+def _units(layer: nn.Module) -> int:
+    return layer.fc1.out_features if type(layer) is Mlp else layer.num_heads
+
+
+def _outlet(layer: nn.Module) -> nn.Linear:
     """The linear layer that adds up what the heads, or the hidden channels, have found."""
-    return layer.proj if isinstance(layer, Attention) else layer.fc2
+    return layer.fc2 if type(layer) is Mlp else layer.proj
 
 
 def count_macs(model: nn.Module, images: Tensor) -> int:
@@ -237,14 +243,18 @@ def _some(units: list[int]) -> str:
     return f"{units}" if len(units) <= 8 else f"{len(units)} units from {min(units)} to {max(units)}"
 
 
-def _shrink(layer: Attention | Mlp, units: Tensor) -> None:
-    if isinstance(layer, Mlp):
+def _shrink(layer: nn.Module, units: Tensor) -> None:
+    units = units.to(next(layer.parameters()).device)
+    if type(layer) is Mlp:
         layer.fc1, layer.fc2 = _rows(layer.fc1, units), _columns(layer.fc2, units)
         return
-    d, heads = layer.head_dim, layer.num_heads
-    features = (units[:, None] * d + torch.arange(d)).flatten()
+    heads, d = layer.num_heads, layer.proj.in_features // layer.num_heads
+    features = (units[:, None] * d + torch.arange(d, device=units.device)).flatten()
     layer.qkv = _rows(layer.qkv, torch.cat([features + part * heads * d for part in range(3)]))
     layer.proj = _columns(layer.proj, features)
+    for name, axis in layer.head_axes.items():
+        table = getattr(layer, name)
+        setattr(layer, name, nn.Parameter(table.detach().index_select(axis, units), table.requires_grad))
     layer.num_heads = len(units)
 
 
@@ -339,9 +349,9 @@ def prune_model(
         costs, total = _macs_per_unit(pruned, example)
         keep, remaining = _choose(scores, costs, total - target, _floors(pruned, min_heads, channel_multiple))
         if remaining > 0:
-            least = (target + remaining) / full
             raise ValueError(
-                f"macs {macs} cannot be reached: round {step} ends at {least:.3f} with all layers at minimum"
+                f"macs {macs} cannot be reached: round {step} ends at {(target + remaining) / full:.3f} with min_heads "
+                f"{min_heads} and channel_multiple {channel_multiple}; {_not_prunable(pruned, example, full)}"
             )
         keep_units(pruned, keep)
         if finetune is not None:
@@ -366,11 +376,26 @@ def _checked(scores: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor
     return tensors
 
 
+def _not_prunable(model: nn.Module, images: Tensor, full: int) -> str:
+    """For a message: the modules that hold nothing to prune, with their part of the MACs, largest first."""
+    root, layers = f"{type(model).__name__}.", _prunable(model)
+    counts = _count(model, images).get_flop_counts()
+    macs = {name.removeprefix(root): sum(kinds.values()) / 2 for name, kinds in counts.items() if name.startswith(root)}
+    apart = [n for n in macs if not any(_within(n, layer) or _within(layer, n) for layer in layers)]
+    whole = [n for n in apart if not any(n != other and _within(n, other) for other in apart)]
+    largest = sorted(whole, key=macs.get, reverse=True)[:3]
+    return "of what cannot be pruned, most is in " + ", ".join(f"{n} ({macs[n] / full:.3f})" for n in largest)
+
+
+def _within(name: str, other: str) -> bool:
+    return f"{name}.".startswith(f"{other}.")
+
+
 def _floors(model: nn.Module, min_heads: int, channel_multiple: int) -> dict[str, tuple[int, int]]:
     """For each layer: how many units stay at least, and how many go at a time."""
     floors = {}
     for name, layer in _prunable(model).items():
-        heads = isinstance(layer, Attention)
+        heads = type(layer) is not Mlp
         if heads and _units(layer) < min_heads:
             raise ValueError(f"min_heads {min_heads} is more than the {_units(layer)} heads that {name} has")
         floors[name] = (min_heads, 1) if heads else (channel_multiple, channel_multiple)
