@@ -136,7 +136,7 @@ class W8A8Linear(Int8Linear):
     """int8 weights times int8 activations: the product is one of integers, which hardware does fastest.
 
     Activations are quantized as they come, with a scale per token (Dettmers et al. 2022, sec. 2.1, without its float16
-    outliers), or, where ``input_scale`` is given, all with this one, which saves looking for the maximum.
+    outliers), or, where ``input_scale`` is given, all with this one, beyond which they are clipped.
 
     Args:
         linear: the layer to take the weights of.
@@ -158,11 +158,13 @@ class W8A8Linear(Int8Linear):
                 "rounded activations have no gradient; run under torch.inference_mode(), or quantize with "
                 "scheme='int8' or 'int4', which are differentiable in their input"
             )
-        if self.input_scale is None:
-            q, scale = quantize_per_token(x)
-        else:
-            q, scale = round_to(x.float(), self.input_scale), self.input_scale
+        q, scale = quantize_per_token(x) if self.input_scale is None else self._round_static(x.float())
         return w8a8_linear(q, scale, self.weight_int8, self.weight_scale, self.bias, x.dtype)
+
+    def _round_static(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As :func:`quantize_per_token`, but by one scale; for tokens with NaN or infinity it is NaN, as no integer is."""
+        finite = x.sum(dim=1, keepdim=True).isfinite()  # (M, 1)
+        return round_to(x, self.input_scale), torch.where(finite, self.input_scale, torch.nan)
 
 
 class Int4Linear(QuantizedLinear):
