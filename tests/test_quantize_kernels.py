@@ -62,6 +62,16 @@ def test_gradients_of_the_operators_are_those_of_the_linear_layer():
             assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", ops.FLOATS)
+def test_only_halves_take_the_kernels_that_multiply_real_numbers(dtype, monkeypatch):
+    """Elsewhere, Triton spills, wants too much shared memory, or has no product at all."""
+    taken = []
+    monkeypatch.setattr(ops, "_has_kernels", lambda device: True)
+    on_cuda = ops.dispatcher(lambda x: taken.append("plain"), lambda x: taken.append("kernel"))
+    on_cuda(torch.zeros(1, dtype=dtype))
+    assert taken == ["kernel" if dtype in (torch.float16, torch.bfloat16) else "plain"]
+
+
 # ------------------------------------------------------------------------------------------------------------- kernels
 
 INTERPRETED = """
@@ -81,6 +91,7 @@ def check(what, passed):
 def close(got, exact, tolerance):
     return ((got - exact).abs().max() <= tolerance * exact.abs().max()).item()
 
+HALF = torch.finfo(torch.float16).eps
 SHAPES = [(1, 1, 1), (3, 5, 33), (17, 64, 7), (70, 300, 65)]
 for M, K, N in SHAPES:
     x8, w8 = (torch.randint(-128, 128, (rows, K), dtype=torch.int8) for rows in (M, N))
@@ -92,16 +103,13 @@ for M, K, N in SHAPES:
     for scale in (x_scale, x_scale[:1]):
         real = exact.double() * scale * w_scale.t() + bias
         check(("w8a8", M, K, N), close(ops.launch_w8a8(x8, scale, w8, w_scale, bias, torch.float32), real, 1e-6))
-    for dtype, tolerance in ((torch.float32, 2e-6), (torch.float16, 1e-3)):
-        x = torch.randn(K, M).t().to(dtype)  # columns lie next to each other
-        real = x.double() @ dequantize(w8, w_scale).double().t() + bias
-        got = ops.launch_w8a16(x, w8, w_scale, bias)
-        check(("w8a16", M, K, N, str(dtype)), got.dtype == dtype and close(got, real, tolerance))
-        for group in (32, 64, 128, 256):
-            packed, scales = four_bit(torch.randn(N, K), group)
-            real = x.double() @ ops.dequantize_int4(packed, scales, group, K).double().t()
-            got = ops.launch_w4a16(x, packed, scales, None, group)
-            check(("w4a16", M, K, N, group, str(dtype)), got.dtype == dtype and close(got, real, tolerance))
+    x = torch.randn(K, M).t().half()  # columns lie next to each other
+    real = x.double() @ dequantize(w8, w_scale).double().t() + bias
+    check(("w8a16", M, K, N), close(ops.launch_w8a16(x, w8, w_scale, bias), real, HALF))
+    for group in (32, 64, 128, 256):
+        packed, scales = four_bit(torch.randn(N, K), group)
+        real = x.double() @ ops.dequantize_int4(packed, scales, group, K).double().t()
+        check(("w4a16", M, K, N, group), close(ops.launch_w4a16(x, packed, scales, None, group), real, HALF))
     x = torch.randn(M, K) * torch.logspace(-30, 30, M)[:, None]
     x[0] = 0
     for got, expected in zip(ops.launch_quantize_per_token(x), quantize(x), strict=True):
@@ -136,7 +144,7 @@ def run_python(code: str, **environment: str) -> list:
 
 def test_kernels_compute_what_they_should_on_the_interpreter():
     count, failures = run_python(INTERPRETED, TRITON_INTERPRET="1")
-    assert failures == [] and count == 64
+    assert failures == [] and count == 44
 
 
 COMPILED = """

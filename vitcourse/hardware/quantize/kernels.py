@@ -84,7 +84,7 @@ def w8a16(
     x_ptr, weight_ptr, weight_scale_ptr, bias_ptr, out_ptr, M, N, K,
     WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """int8 weights, exact in the type of x, times x. The channel's scale is applied to the sum."""
+    """int8 weights, exact in the type of x, float16 or bfloat16, times x. The channel's scale is applied to the sum."""
     rows, columns = _tile(M, N, BLOCK_M, BLOCK_N)
     x_rows, weight_rows = _row_pointers(x_ptr, rows, M, K), _row_pointers(weight_ptr, columns, N, K)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -92,7 +92,7 @@ def w8a16(
         k = first + tl.arange(0, BLOCK_K)
         x = _load_k(x_rows, k, K, WHOLE)
         weight = _load_k(weight_rows, k, K, WHOLE).to(x.dtype)
-        total = tl.dot(x, tl.trans(weight), total, input_precision="ieee")
+        total = tl.dot(x, tl.trans(weight), total)
     weight_scale = tl.load(weight_scale_ptr + columns, mask=columns < N, other=0)
     _store(out_ptr, total * weight_scale[None, :], bias_ptr, rows, columns, M, N)
 

@@ -1,7 +1,8 @@
 """The products that quantized layers are made of, one function each, on every device.
 
 On CUDA they are operators ``torch.ops.vitcourse.*`` with fake kernels, which torch.compile and torch.export take: the
-Triton kernels, or, before compute capability 8.0, whose tensor cores Triton leaves unused, what other devices do.
+Triton kernels, or what other devices do: before compute capability 8.0, whose tensor cores Triton leaves unused, and
+where weights meet inputs in float32 or float64, whose products cuBLAS makes faster.
 Everywhere else they are PyTorch's own operators, which the compiler fuses and an exported program carries without this
 library.
 """
@@ -17,6 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .integers import dequantize, quantize, unpack_int4
+
+HALVES = (torch.float16, torch.bfloat16)
+FLOATS = (*HALVES, torch.float32, torch.float64)
 
 # Whether this CPU has instructions that multiply 8-bit integers and let no sum saturate (x86's VNNI).
 HAS_FAST_INT8 = torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
@@ -50,14 +54,20 @@ def w8a8_linear(
 
 
 def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """x (weight · weight_scale)ᵀ + bias: x (M, K) floating point, weight (N, K) int8, its scale (N, 1) float32."""
+    """x (weight · weight_scale)ᵀ + bias: x (M, K) floating point, weight (N, K) int8, its scale (N, 1) float32.
+
+    On CUDA, float16 and bfloat16 take a Triton kernel, float32 and float64 the product of PyTorch.
+    """
     if x.is_cuda:
         return torch.ops.vitcourse.w8a16_linear(x, weight, weight_scale, bias)
     return _w8a16_plain(x, weight, weight_scale, bias)
 
 
 def w4a16_linear(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
-    """x Wᵀ + bias for 4-bit W: x (M, K) floating point, packed (N, G · group_size / 2) uint8, its scale (N, G)."""
+    """x Wᵀ + bias for 4-bit W: x (M, K) floating point, packed (N, G · group_size / 2) uint8, its scale (N, G).
+
+    On CUDA, float16 and bfloat16 take a Triton kernel, float32 and float64 the product of PyTorch.
+    """
     if x.is_cuda:
         return torch.ops.vitcourse.w4a16_linear(x, packed, weight_scale, bias, group_size)
     return _w4a16_plain(x, packed, weight_scale, bias, group_size)
@@ -244,16 +254,24 @@ def _gradient(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return gradient @ real.to(gradient.dtype), None, None, bias, *[None for _ in ctx.group_size]
 
 
-def _register(schema: str, plain: Callable, launch: Callable, fake: Callable) -> None:
+def _register(
+    schema: str, plain: Callable, launch: Callable, fake: Callable, types: tuple[torch.dtype, ...] = HALVES
+) -> None:
+    """Define an operator: :func:`dispatcher` says when it takes which."""
     name = "vitcourse::" + schema.partition("(")[0]
-
-    def on_cuda(x: Tensor, *rest: Any) -> Any:
-        return (launch if _has_kernels(x.device) else plain)(x, *rest)
-
     torch.library.define(name, schema.removeprefix(schema.partition("(")[0]))
     torch.library.impl(name, "CPU")(plain)
-    torch.library.impl(name, "CUDA")(on_cuda)
+    torch.library.impl(name, "CUDA")(dispatcher(plain, launch, types))
     torch.library.register_fake(name)(fake)
+
+
+def dispatcher(plain: Callable, launch: Callable, types: tuple[torch.dtype, ...] = HALVES) -> Callable:
+    """What an operator does on CUDA: ``launch`` for an x of these types, where the chip has the instructions."""
+
+    def on_cuda(x: Tensor, *rest: Any) -> Any:
+        return (launch if x.dtype in types and _has_kernels(x.device) else plain)(x, *rest)
+
+    return on_cuda
 
 
 @cache
@@ -263,13 +281,20 @@ def _has_kernels(device: torch.device) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-_register("quantize_per_token(Tensor x) -> (Tensor, Tensor)", quantize, launch_quantize_per_token, _fake_quantize)
+_register(
+    "quantize_per_token(Tensor x) -> (Tensor, Tensor)",
+    quantize,
+    launch_quantize_per_token,
+    _fake_quantize,
+    FLOATS,
+)
 _register(
     "w8a8_linear(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor? bias, ScalarType dtype)"
     " -> Tensor",
     _w8a8_plain,
     launch_w8a8,
     _fake_w8a8,
+    (torch.int8,),
 )
 _register(
     "w8a16_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias) -> Tensor",
