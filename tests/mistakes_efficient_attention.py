@@ -57,6 +57,21 @@ def query_by_query_but_all_at_once(q, k, v):
     return (scores * v.unsqueeze(2)).sum(3) / scores.sum(3)
 
 
+@variant(LINEAR, "quadratic")
+def in_tiles_of_queries(q, k, v):
+    rows = [tile @ k.mT for tile in q.split(16, dim=2)]
+    return torch.cat([row / row.sum(-1, keepdim=True) @ v for row in rows], dim=2)
+
+
+@variant(LINEAR, "quadratic")
+def query_by_query(q, k, v):
+    out = []
+    for n in range(q.shape[2]):
+        weights = (q[:, :, n, None] * k).sum(-1)
+        out.append(torch.einsum("bhk,bhkd->bhd", weights / weights.sum(-1, keepdim=True), v))
+    return torch.stack(out, dim=2)
+
+
 @variant(LINEAR, "no-normaliser")
 def numerator_only(q, k, v):
     return torch.einsum("bhnm,bhmd->bhnd", q, context(k, v))
@@ -133,10 +148,26 @@ def one_maximum_for_all_keys(q, k, v, projection):
 
 
 @right(RANDOM)
+def two_softmaxes(q, k, v, projection):
+    """Each feature spreads one unit over the keys; what it weighed moves over to the queries."""
+    log_k = logs(k, projection)
+    weighed = log_k.logsumexp(2, keepdim=True)
+    return (logs(q, projection) + weighed).softmax(-1) @ (torch.softmax(log_k, 2).mT @ v)
+
+
+@variant(RANDOM, "quadratic")
 def log_sum_exp(q, k, v, projection):
     """Weights of every pair by logsumexp over the features: quadratic, and exact for any length."""
-    pairs = (logs(q, projection).unsqueeze(3) + logs(k, projection).unsqueeze(2)).logsumexp(-1)
-    return pairs.softmax(-1) @ v
+    rows = [torch.logsumexp(row + logs(k, projection), -1) for row in logs(q, projection).split(1, dim=2)]
+    return F.softmax(torch.stack(rows, 2), -1) @ v
+
+
+@variant(RANDOM, "quadratic")
+def features_multiplied(q, k, v, projection):
+    log_q, log_k = logs(q, projection), logs(k, projection)
+    most = log_k.amax(2, keepdim=True)
+    scores = torch.softmax(log_q + most, -1) @ (log_k - most).exp().mT
+    return F.normalize(scores, p=1, dim=-1) @ v
 
 
 @variant(RANDOM, "no-stabiliser")
@@ -387,6 +418,28 @@ def full_matrix_filled_in(q, k, v, layout):
     return (q @ k.mT / math.sqrt(q.shape[-1]) + bias).softmax(-1) @ v
 
 
+@variant(SPARSE, "dense")
+def all_keys_block_by_block(q, k, v, layout):
+    n, prefix, outs = q.shape[2], q.shape[2] - len(layout.home), []
+    for queries, keys, hidden in zip(layout.queries, layout.keys, layout.hidden, strict=True):
+        bias = torch.full((len(queries), n), -math.inf, dtype=q.dtype)
+        for row, secret in zip(bias, hidden.expand(len(queries), -1), strict=True):
+            row[keys[~secret]] = 0
+        outs.append((q[:, :, queries] @ k.mT / math.sqrt(q.shape[-1]) + bias).softmax(-1) @ v)
+    first = F.scaled_dot_product_attention(q[:, :, :prefix], k, v)
+    return torch.cat([first, torch.cat(outs, 2)[:, :, layout.home]], 2)
+
+
+@variant(SPARSE, "scattered")
+def copied_to_their_numbers(q, k, v, layout):
+    prefix = q.shape[2] - len(layout.home)
+
+    def order(out, layout):
+        return torch.zeros_like(v).index_copy(2, layout.queries.reshape(-1), out)[:, :, prefix:]
+
+    return block_by_block(masked, order)(q, k, v, layout)
+
+
 @unknown(SPARSE)
 def plain_attention(q, k, v, layout):
     return F.scaled_dot_product_attention(q, k, v)
@@ -481,6 +534,7 @@ for key, change in {
     "b-before-a": {"b_first": True},
     "in-order-of-likeness": {"order": lambda likeness: -likeness},
     "halves": {"split": lambda patches: (patches[: (len(patches) + 1) // 2], patches[(len(patches) + 1) // 2 :])},
+    "counted-among-patches": {"split": lambda patches: (patches[::2], patches[1::2])},
     "prefix-merged": {"protect": False},
 }.items():
     variant(MATCHING, key)(one_by_one(**change))
@@ -537,6 +591,15 @@ def scattered(x, size, place, count):
     total = x.new_zeros(len(x), count, x.shape[-1]).scatter_add(1, index, x * size.unsqueeze(-1))
     sizes = size.new_zeros(len(x), count).scatter_add(1, place, size)
     return total / sizes.unsqueeze(-1), sizes
+
+
+@right(MERGE)
+def shares_without_gradient(x, size, place, count):
+    """The share that each token has in its group is a number, which nothing is to be learnt through."""
+    with torch.no_grad():
+        sizes = size.new_zeros(len(x), count).scatter_add(1, place, size)
+        onto = F.one_hot(place, count).to(x) * (size / sizes.gather(1, place)).unsqueeze(-1)
+    return torch.einsum("bnc,bnd->bcd", onto, x), sizes
 
 
 variant(MERGE, "unweighted")(group_by_group(lambda x, sizes: x.mean(0)))
@@ -596,6 +659,23 @@ right(PROPORTIONAL)(with_bias(torch.log))
 def weighted_exponentials(q, k, v, size):
     weights = torch.exp(q @ k.mT / math.sqrt(q.shape[-1])) * size.reshape(len(size), 1, 1, -1)
     return weights @ v / weights.sum(-1, keepdim=True)
+
+
+@right(PROPORTIONAL)
+def repeated(q, k, v, size):
+    """To the letter: as many equal keys as a size says, image by image."""
+    outs = []
+    for b in range(len(q)):
+        several = [x[b].repeat_interleave(size[b].long(), dim=1) for x in (k, v)]
+        outs.append(F.scaled_dot_product_attention(q[b], *several))
+    return torch.stack(outs)
+
+
+@right(PROPORTIONAL)
+def bias_without_gradient(q, k, v, size):
+    with torch.no_grad():
+        bias = size.log()
+    return with_bias(lambda _: bias)(q, k, v, size)
 
 
 variant(PROPORTIONAL, "size-without-log")(with_bias(lambda size: size))

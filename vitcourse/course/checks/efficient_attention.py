@@ -10,26 +10,37 @@ from vitcourse.course.checks import call, check, holds
 from vitcourse.layers import attention
 
 
-class _Largest(TorchDispatchMode):
-    """Notes the largest number of values that any operation returns."""
+class _Work(TorchDispatchMode):
+    """Sums up the values that operations compute. Views compute none, and changes in place none that are new."""
 
     values = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        self.values = max([self.values, *(t.numel() for t in tree_leaves(result) if isinstance(t, Tensor))])
+        known = {t.untyped_storage().data_ptr() for t in _tensors((args, kwargs))}
+        self.values += sum(t.numel() for t in _tensors(result) if t.untyped_storage().data_ptr() not in known)
         return result
 
 
-def _forms_no_matrix(tokens, *args):
-    """No operation of ``answer(*args)`` returns as many values as a quarter of the (N, N) matrix has."""
+def _tensors(tree):
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _grows_linearly(once, twice):
+    """Does ``answer`` compute fewer than three times as many values for twice the tokens? Of N², it would be four."""
 
     def predicate(answer):
-        with torch.no_grad(), _Largest() as largest:
-            answer(*args)
-        return largest.values < tokens**2 / 4
+        work = []
+        for args in (once, twice):
+            with torch.no_grad(), _Work() as mode:
+                answer(*args)
+            work.append(mode.values)
+        return work[1] < 3 * work[0]
 
     return predicate
+
+
+QUADRATIC = "right, but its work grows with the square of the number of tokens"
 
 
 # ------------------------------------------------------------------------------------------------------------- linear
@@ -50,10 +61,8 @@ def _forms_no_matrix(tokens, *args):
 def linear_attention(rng):
     yield call(rng.uniform(2, 3, 7, 5), rng.uniform(2, 3, 7, 5), rng.normal(2, 3, 7, 4))
     yield call(rng.uniform(1, 2, 6, 3), rng.uniform(1, 2, 9, 3), rng.normal(1, 2, 9, 5)).on("more keys than queries")
-    features = rng.uniform(1, 1, 256, 4), rng.uniform(1, 1, 256, 4), rng.normal(1, 1, 256, 4)
-    yield holds(
-        "right, but a matrix of N × N is formed on the way", _forms_no_matrix(256, *features), points_to="quadratic"
-    )
+    once, twice = ((rng.uniform(1, 1, n, 4), rng.uniform(1, 1, n, 4), rng.normal(1, 1, n, 4)) for n in (128, 256))
+    yield holds(QUADRATIC, _grows_linearly(once, twice), points_to="quadratic")
 
 
 linear_attention.mistake(
@@ -108,16 +117,20 @@ def random_feature_attention(rng):
     )
     large = 30 * rng.normal(1, 1, 4, 4), 30 * rng.normal(1, 1, 5, 4), rng.normal(1, 1, 5, 3), rng.normal(7, 4)
     yield call(*large).on("long queries and keys")
+    once, twice = ((*(rng.normal(1, 1, n, 3) for _ in range(3)), rng.normal(4, 3)) for n in (128, 256))
+    yield holds(QUADRATIC, _grows_linearly(once, twice), points_to="quadratic")
+
+
+def _logarithms(x, projection, power=0.25, square=0.5):
+    x = x * x.shape[-1] ** -power
+    return x @ projection.mT - square * x.square().sum(-1, keepdim=True)
 
 
 def _features(power=0.25, square=0.5, stabilise=True, per_key=False, normalise=True):
     """Random-feature attention in its steps, each of which a mistake may replace."""
 
     def attend(q, k, v, projection):
-        log_q, log_k = (
-            x @ projection.mT - square * x.square().sum(-1, keepdim=True)
-            for x in (t * t.shape[-1] ** -power for t in (q, k))
-        )
+        log_q, log_k = (_logarithms(x, projection, power, square) for x in (q, k))
         if stabilise:
             most = log_k.amax(-1 if per_key else -2, keepdim=True)
             log_q = log_q if per_key else log_q + most
@@ -156,6 +169,17 @@ random_feature_attention.mistake(
     "each key loses a maximum of its own: that changes how much it weighs against the other keys",
     _features(per_key=True),
 )
+
+
+@random_feature_attention.mistake(
+    "quadratic",
+    "the values are right, the cost is not: weights of all pairs of tokens are computed, which features are to avoid",
+)
+def _(q, k, v, projection):
+    pairs = (_logarithms(q, projection)[:, :, :, None] + _logarithms(k, projection)[:, :, None]).logsumexp(-1)
+    return pairs.softmax(-1) @ v
+
+
 random_feature_attention.mistake(
     "no-normaliser",
     "the weights of a query do not sum to one: the sum of the estimates stands under the fraction",
@@ -262,8 +286,11 @@ def sparse_attention(rng):
     yield call(*qkv(2, 1, 2 + 3 * 7, 5), efficient_attention.block_layout((3, 7, 2), 2, 1, 1, 0)).on(
         "blocks that reach over the edge"
     )
-    large = *qkv(1, 1, 400, 2), efficient_attention.local_layout((20, 20, 0), 3, 4)
-    yield holds("right, but a matrix of N × N is formed on the way", _forms_no_matrix(400, *large), points_to="dense")
+    once, twice = (
+        (*qkv(1, 1, 20 * w, 2), efficient_attention.local_layout((20, w, 0), window_size=3, block_size=4))
+        for w in (20, 40)
+    )
+    yield holds(QUADRATIC, _grows_linearly(once, twice), points_to="dense")
 
 
 def _sparsely(scaled=True, hide="before", home=True, prefix_sees="all"):
@@ -321,6 +348,21 @@ def _(q, k, v, layout):
     return attention(q, k, v, bias=torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, float("-inf")))
 
 
+@sparse_attention.mistake(
+    "scattered",
+    "a patch that is repeated at the edge is written twice, and its gradient counted twice: pick each patch once, "
+    "from `home`",
+)
+def _(q, k, v, layout):
+    prefix = q.shape[2] - len(layout.home)
+    scores = q[:, :, layout.queries] @ k[:, :, layout.keys].mT * q.shape[-1] ** -0.5
+    out = scores.masked_fill(layout.hidden, float("-inf")).softmax(-1) @ v[:, :, layout.keys]
+    everywhere = torch.zeros_like(v)
+    everywhere[:, :, layout.queries.flatten()] = out.flatten(2, 3)
+    first = attention(q[:, :, :prefix], k, v) if prefix else out[:, :, :0, 0]
+    return torch.cat([first, everywhere[:, :, prefix:]], dim=2)
+
+
 # ------------------------------------------------------------------------------------------------------ token merging
 
 
@@ -350,8 +392,9 @@ def _match(metric, r, prefix, normalise=True, order="closest", numbering="a b", 
     metric = torch.nn.functional.normalize(metric, dim=-1) if normalise else metric
     n = metric.shape[1]
     numbers = torch.arange(prefix, n)
-    if split == "alternate":
-        a, b = numbers[numbers % 2 == 0], numbers[numbers % 2 == 1]
+    if split != "halves":
+        start = prefix if split == "from the first patch" else 0
+        a, b = (numbers[(numbers - start) % 2 == odd] for odd in (0, 1))
     else:
         a, b = numbers[: (n - prefix + 1) // 2], numbers[(n - prefix + 1) // 2 :]
     value, partner = (metric[:, a] @ metric[:, b].mT).max(-1)
@@ -401,6 +444,11 @@ _catalogue_matching(
     "A and B are two halves of the image, so that neighbours can hardly ever merge; they should take turns",
     split="halves",
 )
+_catalogue_matching(
+    "counted-among-patches",
+    "even and odd are counted from the first patch on; places count the prefix tokens, too",
+    split="from the first patch",
+)
 bipartite_matching.mistake(
     "prefix-merged",
     "prefix tokens are merged like patches: [CLS] is lost among them",
@@ -413,6 +461,7 @@ bipartite_matching.mistake(
     reference="vitcourse.efficient_attention.merge",
     level=3,
     minutes=15,
+    gradients=("x",),
     why="A token may stand for many patches; an average that forgets this lets a single patch outvote them.",
     hints=[
         "Two sums for each place: of size · token, and of size.",
@@ -488,6 +537,7 @@ def _(x, size, place, count):
     reference="vitcourse.efficient_attention.proportional_attention",
     level=2,
     minutes=10,
+    gradients=("q", "k", "v"),
     why="Without it ten patches of sky that became one token would count as one patch.",
     hints=[
         "A key that stands for s patches should count as s equal keys would. What is s · exp(score), as one exponential?",
