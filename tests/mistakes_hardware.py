@@ -62,6 +62,12 @@ def relative_to_what_was(peak, total, out, scores, values):
     return torch.stack([peak, scores.max(-1).values]).max(0).values, w.sum(-1) + total, w.matmul(values) + out
 
 
+@variant(TILE, "zero-as-the-peak")
+def what_was_subtracted(peak, total, out, scores, values):
+    highest, total, out = stepwise()(peak, total, out, scores, values)
+    return highest.nan_to_num(neginf=0.0), total, out
+
+
 @unknown(TILE)
 def softmax_of_the_tile(peak, total, out, scores, values):
     return torch.maximum(peak, scores.amax(-1)), total + 1, out + scores.softmax(-1) @ values
@@ -101,13 +107,17 @@ def through_logarithms(peak, total, out, scores, values):
 TILED = "hardware.tiled_attention"
 
 
-def looped(scale=lambda d: d**-0.5, rest=True, finish=lambda total, out: out / total[..., None], only_last=False):
+def divided(total, out):
+    return out / total[..., None]
+
+
+def looped(scale=lambda d: d**-0.5, rest=True, finish=divided, only_last=False, lowest=-float("inf")):
     """A loop over indices, with the sums relative to a running maximum."""
 
     def answer(q, k, v, block=64):
         n = k.shape[-2]
         starts = [i for i in range(0, n, block) if rest or i + block <= n]
-        top = torch.full(q.shape[:-1], -float("inf"), dtype=q.dtype)
+        top = torch.full(q.shape[:-1], lowest, dtype=q.dtype)
         total, out = torch.zeros_like(top), torch.zeros(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
         for i in starts[-1:] if only_last else starts:
             s = torch.einsum("...nd,...md->...nm", q, k[..., i : i + block, :]) * scale(q.shape[-1])
@@ -125,7 +135,9 @@ variant(TILED, "scale-by-width")(looped(scale=lambda d: 1 / d))
 variant(TILED, "never-divided")(looped(finish=lambda total, out: out))
 variant(TILED, "rest-forgotten")(looped(rest=False))
 variant(TILED, "last-tile-only")(looped(only_last=True))
+variant(TILED, "peak-from-zero")(looped(lowest=0.0))
 right(TILED)(looped())
+right(TILED)(looped(lowest=-1e9))
 
 
 def one_by_one(q, k, v, block):
@@ -151,6 +163,21 @@ def whole_matrix(q, k, v, block=64):
     return torch.einsum("...nm,...md->...nd", weights, v)
 
 
+@variant(TILED, "tiles-of-queries")
+def block_of_queries(q, k, v, block=64):
+    result = torch.empty(*q.shape[:-1], v.shape[-1], dtype=q.dtype)
+    for i in range(0, q.shape[-2], block):
+        scores = torch.einsum("...nd,...md->...nm", q[..., i : i + block, :], k) / q.shape[-1] ** 0.5
+        weights = (scores - scores.amax(-1, keepdim=True)).exp()
+        result[..., i : i + block, :] = weights @ v / weights.sum(-1, keepdim=True)
+    return result
+
+
+@variant(TILED, "tiles-of-queries")
+def query_by_query(q, k, v, block=64):
+    return torch.cat([F.scaled_dot_product_attention(row, k, v) for row in q.split(1, -2)], -2)
+
+
 @unknown(TILED)
 def queries_and_keys_exchanged(q, k, v, block=64):
     return looped()(q, k.flip(-2), v, block)
@@ -169,6 +196,15 @@ def overlapping_tiles(q, k, v, block=64):
 @unknown(TILED)
 def cut_off_from_the_graph(q, k, v, block=64):
     return looped()(q.detach(), k.detach(), v.detach(), block)
+
+
+@right(TILED)
+def in_two_passes(q, k, v, block=64):
+    """The log-sum-exp of each query first, then weights that need no division."""
+    q = q / q.shape[-1] ** 0.5
+    whole = torch.stack([(q @ keys.mT).logsumexp(-1) for keys in k.split(block, -2)]).logsumexp(0)[..., None]
+    pairs = zip(k.split(block, -2), v.split(block, -2), strict=True)
+    return torch.stack([(q @ keys.mT - whole).exp() @ values for keys, values in pairs]).sum(0)
 
 
 @right(TILED)

@@ -122,17 +122,34 @@ def _(peak, total, out, scores, values):
     return peak, total, out / total[..., None]
 
 
-class _Largest(TorchDispatchMode):
-    """Notes the most numbers that any tensor had."""
+@attend_tile.mistake(
+    "zero-as-the-peak",
+    "while all keys are hidden, what is subtracted is 0, but the peak still is −∞: a later tile may have scores below 0",
+)
+def _(peak, total, out, scores, values):
+    new_peak, total, out = _attend_tile(peak, total, out, scores, values)
+    return torch.where(new_peak == -torch.inf, 0.0, new_peak), total, out
 
-    numbers = 0
+
+class _Sizes(TorchDispatchMode):
+    """Notes how many numbers each tensor had that was made."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {0}
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         result = operator(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, torch.Tensor):
-                self.numbers = max(self.numbers, tensor.numel())
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                self.seen.add(tensor.numel())
         return result
+
+
+def _sizes(answer, *inputs):
+    with _Sizes() as sizes:
+        answer(*inputs)
+    return sizes.seen
 
 
 @check(
@@ -152,14 +169,20 @@ def tiled_attention(rng):
     yield call(rng.normal(1, 1, 4, 2), rng.normal(1, 1, 8, 2), rng.normal(1, 1, 8, 2), 4).on("whole tiles")
     yield call(rng.normal(2, 6, 8), rng.normal(2, 5, 8), rng.normal(2, 5, 8), 16).on("a block larger than N")
     yield call(30 * rng.normal(1, 2, 9, 4), 30 * rng.normal(1, 2, 9, 4), rng.normal(1, 2, 9, 4), 2).on("large scores")
-    q, k, v = rng.normal(40, 4), rng.normal(48, 4), rng.normal(48, 4)
-
-    def stays_small(answer):
-        with _Largest() as largest:
-            answer(q, k, v, 8)
-        return largest.numbers <= 40 * 48 / 2
-
-    yield holds("a tensor with all the scores is made", stays_small, points_to="all-at-once")
+    far_below = 30 + rng.normal(1, 2, 9, 4), rng.normal(1, 2, 9, 4) - 30
+    yield call(*far_below, rng.normal(1, 2, 9, 4), 2).on("scores far below zero")
+    # 20 tiles of 20 keys. Tiles of queries give 20 · 400 scores, and for a single query a row of 400.
+    q, k, v = rng.normal(40, 3), rng.normal(400, 3), rng.normal(400, 3)
+    yield holds(
+        "a tensor with all the scores is made",
+        lambda answer: max(_sizes(answer, q, k, v, 20)) <= 40 * 400 / 2,
+        points_to="all-at-once",
+    )
+    yield holds(
+        "a tensor with all the scores of a query is made",
+        lambda answer: 400 not in _sizes(answer, q[:1], k, v, 20),
+        points_to="tiles-of-queries",
+    )
 
 
 def _tiles(k, v, block):
@@ -230,6 +253,25 @@ tiled_attention.mistake(
     "right, but all the scores are in memory at once, which is what tiles are there to avoid",
     lambda q, k, v, block=64: (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v,
 )
+tiled_attention.mistake(
+    "tiles-of-queries",
+    "right, but each query sees all its scores at once, and a row grows with N: it is the keys that come tile by tile",
+    lambda q, k, v, block=64: torch.cat(
+        [(part @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v for part in q.split(block, dim=-2)], dim=-2
+    ),
+)
+
+
+@tiled_attention.mistake(
+    "peak-from-zero",
+    "the peak starts at 0, as if there were a key with that score: where all scores are far below, every weight becomes 0",
+)
+def _(q, k, v, block=64):
+    state = q.new_zeros(q.shape[:-1]), q.new_zeros(q.shape[:-1]), q.new_zeros(*q.shape[:-1], v.shape[-1])
+    for keys, values in _tiles(k, v, block):
+        state = _attend_tile(*state, q @ keys.mT * q.shape[-1] ** -0.5, values)
+    return state[2] / state[1][..., None]
+
 
 if find_spec("triton"):
     from vitcourse.course.checks import hardware_kernels as hardware_kernels  # its check registers itself
