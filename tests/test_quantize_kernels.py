@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks import quantization as benchmark
 from vitcourse.hardware.quantize import SCHEMES, Int4Linear, Int8Linear, dequantize, ops, pack_int4, quantize
@@ -60,6 +61,75 @@ def test_gradients_of_the_operators_are_those_of_the_linear_layer():
         expected = torch.autograd.grad((F.linear(x, real, bias) * weight).sum(), (x, bias))
         for ours, theirs in zip(got, expected, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+WRONG = {  # operator, what is changed, what the error begins with and the remedy that it names
+    "x of three dimensions": ("w8a16_linear", {"x": torch.zeros(1, 5, 64)}, r"x must .* \(M, K\).*; flatten"),
+    "x of integers": ("w8a16_linear", {"x": torch.zeros(5, 64, dtype=torch.int8)}, "x must be .*; .*cast"),
+    "x of another width": ("w8a16_linear", {"x": torch.zeros(5, 128)}, r"weight must .* \(7, 128\).* got .* \(7, 64\)"),
+    "real weight": ("w8a8_linear", {"weight": torch.zeros(7, 64)}, "weight must be torch.int8 .* quantize"),
+    "scale of other rows": ("w8a8_linear", {"weight_scale": torch.ones(2, 1)}, r"weight_scale must .* \(7, 1\)"),
+    "flat scale": ("w8a16_linear", {"weight_scale": torch.ones(7)}, r"weight_scale must .* \(7, 1\)"),
+    "half scale": ("w8a16_linear", {"weight_scale": torch.ones(7, 1).half()}, "weight_scale must be torch.float32"),
+    "scale of other tokens": ("w8a8_linear", {"x_scale": torch.ones(3, 1)}, r"x_scale must .* \(5, 1\)"),
+    "bias of other rows": ("w8a16_linear", {"bias": torch.ones(8)}, r"bias must .* \(7,\)"),
+    "bias elsewhere": ("w4a16_linear", {"bias": torch.ones(7, device="meta")}, "bias must .* on cpu"),
+    "integer result": ("w8a8_linear", {"dtype": torch.int32}, "dtype torch.int32 must be"),
+    "group size": ("w4a16_linear", {"group_size": 48}, "group_size 48 must be 32, 64, 128 or 256"),
+    "other group size": ("w4a16_linear", {"group_size": 64}, r"weight_scale must .* \(7, 1\).* got .* \(7, 2\)"),
+    "signed bytes": ("w4a16_linear", {"packed": torch.zeros(7, 32, dtype=torch.int8)}, "packed must be torch.uint8"),
+    "packed of another width": ("w4a16_linear", {"x": torch.zeros(5, 65)}, r"packed must .* \(7, 48\)"),
+    "integers to quantize": ("quantize_per_token", {"x": torch.zeros(5, 64).int()}, "x must be torch.float16 or"),
+}
+
+
+def right_arguments(name: str) -> dict:
+    """Of an operator, by name."""
+    (x8, x_scale), (w8, scale), (packed, scales) = (
+        quantize(torch.randn(5, 64)),
+        quantize(torch.randn(7, 64)),
+        four_bit(torch.randn(7, 64), 32),
+    )
+    real, eight = {"x": torch.randn(5, 64)}, {"weight": w8, "weight_scale": scale, "bias": None}
+    return {
+        "quantize_per_token": real,
+        "w8a8_linear": {"x": x8, "x_scale": x_scale, **eight, "dtype": torch.float32},
+        "w8a16_linear": real | eight,
+        "w4a16_linear": {**real, "packed": packed, "weight_scale": scales, "bias": None, "group_size": 32},
+    }[name]
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_operators_refuse_what_their_kernels_would_misread(case):
+    name, change, message = WRONG[case]
+    arguments = right_arguments(name)
+    operator = getattr(operators, name)
+    operator(**arguments)
+    with pytest.raises(ValueError, match=message):
+        operator(**(arguments | change))
+    with FakeTensorMode() as fakes:
+        fake = {
+            key: fakes.from_tensor(value) if isinstance(value, Tensor) else value for key, value in arguments.items()
+        }
+        operator(**fake)
+        wrong = {key: fakes.from_tensor(value) if isinstance(value, Tensor) else value for key, value in change.items()}
+        with pytest.raises(ValueError, match=message):
+            operator(**(fake | wrong))
+
+
+@pytest.mark.parametrize("scale", ["per token", "static"])
+def test_checks_ask_nothing_of_the_number_of_tokens(scale):
+    """Not even where it follows from the data, and nobody knows it."""
+
+    class Model(nn.Module):
+        def forward(self, x: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+            q, x_scale = operators.quantize_per_token(x[x[:, 0] > 0])
+            x_scale = x_scale if scale == "per token" else torch.ones(1, 1)
+            return operators.w8a8_linear(q, x_scale, weight, weight_scale, None, torch.float32)
+
+    inputs = torch.randn(9, 64), *quantize(torch.randn(7, 64))
+    exported = torch.export.export(Model(), inputs).module()
+    assert torch.equal(exported(*inputs), Model()(*inputs))
 
 
 @pytest.mark.parametrize("dtype", ops.FLOATS)
@@ -115,6 +185,14 @@ for M, K, N in SHAPES:
     for got, expected in zip(ops.launch_quantize_per_token(x), quantize(x), strict=True):
         check(("quantize", M, K, N), torch.equal(got, expected))
 
+x, weight = torch.randn(5, 64).half(), torch.randn(7, 64)
+strided = [tensor.t().contiguous().t() for tensor in quantize(weight)]
+check("strided weight", torch.equal(ops.launch_w8a16(x, *strided, None), ops.launch_w8a16(x, *quantize(weight), None)))
+packed, scales = four_bit(weight, 32)
+strided = [tensor.t().contiguous().t() for tensor in (packed, scales)]
+same = torch.equal(ops.launch_w4a16(x, *strided, None, 32), ops.launch_w4a16(x, packed, scales, None, 32))
+check("strided 4-bit weight", same)
+
 x = torch.randn(4, 40)
 x[1, 3], x[2, 3] = torch.nan, torch.inf
 got, expected = ops.launch_quantize_per_token(x), quantize(x)
@@ -144,7 +222,7 @@ def run_python(code: str, **environment: str) -> list:
 
 def test_kernels_compute_what_they_should_on_the_interpreter():
     count, failures = run_python(INTERPRETED, TRITON_INTERPRET="1")
-    assert failures == [] and count == 44
+    assert failures == [] and count == 46
 
 
 COMPILED = """

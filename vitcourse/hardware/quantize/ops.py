@@ -21,6 +21,7 @@ from .integers import dequantize, quantize, unpack_int4
 
 HALVES = (torch.float16, torch.bfloat16)
 FLOATS = (*HALVES, torch.float32, torch.float64)
+GROUP_SIZES = (32, 64, 128, 256)  # of 4-bit weights
 
 # Whether this CPU has instructions that multiply 8-bit integers and let no sum saturate (x86's VNNI).
 HAS_FAST_INT8 = torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
@@ -172,6 +173,70 @@ def tiling(kernel: str, tokens: int, features: int) -> Tiling:
     return next(busy, choices[-1])
 
 
+# What an operator is given may come from anywhere, and a kernel reads wherever it is told to.
+
+
+def _check(name: str, tensor: Tensor, types: tuple[torch.dtype, ...], shape: tuple, x: Tensor, remedy: str) -> None:
+    if tensor.shape != shape or tensor.dtype not in types or tensor.device != x.device:
+        wanted = " or ".join(map(str, types))
+        raise ValueError(
+            f"{name} must be {wanted} of shape {tuple(shape)} on {x.device}, as x is, "
+            f"got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}; {remedy}"
+        )
+
+
+def _check_x(x: Tensor, types: tuple[torch.dtype, ...] = FLOATS) -> None:
+    if x.dim() != 2 or x.dtype not in types:
+        raise ValueError(
+            f"x must be {' or '.join(map(str, types))} of shape (M, K), got {x.dtype} of shape {tuple(x.shape)}; "
+            "flatten its leading dimensions, and cast or quantize it"
+        )
+
+
+def _check_bias(bias: Tensor | None, weight: Tensor, x: Tensor) -> None:
+    if bias is not None:
+        _check("bias", bias, FLOATS, weight.shape[:1], x, "it has a number for every row of the weight")
+
+
+def _check_w8a16(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    types: tuple[torch.dtype, ...] = FLOATS,
+) -> None:
+    _check_x(x, types)
+    _check("weight", weight, (torch.int8,), (*weight.shape[:1], x.shape[1]), x, "pass the integers of quantize(weight)")
+    _check(
+        "weight_scale", weight_scale, (torch.float32,), (weight.shape[0], 1), x, "pass the scale of quantize(weight)"
+    )
+    _check_bias(bias, weight, x)
+
+
+def _check_w8a8(
+    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> None:
+    _check_w8a16(x, weight, weight_scale, bias, (torch.int8,))
+    count = x_scale.numel()
+    tokens = 1 if isinstance(count, int) and count == 1 else x.shape[0]  # an unknown number of tokens is not asked
+    _check("x_scale", x_scale, (torch.float32,), (tokens, 1), x, "pass the scale of quantize(x), or (1, 1) for all")
+    if dtype not in FLOATS:
+        raise ValueError(f"dtype {dtype} must be {' or '.join(map(str, FLOATS))}")
+
+
+def _check_w4a16(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor | None, group_size: int) -> None:
+    _check_x(x)
+    if group_size not in GROUP_SIZES:
+        raise ValueError(f"group_size {group_size} must be 32, 64, 128 or 256")
+    groups = -(-x.shape[1] // group_size)
+    rows = packed.shape[:1]
+    remedy = "pack the integers of quantize(weight, 4, group_size) with pack_int4, group by group"
+    _check("packed", packed, (torch.uint8,), (*rows, groups * group_size // 2), x, remedy)
+    remedy = "pass the scale of quantize(weight, 4, group_size)"
+    _check("weight_scale", weight_scale, (torch.float32,), (*rows, groups), x, remedy)
+    _check_bias(bias, packed, x)
+
+
 def launch_quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     """Run the Triton kernel of :func:`quantize_per_token`."""
     import triton
@@ -191,24 +256,24 @@ def launch_w8a8(
     x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """Run the Triton kernel of :func:`w8a8_linear`."""
-    arguments = (x.contiguous(), x_scale.contiguous(), weight, weight_scale, bias)
+    arguments = (x, x_scale, weight, weight_scale, bias)
     return _launch("w8a8", arguments, x, weight, dtype, PER_TOKEN=int(x_scale.numel() > 1))
 
 
 def launch_w8a16(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     """Run the Triton kernel of :func:`w8a16_linear`."""
-    return _launch("w8a16", (x.contiguous(), weight, weight_scale, bias), x, weight, x.dtype)
+    return _launch("w8a16", (x, weight, weight_scale, bias), x, weight, x.dtype)
 
 
 def launch_w4a16(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
     """Run the Triton kernel of :func:`w4a16_linear`."""
-    arguments = (x.contiguous(), packed.view(torch.int8), weight_scale, bias)
+    arguments = (x, packed.view(torch.int8), weight_scale, bias)
     return _launch("w4a16", arguments, x, packed, x.dtype, group_size)
 
 
 def _launch(
     name: str,
-    arguments: tuple,
+    arguments: tuple[Tensor | None, ...],
     x: Tensor,
     weight: Tensor,
     dtype: torch.dtype,
@@ -222,6 +287,7 @@ def _launch(
     if out.numel():
         tile = tiling(name, M, N)
         constants |= tile.constants(K, group_size)
+        arguments = tuple(argument if argument is None else argument.contiguous() for argument in arguments)
         launch = getattr(kernels, name)[(tile.programs(M, N),)]
         with torch.cuda.device_of(x):
             launch(*arguments, out, M, N, K, **constants, **tile.options)
@@ -255,14 +321,27 @@ def _gradient(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _register(
-    schema: str, plain: Callable, launch: Callable, fake: Callable, types: tuple[torch.dtype, ...] = HALVES
+    schema: str,
+    check: Callable,
+    plain: Callable,
+    launch: Callable,
+    fake: Callable,
+    types: tuple[torch.dtype, ...] = HALVES,
 ) -> None:
-    """Define an operator: :func:`dispatcher` says when it takes which."""
+    """Define an operator, whose arguments are checked wherever it runs; for CUDA see :func:`dispatcher`."""
+
+    def checked(function: Callable) -> Callable:
+        def run(*arguments: Any) -> Any:
+            check(*arguments)
+            return function(*arguments)
+
+        return run
+
     name = "vitcourse::" + schema.partition("(")[0]
     torch.library.define(name, schema.removeprefix(schema.partition("(")[0]))
-    torch.library.impl(name, "CPU")(plain)
-    torch.library.impl(name, "CUDA")(dispatcher(plain, launch, types))
-    torch.library.register_fake(name)(fake)
+    torch.library.impl(name, "CPU")(checked(plain))
+    torch.library.impl(name, "CUDA")(checked(dispatcher(plain, launch, types)))
+    torch.library.register_fake(name)(checked(fake))
 
 
 def dispatcher(plain: Callable, launch: Callable, types: tuple[torch.dtype, ...] = HALVES) -> Callable:
@@ -283,6 +362,7 @@ def _has_kernels(device: torch.device) -> bool:
 
 _register(
     "quantize_per_token(Tensor x) -> (Tensor, Tensor)",
+    _check_x,
     quantize,
     launch_quantize_per_token,
     _fake_quantize,
@@ -291,6 +371,7 @@ _register(
 _register(
     "w8a8_linear(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor? bias, ScalarType dtype)"
     " -> Tensor",
+    _check_w8a8,
     _w8a8_plain,
     launch_w8a8,
     _fake_w8a8,
@@ -298,12 +379,14 @@ _register(
 )
 _register(
     "w8a16_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias) -> Tensor",
+    _check_w8a16,
     _w8a16_plain,
     launch_w8a16,
     _fake_weight_only,
 )
 _register(
     "w4a16_linear(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias, int group_size) -> Tensor",
+    _check_w4a16,
     _w4a16_plain,
     launch_w4a16,
     _fake_weight_only,
