@@ -173,6 +173,8 @@ COATNET = {
 MODELS = {
     "swin": (lambda: create_model("swin_tiny_patch4_window7_224", **SWIN, in_chans=1), 24),
     "swin, padded": (lambda: SwinTransformer(**{**SWIN, "window_size": 4}, in_chans=1, mask_padding=True), 24),
+    "swinv2": (lambda: create_model("swinv2_tiny_window8_256", **SWIN, in_chans=1), 24),
+    "swinv2, no biases": (lambda: create_model("swinv2_tiny_window8_256", **SWIN, in_chans=1, qkv_bias=False), 24),
     "coatnet": (lambda: create_model("coatnet_0", **COATNET, in_chans=1), 16),
     **{
         mixer.__name__: (lambda mixer=mixer: VisionTransformer(**SIZES, attn_layer=mixer), 16)
@@ -216,7 +218,7 @@ def test_heads_of_all_kinds_can_be_removed(name):
     assert [w.shape[1] for w in weights] == [len(units) for layer, units in keep.items() if ".attn" in layer]
 
 
-@pytest.mark.parametrize("name", ["swin", "coatnet"])
+@pytest.mark.parametrize("name", ["swin", "swinv2", "coatnet"])
 def test_other_models_are_saved_and_opened(name, tmp_path):
     build, size = MODELS[name]
     model, images = randomised(build()).float(), torch.randn(4, 1, size, size)

@@ -50,7 +50,7 @@ class WindowAttention(nn.Module):
     torch.Size([2, 140, 32])
     """
 
-    head_axes: ClassVar[dict[str, int]] = {"relative_position_bias_table": 1}
+    head_axes: ClassVar[dict[str, int | None]] = {"relative_position_bias_table": 1}
 
     def __init__(
         self,

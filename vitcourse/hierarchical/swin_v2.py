@@ -4,6 +4,7 @@ Built as ``SwinTransformer(attn_layer=CosineWindowAttention, block_layer=PostNor
 """
 
 import math
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +44,14 @@ class CosineWindowAttention(WindowAttention):
     windows of another size; it lies between 0 and 16. Keys have no bias. Arguments are those of
     :class:`WindowAttention`.
     """
+
+    head_axes: ClassVar[dict[str, int | None]] = {
+        "logit_scale": 0,
+        "q_bias": 0,
+        "v_bias": 0,
+        "cpb_mlp.0": None,
+        "cpb_mlp.2": 0,
+    }
 
     def _make_projection(self, dim: int, bias: bool) -> None:
         self.logit_scale = nn.Parameter(torch.full((self.num_heads, 1, 1), math.log(10)))

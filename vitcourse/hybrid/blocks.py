@@ -124,7 +124,7 @@ class RelativeAttention(nn.Module):
     (torch.Size([2, 16, 32]), torch.Size([49, 4]))
     """
 
-    head_axes: ClassVar[dict[str, int]] = {"relative_position_bias_table": 1}
+    head_axes: ClassVar[dict[str, int | None]] = {"relative_position_bias_table": 1}
 
     def __init__(
         self,

@@ -34,8 +34,9 @@ class Attention(nn.Module):
     lie on the image, for mixers that need to know; this one does not.
 
     A mixer whose heads do not depend on each other can lose some of them (:mod:`vitcourse.hardware.prune`). It has
-    ``num_heads``, ``qkv`` and ``proj`` as here, and ``head_axes`` names its other parameters, each with the axis that
-    has one entry a head. A mixer with parameters that it does not name keeps all its heads.
+    ``num_heads``, ``qkv`` and ``proj`` as here, and ``head_axes`` names its other parameters, or linear layers, each
+    with the axis along which the heads lie, one after the other; None where they share it. A mixer with parameters that
+    it does not name keeps all its heads.
 
     Args:
         dim: width D.
@@ -48,7 +49,7 @@ class Attention(nn.Module):
         ValueError: dim is not divisible by num_heads, and no head_dim is given.
     """
 
-    head_axes: ClassVar[dict[str, int]] = {}
+    head_axes: ClassVar[dict[str, int | None]] = {}
 
     def __init__(
         self,

@@ -49,8 +49,14 @@ def _prunable(model: nn.Module) -> dict[str, nn.Module]:
 def _can_lose_heads(layer: nn.Module) -> bool:
     """Whether the layer says of each of its parameters where the heads are."""
     axes = getattr(layer, "head_axes", None)
-    own = {name for name, _ in layer.named_parameters() if not name.startswith(("qkv.", "proj."))}
-    return axes is not None and own <= axes.keys()
+    if axes is None:
+        return False
+    known = ("qkv", "proj", *axes)
+    return all(any(_within(name, part) for part in known) for name, _ in layer.named_parameters())
+
+
+def _within(name: str, other: str) -> bool:
+    return f"{name}.".startswith(f"{other}.")
 
 
 def _units(layer: nn.Module) -> int:
@@ -86,11 +92,16 @@ def _count(model: nn.Module, images: Tensor) -> FlopCounterMode:
 
 def _macs_per_unit(model: nn.Module, images: Tensor) -> tuple[dict[str, float], int]:
     """MACs of one head, or channel, of each layer, which are the same for each of them, and of the whole model."""
-    counter, root, costs = _count(model, images), type(model).__name__, {}
+    counter, costs = _count(model, images), {}
     counts = counter.get_flop_counts()
+
+    def macs(name: str) -> float:
+        return sum(counts.get(f"{type(model).__name__}.{name}", {}).values()) / 2
+
     for name, layer in _prunable(model).items():
-        names = [n for n, module in model.named_modules(remove_duplicate=False) if module is layer]  # counted by any
-        costs[name] = sum(sum(counts.get(f"{root}.{n}", {}).values()) for n in names) / 2 / _units(layer)
+        aliases = [n for n, module in model.named_modules(remove_duplicate=False) if module is layer]  # counted by any
+        shared = [part for part, axis in getattr(layer, "head_axes", {}).items() if axis is None]
+        costs[name] = sum(macs(n) - sum(macs(f"{n}.{part}") for part in shared) for n in aliases) / _units(layer)
         if not costs[name]:
             raise ValueError(f"{name} did not run on the calibration images, so what it costs is unknown")
     return costs, counter.get_total_flops() // 2
@@ -253,9 +264,22 @@ def _shrink(layer: nn.Module, units: Tensor) -> None:
     layer.qkv = _rows(layer.qkv, torch.cat([features + part * heads * d for part in range(3)]))
     layer.proj = _columns(layer.proj, features)
     for name, axis in layer.head_axes.items():
-        table = getattr(layer, name)
-        setattr(layer, name, nn.Parameter(table.detach().index_select(axis, units), table.requires_grad))
+        if axis is not None:
+            _keep_part(layer, name, axis, units)
     layer.num_heads = len(units)
+
+
+def _keep_part(layer: nn.Module, name: str, axis: int, heads: Tensor) -> None:
+    """Of a parameter, or of the outputs of a linear layer, leave what belongs to these heads."""
+    path, _, last = name.rpartition(".")
+    owner = layer.get_submodule(path)
+    part = getattr(owner, last)
+    if isinstance(part, nn.Linear):
+        setattr(owner, last, _rows(part, heads))
+    elif part is not None:
+        by_head = part.detach().unflatten(axis, (layer.num_heads, -1))
+        kept = by_head.index_select(axis, heads).flatten(axis, axis + 1)
+        setattr(owner, last, nn.Parameter(kept, part.requires_grad))
 
 
 def _rows(linear: nn.Linear, rows: Tensor) -> nn.Linear:
@@ -385,10 +409,6 @@ def _not_prunable(model: nn.Module, images: Tensor, full: int) -> str:
     whole = [n for n in apart if not any(n != other and _within(n, other) for other in apart)]
     largest = sorted(whole, key=macs.get, reverse=True)[:3]
     return "of what cannot be pruned, most is in " + ", ".join(f"{n} ({macs[n] / full:.3f})" for n in largest)
-
-
-def _within(name: str, other: str) -> bool:
-    return f"{name}.".startswith(f"{other}.")
 
 
 def _floors(model: nn.Module, min_heads: int, channel_multiple: int) -> dict[str, tuple[int, int]]:
