@@ -1,6 +1,6 @@
 # make lab     install into .venv and open the course in JupyterLab
 # make test    everything that must hold: lint, unit, parity and doc tests, and every notebook of both editions
-# The rest is for those who work on the course: notebooks, oldest, bench, gpu, lint, clean.
+# The rest is for those who work on the course: notebooks, oldest, bench, gpu, sanitize, lint, clean.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +13,7 @@ endif
 NOTEBOOKS = $(wildcard notebooks/*.ipynb solutions/*.ipynb)
 BENCHMARKS = importtime models scaling quantization pruning
 
-.PHONY: lab test lint notebooks oldest bench gpu clean
+.PHONY: lab test lint notebooks oldest bench gpu sanitize clean
 .DELETE_ON_ERROR:
 
 lab: $(VENV)/.lab
@@ -42,13 +42,20 @@ bench: $(VENV)/.dev
 	missed=; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || missed="$$missed $$name"; done; \
 	$(BIN)/python -m benchmarks.tables && test -z "$$missed" || { echo "missed their targets:$$missed"; exit 1; }
 
-# On a machine with CUDA. Uses whatever `python3` has torch, triton and pytest, and PYTHONPATH for the rest.
+# On a machine with CUDA. Uses whatever `python3` has torch, triton and pytest, and PYTHONPATH for the rest: of this
+# list the first two lines need no more. What is slow or may be missing comes last.
 gpu:
 	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'make gpu needs a machine with CUDA'"
-	$(PYTHON) -m pytest -q -m gpu tests
-	$(PYTHON) -m pytest -q --nbval $(NOTEBOOKS)
-	missed=; for name in $(BENCHMARKS) attention; do $(PYTHON) -m benchmarks.$$name || missed="$$missed $$name"; done; \
+	$(PYTHON) -m pytest -q tests/gpu
+	missed=; for name in attention $(BENCHMARKS); do $(PYTHON) -m benchmarks.$$name || missed="$$missed $$name"; done; \
 	$(PYTHON) -m benchmarks.tables && test -z "$$missed" || { echo "missed their targets:$$missed"; exit 1; }
+	$(MAKE) sanitize
+	$(PYTHON) -m pytest -q --nbval $(NOTEBOOKS)
+
+# Whether a kernel touches memory that is not its own. (PyTorch's allocator would hide it: it hands out parts of big blocks.)
+sanitize:
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 \
+	$(PYTHON) -m pytest -q tests/gpu/test_flash.py tests/gpu/test_quantize.py -k "half_precision or strides or bias or exact or fused"
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist

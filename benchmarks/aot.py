@@ -4,8 +4,9 @@
     python -m benchmarks.aot --capabilities 80 90     for some; the other rows of the file are kept
 
 Every kernel is compiled ahead of time, in each configuration that ships, and the machine code is read: tensor-core
-instructions, registers and spills of a thread, shared memory of a block. Results: ``aot.json``. Fails where a kernel in
-half precision has no tensor-core instructions, or wants more shared memory than the chip has.
+instructions, registers and local memory of a thread, shared memory of a block, and on Hopper how often a matrix product
+is waited for. Results: ``aot.json``. Fails where a kernel in half precision has no tensor-core instructions, waits for
+each of them before it starts the next, or wants more shared memory than the chip has.
 """
 
 import argparse
@@ -41,9 +42,11 @@ class Compiled:
     """A compiled kernel, by its costs."""
 
     registers: int  # of a thread; 255 are the most
-    spills: int  # 32-bit words of a thread that did not fit into registers, and went to slow memory
+    spills: int  # 32-bit words of a thread in local memory: what did not fit into registers, above all
     shared: int  # bytes of a block
     matrix: tuple[str, ...]  # kinds of tensor-core instructions in its PTX
+    products: int  # instructions in the machine code that start a matrix product on Hopper, and go on at once
+    waits: int  # and those that wait for some of them
     ptx: str
 
 
@@ -76,12 +79,14 @@ def compile_for(
     source = ASTSource(kernel, types, constants | {path: kind for path, kind in leaves if kind == 1}, attrs)
     target = GPUTarget("cuda", capability, 32)
     built = triton.compile(source, target=target, options={"enable_fp_fusion": True, **options})
-    usage = _resource_usage(built.asm["cubin"])
+    usage, code = _read(built.asm["cubin"])
     return Compiled(
         registers=usage["REG"],
         spills=usage["STACK"] // 4,
         shared=built.metadata.shared,
         matrix=tuple(name for name in MATRIX_INSTRUCTIONS if name in built.asm["ptx"]),
+        products=code.count("HGMMA"),
+        waits=code.count("WARPGROUP.DEPBAR"),
         ptx=built.asm["ptx"],
     )
 
@@ -106,14 +111,16 @@ def _cuobjdump() -> Path:
     return Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
-def _resource_usage(cubin: bytes) -> dict[str, int]:
-    """Registers (REG), bytes of stack (STACK) and more, of a thread, as NVIDIA's disassembler reports them."""
+def _read(cubin: bytes) -> tuple[dict[str, int], str]:
+    """What NVIDIA's disassembler says: registers (REG), bytes of stack (STACK) and more of a thread; and the code."""
     with TemporaryDirectory() as folder:
         path = Path(folder, "kernel.cubin")
         path.write_bytes(cubin)
-        command = [_cuobjdump(), "--dump-resource-usage", path]
-        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    return {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", text.splitlines()[-1])}
+        usage, code = (
+            subprocess.run([_cuobjdump(), option, path], check=True, capture_output=True, text=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
+    return {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", usage.splitlines()[-1])}, code
 
 
 # ------------------------------------------------------------------------------------------------------ FlashAttention
@@ -131,25 +138,37 @@ class FlashCase:
     biased: bool
 
 
-# (N, D, type, bias): a shape of each class that `plans` distinguishes.
-SHAPES = [
-    *[(n, 64, "bf16", False) for n in (50, 128, 197, 257, 577)],
-    *[(n, d, "bf16", False) for n, d in ((197, 32), (577, 32), (577, 80), (577, 128))],
-    *[(n, d, "bf16", True) for n, d in ((49, 32), (128, 64), (577, 64), (577, 128))],
-    *[(577, d, "fp32", False) for d in (64, 128)],
-]
+# Lengths for each D, type and bias: one for every choice that `plans` makes, of tiles, pieces and what is left over.
+SHAPES: dict[tuple[int, str, bool], tuple[int, ...]] = {
+    (64, "bf16", False): (16, 50, 80, 128, 144, 192, 197, 256, 257, 576, 577, 600, 630),
+    (16, "bf16", False): (197, 577),
+    (32, "bf16", False): (50, 128, 197, 577),
+    (40, "bf16", False): (197, 577),
+    (48, "bf16", False): (197, 577),
+    (72, "bf16", False): (577, 630),
+    (80, "bf16", False): (577, 630),
+    (96, "bf16", False): (577,),
+    (128, "bf16", False): (576, 577, 600, 630),
+    (32, "bf16", True): (49, 128, 196, 577),
+    (64, "bf16", True): (49, 128, 577, 630),
+    (128, "bf16", True): (577, 630),
+    (64, "fp16", False): (50, 128, 197, 257, 577),
+    (64, "fp32", False): (50, 577, 630),
+    (128, "fp32", False): (50, 577),
+}
 
 
 def flash_cases(capability: int) -> Iterator[FlashCase]:
     """Every kernel with every tiling that `plans` may choose on a chip, once."""
     chip, seen = divmod(capability, 10), []
-    for n_k, dim, dtype, biased in SHAPES:
+    for (dim, dtype, biased), lengths in SHAPES.items():
         shape = dim, torch.float32 if dtype == "fp32" else torch.bfloat16, chip
-        chosen = [plans.forward(n_k, *shape, biased), *plans.backward(n_k, *shape, biased)]
-        for plan in chosen + [plans.backward_bias(*shape)] * biased:
-            if (plan, dtype, biased) not in seen:
-                seen.append((plan, dtype, biased))
-                yield FlashCase(plan, capability, dtype, dim, n_k, biased)
+        for n_k in lengths:
+            chosen = [plans.forward(n_k, *shape, biased), *plans.backward(n_k, *shape, biased)]
+            for plan in chosen + [plans.backward_bias(*shape)] * biased:
+                if (plan, dtype, biased) not in seen:
+                    seen.append((plan, dtype, biased))
+                    yield FlashCase(plan, capability, dtype, dim, n_k, biased)
 
 
 def compile_flash(case: FlashCase) -> Compiled:
@@ -190,8 +209,11 @@ def flash_row(case: FlashCase) -> dict[str, Any]:
         "spills": found.spills,
         "shared_kib": found.shared / 1024,
         "matrix": list(found.matrix),
+        "products": found.products,
+        "waits": found.waits,
         "passed": found.shared <= 1024 * SHARED_LIMIT[case.capability]
-        and (case.dtype == "fp32" or wanted_instructions(case.capability) in found.matrix),
+        and (case.dtype == "fp32" or wanted_instructions(case.capability) in found.matrix)
+        and (found.waits < found.products or found.products < 2),
     }
 
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.aot import SHARED_LIMIT, wanted_instructions
 from vitcourse.paths import results_dir
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -108,7 +109,63 @@ def _where(result: dict[str, Any], **values: Any) -> list[dict[str, Any]]:
     return [row for row in result["rows"] if all(row.get(key) == value for key, value in values.items())]
 
 
+def attention_table() -> str:
+    """Our attention against the fastest of PyTorch's, in the layout that models have: what `auto` goes by."""
+    parts = []
+    for result in load("attention"):
+        rows = [
+            [
+                f"{row['head_dim']}{', bias' * row['bias']}",
+                str(row["n"]),
+                str(row["batch"]),
+                "forward + backward" if row["backward"] else "forward",
+                row["best_peer"],
+                f"{row['speedup']:.2f}",
+                f"{row['target']:.1f}",
+                f"{row['times_the_floor']:.2f}",
+                "flash" if row["views_speedup"] >= 1 else "sdpa",
+            ]
+            for row in _where(result, inputs="packed")
+        ]
+        header = [
+            "D",
+            "N",
+            "batch",
+            "pass",
+            "fastest peer",
+            "speed-up",
+            "target",
+            "time over the floor's",
+            "`auto` takes",
+        ]
+        parts.append(markdown(header, rows, numbers=4) + origin(result))
+    return "\n".join(parts) or "Not measured yet: no GPU has been at hand.\n"
+
+
+def aot_table() -> str:
+    """What the attention kernels become on each chip, a row each."""
+    (result,) = load("aot")
+    rows = []
+    for capability in dict.fromkeys(row["capability"] for row in result["rows"]):
+        half = [row for row in _where(result, capability=capability) if row["dtype"] != "fp32"]
+        spilling = [row["spills"] for row in half if row["spills"]]
+        rows.append(
+            [
+                f"sm_{capability}",
+                f"`{wanted_instructions(capability)}`",
+                str(len(half)),
+                str(max(row["registers"] for row in half)),
+                f"{len(spilling)} (≤ {max(spilling)} words)" if spilling else "none",
+                f"{max(row['shared_kib'] for row in half):.0f} of {SHARED_LIMIT[capability]} KiB",
+            ]
+        )
+    header = ["chip", "tensor cores by", "configurations", "most registers", "that spill", "most shared memory"]
+    return markdown(header, rows, numbers=4) + origin(result)
+
+
 TABLES = {
+    "attention": attention_table,
+    "aot": aot_table,
     "models": models_table,
     "importtime": importtime_table,
     "scaling": scaling_table,

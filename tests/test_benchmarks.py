@@ -86,7 +86,25 @@ def test_tables_are_made_from_results(results):
     assert "old" not in filled
     assert "kept" in filled
     assert tables.fill(filled) == filled
-    with pytest.raises(ValueError, match="there is no table 'zzz'; the tables are models, importtime"):
+    row = {
+        "head_dim": 64,
+        "n": 197,
+        "batch": 256,
+        "backward": True,
+        "best_peer": "cudnn",
+        "speedup": 1.25,
+        "target": 1.3,
+    }
+    row |= {"times_the_floor": 1.5, "views_speedup": 0.99, "inputs": "packed", "bias": False}
+    assert "not measured yet" in tables.attention_table().lower()
+    common.write_results("attention", [row, {**row, "inputs": "separate"}])
+    expected = "| 64 | 197 | 256 | forward + backward | cudnn | 1.25 | 1.3 | 1.50 | sdpa |"
+    assert tables.attention_table().count("| 64 ") == 1
+    assert expected in tables.attention_table()
+    row = {"capability": 90, "dtype": "bf16", "registers": 200, "spills": 0, "shared_kib": 100.2}
+    common.write_results("aot", [row, {**row, "spills": 4}, {**row, "registers": 255, "dtype": "fp32"}])
+    assert "| sm_90 | `wgmma.mma_async` | 2 | 200 | 1 (≤ 4 words) | 100 of 227 KiB |" in tables.aot_table()
+    with pytest.raises(ValueError, match="there is no table 'zzz'; the tables are attention, aot, models"):
         tables.fill("<!-- table:zzz -->\n<!-- /table -->")
 
 

@@ -7,6 +7,7 @@ from flash_fuzz import HALF, bias_like, flash_attention_with_bias, inputs, resul
 
 from vitcourse import create_model
 from vitcourse.hardware import flash_attention, flash_attention_qkvpacked
+from vitcourse.hardware.flash import ops, plans
 
 from .parity import assert_as_exact_as_theirs, logits_and_gradients, randomise, relative_error
 
@@ -74,6 +75,24 @@ def test_on_a_device_that_is_not_the_current_one(monkeypatch):
     found = results(flash_attention, [t.to("cuda:1") for t in (q, k, v)], dout.to("cuda:1"), torch.float16)
     assert torch.cuda.current_device() == 0
     assert all(torch.equal(a, b.to("cuda:0")) for a, b in zip(expected, found, strict=True))
+
+
+def test_an_exported_model_does_without_these_kernels(monkeypatch):
+    """Also where they are the fastest: the graph shall run elsewhere."""
+    monkeypatch.undo()
+    key = torch.cuda.get_device_capability(), torch.bfloat16, 64, False, False
+    monkeypatch.setattr(plans, "FASTER", {key: ((1, 10_000, 1),)})
+    model = create_model("vit_tiny_patch16_224", depth=1).eval().to("cuda", torch.bfloat16)
+    images = torch.randn(2, 3, 224, 224, device="cuda", dtype=torch.bfloat16)
+    ran = []
+    monkeypatch.setattr(
+        ops, "_launch", lambda plan, *_, launch=ops._launch: (ran.append(plan.kernel), launch(plan, *_))
+    )
+    with torch.no_grad():
+        model(images)
+        assert ran == ["forward_short"]
+        graph = torch.export.export(model, (images,)).graph
+    assert not [node for node in graph.nodes if "vitcourse" in str(node.target)]
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "coatnet_0"])

@@ -28,8 +28,9 @@ def flash_attention(
         k: keys (B, H, N_k, D).
         v: values (B, H, N_k, D).
         scale: factor on the dot products; 1/√D where None.
-        bias: added to the scores, broadcastable to (B, H, N_q, N_k), of any floating-point type; has a gradient. −∞
-            hides a key. A query from which all keys are hidden gets 0, as from PyTorch's fused kernels.
+        bias: added to the scores, broadcastable to (B, H, N_q, N_k), of any floating-point type; has a gradient,
+            cheap where the batch shares the bias, and otherwise made of B · H · N_q · N_k float32 in memory. −∞ hides a
+            key. A query from which all keys are hidden gets 0, as from PyTorch's fused kernels.
 
     Returns:
         (B, H, N_q, D), lying in memory as (B, N_q, H, D): ``transpose(1, 2).flatten(2)`` copies nothing.

@@ -54,7 +54,7 @@ LONG: dict[str, dict[str, tuple[Tile, Tile]]] = {
     },
     "float32": {
         "forward_long": (Tile(32, 32, 8, 1), Tile(16, 32, 8, 1)),
-        "backward_queries": (Tile(32, 32, 8, 1), Tile(32, 32, 16, 1)),
+        "backward_queries": (Tile(32, 32, 8, 1), Tile(16, 16, 8, 1)),
         "backward_keys": (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     },
 }
@@ -63,10 +63,12 @@ LONG: dict[str, dict[str, tuple[Tile, Tile]]] = {
 BIASED: dict[str, dict[str, tuple[Tile, Tile]]] = {
     "shared": {
         "forward_long": (Tile(128, 64, 8, 3), Tile(128, 32, 8, 2)),
+        "backward_queries": (Tile(128, 64, 8, 2), Tile(64, 32, 8, 2)),
         "backward_keys": (Tile(32, 128, 8, 2), Tile(32, 64, 8, 2)),
         "backward_bias": (Tile(64, 64, 8, 1), Tile(64, 32, 8, 1)),
     },
     "registers": {
+        "forward_long": (Tile(128, 64, 8, 3), Tile(64, 32, 8, 2)),
         "backward_queries": (Tile(64, 64, 8, 2), Tile(32, 32, 8, 1)),
         "backward_keys": (Tile(32, 128, 8, 2), Tile(32, 64, 8, 2)),
         "backward_bias": (Tile(64, 32, 8, 1), Tile(32, 32, 8, 1)),
@@ -74,11 +76,14 @@ BIASED: dict[str, dict[str, tuple[Tile, Tile]]] = {
     "float32": {"backward_bias": (Tile(32, 32, 8, 1), Tile(16, 32, 8, 1))},
 }
 
-# The one backward kernel for few keys, for D up to 64, by the number of keys.
-BACKWARD_SHORT: dict[str, tuple[Tile, ...]] = {
-    "shared": (Tile(64, 64, 4, 1), Tile(64, 128, 8, 1), Tile(32, 256, 8, 1)),
-    "registers": (Tile(16, 64, 4, 1), Tile(32, 128, 8, 1)),
-    "float32": (),
+# The one backward kernel for few keys, for D up to 64, by the number of keys, without a bias and with one.
+BACKWARD_SHORT: dict[str, tuple[tuple[Tile, ...], tuple[Tile, ...]]] = {
+    "shared": (
+        (Tile(64, 64, 4, 1), Tile(64, 128, 8, 1), Tile(32, 256, 8, 1)),
+        (Tile(32, 64, 4, 1), Tile(64, 128, 8, 1)),
+    ),
+    "registers": ((Tile(16, 64, 4, 1), Tile(32, 128, 8, 1)), (Tile(16, 64, 4, 1), Tile(32, 128, 8, 1))),
+    "float32": ((), ()),
 }
 
 
@@ -113,8 +118,8 @@ def backward(
 ) -> tuple[Plan, ...]:
     """One kernel where a tile holds all keys, two elsewhere."""
     kind, width = _kind(dtype, capability), padded(head_dim)
-    for tile in BACKWARD_SHORT[kind]:
-        if width <= 64 and n_k <= tile.keys <= (SHORT_BIASED if biased else SHORT):
+    for tile in BACKWARD_SHORT[kind][biased]:
+        if width <= 64 and n_k <= tile.keys:
             return (plan("backward_short", tile, head_dim),)
     return _long("backward_queries", kind, head_dim, biased, n_k), _long("backward_keys", kind, head_dim, biased)
 
