@@ -790,7 +790,7 @@ def test_what_lies_beyond_a_static_scale_is_clipped():
 def test_calibration_says_what_is_missing(capsys):
     model = nn.ModuleDict({"used": nn.Linear(4, 4), "norm": nn.LayerNorm(4), "unused": nn.Linear(4, 4)})
     model.forward = lambda x: model["used"](x)
-    with pytest.raises(ValueError, match="these never ran"):
+    with pytest.raises(ValueError, match="these never ran: unused"):
         smooth(model, [torch.randn(2, 4)], pairs=[("norm", "unused")], inplace=True)
     quantize_model(model, "w8a8_static", batches=[torch.randn(2, 4)], inplace=True)
     assert "their input scale is NaN: unused;" in capsys.readouterr().err
@@ -861,6 +861,35 @@ def test_channels_that_are_always_zero_are_left_as_they_are():
     assert torch.equal(smoothed[1].weight[:, 1:3], model[1].weight[:, 1:3])
 
 
+class ReadTwice(nn.Module):
+    """The layer is not alone in reading the norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.fc = nn.LayerNorm(8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.norm(x)
+        return {"features": self.fc(x) + x}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_smoothing_leaves_models_that_it_does_not_understand_as_they_were(dtype, inplace):
+    model, x = ReadTwice().to(dtype), torch.randn(4, 8, dtype=dtype) * torch.logspace(-2, 2, 8, dtype=dtype)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"not only the layer of its pair reads norm; name pairs"):
+        smooth(model, [x], pairs=[("norm", "fc")], inplace=inplace)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not model._forward_hooks
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_smoothing_takes_rounding_for_rounding(dtype):
+    model, x = with_outliers(small_vit(depth=3)).to(dtype), images().to(dtype)
+    assert relative_error(smooth(model, [x])(x), model(x)) <= torch.finfo(dtype).eps ** 0.5
+
+
 def test_smoothing_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="alpha 1.5"):
         smooth(small_vit(), [images()], 1.5)
@@ -868,6 +897,16 @@ def test_smoothing_refuses_what_it_cannot_do():
         smooth(nn.Sequential(nn.Linear(2, 2)), [torch.ones(1, 2)])
     with pytest.raises(ValueError, match="is Linear and LayerNorm"):
         smooth(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)), [torch.ones(1, 2)], pairs=[("0", "1")])
+    with pytest.raises(ValueError, match=r"\('0', '1'\): the norm has 4 channels and the layer 2 inputs"):
+        smooth(nn.Sequential(nn.LayerNorm(4), nn.Linear(2, 2)), [torch.ones(1, 4)], pairs=[("0", "1")])
+    with pytest.raises(ValueError, match="the input of 'blocks.0.attn.qkv' holds NaN"):
+        smooth(small_vit(), [torch.full((1, 3, 16, 16), torch.nan)])
+    after_the_branch = create_model("swinv2_tiny_window8_256", img_size=32, embed_dim=24, depths=(1,), num_heads=(2,))
+    with torch.no_grad():
+        for parameter in after_the_branch.parameters():
+            parameter += 0.05 * torch.randn_like(parameter)
+    with pytest.raises(ValueError, match=r"reads layers.0.blocks.0.norm1, layers.0.blocks.0.norm2; name pairs"):
+        smooth(after_the_branch, [images(2, 32)])
 
 
 # ------------------------------------------------------------------------------------------------------------- torchao
