@@ -230,6 +230,14 @@ def test_other_models_are_saved_and_opened(name, tmp_path):
     assert structure(again) == structure(small) and torch.equal(again(images), small(images))
 
 
+def test_what_heads_share_is_not_saved():
+    """Swin V2's heads share the first layer of the bias network, which stays when some of them go."""
+    model, images = randomised(MODELS["swinv2"][0]()).float(), torch.randn(4, 1, 24, 24)
+    for macs in (0.85, 0.8, 0.75, 0.7, 0.65):
+        small = prune_model(model, [(images, torch.arange(4))], macs=macs, rounds=1, channel_multiple=1)
+        assert count_macs(small, images) <= macs * count_macs(model, images)
+
+
 def test_a_mixer_with_other_parameters_keeps_its_heads(vit):
     vit.blocks[0].attn.temperature = nn.Parameter(torch.ones(3))
     assert set(structure(vit)) == {"blocks.0.mlp", "blocks.1.attn", "blocks.1.mlp"}
