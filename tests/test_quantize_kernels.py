@@ -12,9 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks import quantization as benchmark
-from vitcourse.hardware.quantize import SCHEMES, Int4Linear, Int8Linear, dequantize, ops, pack_int4, quantize
+from vitcourse.hardware.quantize import (
+    SCHEMES,
+    Int4Linear,
+    Int8Linear,
+    dequantize,
+    ops,
+    pack_int4,
+    quantize,
+    unpack_int4,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +150,60 @@ def test_only_halves_take_the_kernels_that_multiply_real_numbers(dtype, monkeypa
     on_cuda = ops.dispatcher(lambda x: taken.append("plain"), lambda x: taken.append("kernel"))
     on_cuda(torch.zeros(1, dtype=dtype))
     assert taken == ["kernel" if dtype in (torch.float16, torch.bfloat16) else "plain"]
+
+
+# ------------------------------------------------------------------------------------------- PyTorch's own operators
+
+
+class Sizes(TorchDispatchMode):
+    """How many numbers the result of each operator has, by its name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[str, list[int]] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.found.setdefault(func._schema.name, []).append(out.numel())
+        return out
+
+
+def exact_error(x: Tensor, weight: Tensor, bias: Tensor, got: Tensor) -> float:
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    return ((got - exact).norm() / exact.norm()).item()
+
+
+@pytest.mark.parametrize("dtype", ops.FLOATS)
+def test_the_scale_is_applied_to_the_sums_and_not_to_the_weights(dtype):
+    (weight, scale), x = quantize(torch.randn(64, 96)), torch.randn(5, 96).to(dtype)
+    bias = torch.randn(64, dtype=dtype)
+    with torch.no_grad(), Sizes() as sizes:
+        got = ops.w8a16_linear(x, weight, scale, bias)
+    multiplied = sizes.found.get("aten::mul", []) + sizes.found.get("aten::mul_", [])
+    assert multiplied == [weight.numel() if dtype == torch.float16 else got.numel()]
+    error = exact_error(x, dequantize(weight, scale), bias, got)
+    assert got.dtype == dtype and error <= max(torch.finfo(dtype).eps, 1e-6)
+    assert torch.equal(ops.w8a16_linear(x, weight, scale, bias), got)
+
+
+def test_sums_stay_within_float16():
+    weight, scale = quantize(torch.ones(3, 64))
+    out = ops.w8a16_linear(torch.full((2, 64), 100.0).half(), weight, scale, None)
+    assert torch.allclose(out, torch.tensor(6375.0).half(), rtol=0.005)
+
+
+@pytest.mark.parametrize("inputs", [128, 100])
+@pytest.mark.parametrize("group_size", ops.GROUP_SIZES)
+def test_four_bits_are_made_real_with_one_copy_in_real_numbers(group_size, inputs):
+    packed, scale = four_bit(torch.randn(24, inputs), group_size)
+    with Sizes() as sizes:
+        got = ops.dequantize_int4(packed, scale, group_size, inputs)
+    assert not {"aten::cat", "aten::mul", "aten::_to_copy"} & set(sizes.found)
+    assert torch.equal(got, dequantize(unpack(packed, group_size), scale, group_size)[:, :inputs])
+
+
+def unpack(packed: Tensor, group_size: int) -> Tensor:
+    return unpack_int4(packed.unflatten(1, (-1, group_size // 2))).flatten(1)
 
 
 # ------------------------------------------------------------------------------------------------------------- kernels

@@ -76,8 +76,14 @@ def w4a16_linear(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor |
 
 def dequantize_int4(packed: Tensor, weight_scale: Tensor, group_size: int, in_features: int) -> Tensor:
     """(N, G · group_size / 2) uint8, packed group by group, to the (N, in_features) float32 that it stands for."""
-    q = unpack_int4(packed.unflatten(1, (-1, group_size // 2))).flatten(1)
-    return dequantize(q, weight_scale, group_size)[:, :in_features]
+    grouped = packed.unflatten(1, (-1, group_size // 2))
+    if torch.compiler.is_compiling() or _to_onnx():  # the compiler fuses it, and others know its operators
+        return dequantize(unpack_int4(grouped).flatten(1), weight_scale, group_size)[:, :in_features]
+    signed = grouped.view(torch.int8)
+    real = weight_scale.new_empty(*signed.shape[:2], 2, group_size // 2)
+    real[:, :, 0] = (signed << 4) >> 4  # bytes are handled fast; it is every copy of real numbers that takes time
+    real[:, :, 1] = signed >> 4
+    return real.mul_(weight_scale[:, :, None, None]).flatten(1)[:, :in_features]
 
 
 # ------------------------------------------------------------------------------------------- PyTorch's own operators
@@ -91,7 +97,11 @@ def _w8a8_plain(
 
 
 def _w8a16_plain(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    return F.linear(x, dequantize(weight, weight_scale).to(x.dtype), bias)
+    if x.dtype == torch.float16:  # the largest number of which is soon reached by products without their scale
+        return F.linear(x, dequantize(weight, weight_scale).to(x.dtype), bias)
+    sums = F.linear(x, weight.to(x.dtype))  # integers of 8 bits are exact, and one pass over the weights is saved
+    out = (sums.float() if sums.dtype == torch.bfloat16 else sums).mul_(weight_scale.t())
+    return (out if bias is None else out.add_(bias)).to(x.dtype)
 
 
 def _w4a16_plain(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
@@ -351,6 +361,11 @@ def dispatcher(plain: Callable, launch: Callable, types: tuple[torch.dtype, ...]
         return (launch if x.dtype in types and _has_kernels(x.device) else plain)(x, *rest)
 
     return on_cuda
+
+
+def _to_onnx() -> bool:
+    """Whether an ONNX file is being made. The last function alone is slow, and would be asked at every call."""
+    return (torch.compiler.is_exporting() or torch.jit.is_tracing()) and torch.onnx.is_in_onnx_export()
 
 
 @cache
