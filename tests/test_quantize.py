@@ -1,5 +1,6 @@
 """Quantization: steps and their errors, layers, whole models, calibration and SmoothQuant."""
 
+import copy
 import io
 import math
 import re
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from vitcourse import create_model, load_weights
 from vitcourse.data import open_dataset
 from vitcourse.hardware import quantize_model
-from vitcourse.hardware.prune import keep_units
+from vitcourse.hardware.prune import keep_units, magnitude_prune, make_permanent
 from vitcourse.hardware.quantize import (
     SCHEMES,
     Int4Linear,
@@ -32,6 +33,7 @@ from vitcourse.hardware.quantize import (
     quantize,
     smooth,
     unpack_int4,
+    watch_inputs,
 )
 from vitcourse.hardware.quantize import model as model_module
 from vitcourse.paths import data_dir
@@ -358,6 +360,19 @@ def test_wrong_inputs_are_named():
         Int4Linear(nn.Linear(64, 8), group_size=48)
 
 
+@pytest.mark.parametrize("scheme", [*LAYERS, "conv"])
+def test_the_type_of_the_input_is_that_of_the_layer(scheme):
+    layer, x = Int8Conv2d(nn.Conv2d(3, 8, 3)), images()
+    if scheme in LAYERS:
+        layer, x = LAYERS[scheme](nn.Linear(16, 8, bias=False)), x[0]
+    with pytest.raises(ValueError, match="input is torch.bfloat16, but the layer is torch.float32; cast one of them"):
+        layer(x.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == layer(x.bfloat16()).dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="input is torch.float32, but the layer is torch.float64"):
+        layer.double()(x)
+
+
 # -------------------------------------------------------------------------------------------------------------- models
 
 TOLERANCE = {"int8": 0.02, "w8a8": 0.03, "w8a8_static": 0.05, "int4": 0.3}
@@ -491,6 +506,28 @@ def test_a_file_of_another_kind_of_quantization_is_refused(change, message, tmp_
     save_weights(small, path)
     with pytest.raises(ValueError, match=f"small.safetensors {message}"):
         create_model(path)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_model_without_memory_is_quantized_before_its_weights_are_loaded(scheme, tmp_path):
+    sizes = {"img_size": 16, "patch_size": 8, "num_classes": 10, "embed_dim": 64, "depth": 2, "num_heads": 4}
+    small, x = quantized(small_vit(), scheme), images()
+    save_weights(small, tmp_path / "small.safetensors")
+    with torch.device("meta"):
+        empty = quantize_model(create_model("vit_tiny", **sizes), scheme).eval()
+    assert all(tensor.is_meta for tensor in empty.state_dict().values())
+    assigned = copy.deepcopy(empty)
+    assigned.load_state_dict(small.state_dict(), assign=True)
+    filled = load_weights(empty.to_empty(device="cpu"), tmp_path / "small.safetensors")
+    assert torch.equal(assigned(x), small(x)) and torch.equal(filled(x), small(x))
+    assert model_bytes(filled) == model_bytes(small)
+
+
+def test_calibration_wants_a_model_with_weights():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(ValueError, match="on the meta device, without weights to calibrate by"):
+        quantize_model(model, "w8a8_static", batches=[torch.ones(1, 8)])
 
 
 def test_a_quantized_model_is_not_for_other_classes(tmp_path):
@@ -645,7 +682,12 @@ def test_skip_takes_names_parents_and_wildcards():
         ({"skip": "*.bias"}, "'*.bias' matches no module"),
         ({"skip": ["head", "blocks.7.*"]}, "'blocks.7.*' matches no module"),
         ({"skip": "*"}, "no nn.Linear or nn.Conv2d to quantize: it has none, or all are skipped"),
+        ({"scheme": ["int8"]}, "scheme ['int8'] is unknown"),
         ({"scheme": "int4", "group_size": 50}, "group_size 50 must be 32, 64, 128 or 256"),
+        ({"scheme": "int8", "group_size": -3}, "group_size -3 must be 32, 64, 128 or 256"),
+        ({"scheme": "int4", "group_size": 64.0}, "group_size 64.0 must be 32, 64, 128 or 256"),
+        ({"scheme": "int8", "observer": "nope"}, "observer 'nope' is unknown; use one of 'minmax', 'percentile'"),
+        ({"scheme": "w8a8_static", "batches": [images()[:0]]}, "a batch of shape (0, 3, 16, 16) holds no images"),
         ({"scheme": "w8a8", "batches": []}, "batches are for scheme 'w8a8_static'"),
         ({"scheme": "w8a8_static", "batches": []}, "batches is empty"),
         ({"scheme": "w8a8_static", "batches": [], "observer": "max"}, "observer 'max' is unknown"),
@@ -658,6 +700,33 @@ def test_skip_takes_names_parents_and_wildcards():
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         quantize_model(small_vit(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"skip": None}, "skip must be a name or a list of names, got None; leave it out"),
+        ({"skip": [3]}, "skip must be a name or a list of names, got [3]"),
+        ({"observer": PercentileObserver()}, "must make one per layer, as lambda: PercentileObserver(99.9) does"),
+        ({"scheme": "w8a8_static", "batches": [{"images": images()}]}, "a batch is dict; batches must hold images, or"),
+        ({"scheme": "w8a8_static", "batches": [()]}, "a batch is tuple"),
+    ],
+)
+def test_arguments_of_another_type_are_named(options, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        quantize_model(small_vit(), **options)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_layers_without_weights_are_left_alone():
+    model = nn.Sequential(nn.Linear(0, 4), nn.Linear(4, 4))
+    small = quantize_model(model)
+    assert [type(layer) for layer in small] == [nn.Linear, Int8Linear] and small(torch.ones(2, 0)).shape == (2, 4)
+    with pytest.raises(ValueError, match="empty or tied to a table"):
+        quantize_model(nn.Linear(0, 4))
+    for layer in LAYERS.values():
+        with pytest.raises(ValueError, match=r"x of shape \(4, 0\) has no numbers along its last dimension"):
+            layer(nn.Linear(0, 4))
 
 
 def test_a_model_is_quantized_once():
@@ -673,11 +742,78 @@ def test_in_place_spares_the_copy_and_a_layer_used_twice_stays_one():
     assert type(quantize_model(nn.Linear(8, 8))) is Int8Linear
 
 
-def test_a_subclass_of_linear_is_left_alone():
-    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "head": nn.Linear(8, 2)})
+class Doubled(nn.Linear):
+    """Uses its weight otherwise than its parent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def test_layers_that_stay_real_are_named(capsys):
+    model = nn.ModuleDict({"own": Doubled(8, 2), "head": nn.Linear(8, 2), "line": nn.Conv1d(3, 4, 5)})
     small = quantize_model(model)
-    assert small["attention"](*[torch.randn(3, 1, 8)] * 3)[0].shape == (3, 1, 8)
-    assert type(small["head"]) is Int8Linear
+    assert torch.equal(small["own"].weight, model["own"].weight) and type(small["head"]) is Int8Linear
+    told = capsys.readouterr().err
+    assert told.startswith("vitcourse: 76 weights stay real, of Doubled.weight, Conv1d.weight: ")
+    assert told.count("\n") == 1
+    quantize_model(model, skip=["own", "line"])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_multi_head_attention_is_quantized_in_its_output_and_says_so(scheme, capsys):
+    model = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).eval()
+    x = torch.randn(2, 5, 64)
+    small = quantize_model(model, scheme, batches=static([x], scheme))
+    assert isinstance(small.self_attn.out_proj, Int4Linear if scheme == "int4" else Int8Linear)
+    told = capsys.readouterr().err
+    assert "vitcourse: 12,288 weights stay real, of MultiheadAttention.in_proj_weight: " in told
+    assert ("input scale is NaN: self_attn.out_proj;" in told) == (scheme == "w8a8_static")
+    with torch.no_grad():
+        for fast in (False, True):
+            torch.backends.mha.set_fastpath_enabled(fast)
+            assert 0 < relative_error(small(x), model(x)) <= TOLERANCE[scheme]
+            mean = model.self_attn(x, x, x)[0]
+            assert 0 < relative_error(small.self_attn(x, x, x)[0], mean) <= TOLERANCE[scheme]
+
+
+def test_parametrized_weights_are_refused_until_they_are_permanent():
+    model = magnitude_prune(small_vit(), 0.5)
+    with pytest.raises(ValueError, match=r"'blocks.0.attn.qkv' is parametrized: call make_permanent\(model\)"):
+        quantize_model(model)
+    small = quantize_model(make_permanent(model))
+    assert (small.blocks[0].attn.qkv.weight == 0).float().mean() >= 0.4
+    model = torch.nn.utils.parametrizations.weight_norm(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))[0])
+    model = nn.Sequential(model, nn.Linear(4, 4))
+    with pytest.raises(ValueError, match="'0' is parametrized"):
+        quantize_model(model)
+    assert type(quantize_model(model, skip="0")[1]) is Int8Linear
+
+
+class Tied(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.a, self.b, self.out = nn.Embedding(64, 64), *(nn.Linear(64, 64) for _ in range(3))
+        self.b.weight, self.out.weight = self.a.weight, self.table.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.b(self.a(self.table(x))))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_tied_weights_stay_tied(scheme, capsys):
+    model, x = Tied(), torch.arange(5)
+    small = quantize_model(model, scheme, batches=static([x], scheme))
+    name = "weight_packed" if scheme == "int4" else "weight_int8"
+    for part in (name, "weight_scale"):
+        assert getattr(small.a, part) is getattr(small.b, part)
+    assert small.out.weight is small.table.weight
+    assert "4,096 weights stay real, of Linear.weight" in capsys.readouterr().err
+    assert not torch.equal(small.a.bias, small.b.bias)
+    assert 0 < relative_error(small(x), model(x)) <= TOLERANCE[scheme]
+    again = quantize_model(Tied(), scheme)
+    again.load_state_dict(small.state_dict())
+    assert torch.equal(again(x), small(x))
 
 
 def test_a_slow_cpu_is_told_so(monkeypatch, capsys):
@@ -764,8 +900,32 @@ def test_zeros_are_observed_too():
     for observer in (MinMaxObserver(), PercentileObserver()):
         observer.observe(torch.zeros(10))
         assert 0 < observer.scale().item() < 1e-35
+
+
+def test_observers_say_what_they_cannot_observe():
+    for observer in (MinMaxObserver(), PercentileObserver()):
+        with pytest.raises(ValueError, match=r"nothing was observed yet, so there is no scale; call observe\(x\)"):
+            observer.scale()
     with pytest.raises(ValueError, match="percentile 0 is outside"):
         PercentileObserver(0)
+    with pytest.raises(ValueError, match=r"x of shape \(2,\) holds NaN"):
+        PercentileObserver().observe(torch.tensor([1.0, torch.nan]))
+
+
+def test_layers_that_are_called_by_keyword_are_calibrated():
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(input=x)
+
+    seen, model = [], Named()
+    small = quantize_model(model, "w8a8_static", batches=[torch.ones(2, 4)])
+    assert small.fc.input_scale == 1 / 127.5 and small(torch.ones(2, 4)).isfinite().all()
+    assert watch_inputs(model, {"fc": model.fc}, [torch.ones(2, 4)], lambda *call: seen.append(call)) == []
+    assert [name for name, _ in seen] == ["fc"] and torch.equal(seen[0][1], torch.ones(2, 4))
 
 
 def test_calibration_finds_the_inputs_of_every_layer_and_keeps_the_mode_of_every_part():

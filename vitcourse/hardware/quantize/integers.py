@@ -29,7 +29,7 @@ def quantize(
         scale: (…, G) float32, G = ⌈K / group_size⌉, or 1. NaN or infinite where x is.
 
     Raises:
-        ValueError: bits or group_size out of range.
+        ValueError: bits or group_size out of range, or K = 0.
         TypeError: x is not floating point.
 
     >>> q, scale = quantize(torch.tensor([[-3.0, -1.2, 0.0, 1.4]]), bits=2)
@@ -41,6 +41,8 @@ def quantize(
     _check_bits(bits)
     if not x.is_floating_point():
         raise TypeError(f"x must be floating point to be quantized, got {x.dtype}")
+    if x.shape[-1] == 0:
+        raise ValueError(f"x of shape {tuple(x.shape)} has no numbers along its last dimension to quantize")
     groups = _in_groups(x.float(), group_size)  # (…, G, g)
     largest = groups.abs().amax(dim=-1)
     scale = scale_for(largest, bits)
@@ -115,7 +117,7 @@ def pack_int4(q: Tensor) -> Tensor:
     """
     if q.shape[-1] % 2:
         raise ValueError(f"q has {q.shape[-1]} numbers in its last dimension, and two go to a byte; pad it with a zero")
-    if q.numel() and not (q.min() >= -8 and q.max() <= 7):
+    if q.numel() and not q.is_meta and not (q.min() >= -8 and q.max() <= 7):
         raise ValueError(f"q goes from {q.min().item()} to {q.max().item()}, but 4 bits hold −8 to 7")
     low, high = q.to(torch.int8).chunk(2, dim=-1)
     return ((low & 15) | (high << 4)).view(torch.uint8)

@@ -53,7 +53,9 @@ class Quantized(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             return x.to(torch.get_autocast_dtype(x.device.type))
         if x.dtype != self.dtype:
-            raise ValueError(f"x is {x.dtype}, but the layer is {self.dtype}; cast one of them, or use torch.autocast")
+            raise ValueError(
+                f"input is {x.dtype}, but the layer is {self.dtype}; cast one of them, or use torch.autocast"
+            )
         return x
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -89,12 +91,12 @@ class QuantizedLinear(Quantized):
         """(M, in_features) -> (M, out_features)."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1:] != (self.in_features,) or not x.is_floating_point():
+    def forward(self, input: Tensor) -> Tensor:  # as nn.Linear calls it
+        if input.shape[-1:] != (self.in_features,) or not input.is_floating_point():
             raise ValueError(
-                f"x must be floating point (…, {self.in_features}), got {x.dtype} of shape {tuple(x.shape)}"
+                f"input must be floating point (…, {self.in_features}), got {input.dtype} of shape {tuple(input.shape)}"
             )
-        x = self.real_input(x)
+        x = self.real_input(input)
         return self.compute(x.reshape(-1, self.in_features)).reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
@@ -162,7 +164,7 @@ class W8A8Linear(Int8Linear):
         return w8a8_linear(q, scale, self.weight_int8, self.weight_scale, self.bias, x.dtype)
 
     def _round_static(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As :func:`quantize_per_token`, but by one scale; for tokens with NaN or infinity it is NaN, as no integer is."""
+        """As :func:`quantize_per_token`, by one scale; that of tokens with NaN or infinity is NaN, as no integer is."""
         finite = x.sum(dim=1, keepdim=True).isfinite()  # (M, 1)
         return round_to(x, self.input_scale), torch.where(finite, self.input_scale, torch.nan)
 
@@ -236,8 +238,8 @@ class Int8Conv2d(Quantized, nn.Conv2d):
     def dequantize(self) -> Tensor:
         return dequantize(self.weight_int8.flatten(1), self.weight_scale).view_as(self.weight_int8)
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not x.is_floating_point():
-            raise ValueError(f"x must be floating point (B, {self.in_channels}, H, W), got {x.dtype}")
-        x = self.real_input(x)
+    def forward(self, input: Tensor) -> Tensor:
+        if not input.is_floating_point():
+            raise ValueError(f"input must be floating point (B, {self.in_channels}, H, W), got {input.dtype}")
+        x = self.real_input(input)
         return self._conv_forward(x, self.dequantize().to(x.dtype), self.bias)

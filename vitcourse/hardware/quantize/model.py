@@ -1,8 +1,7 @@
 """A whole model at once."""
 
-import difflib
-import fnmatch
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -10,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.utils import parametrize
 
+from vitcourse.hardware.patterns import as_patterns, matches
 from vitcourse.registry import tensors_to_save
 
 from .calibration import OBSERVERS, Observer, watch_inputs
@@ -23,6 +25,8 @@ SCHEMES = {
     "w8a8_static": "int8 weights, int8 activations with one scale, from calibration",
     "int4": "4-bit weights in groups, real activations",
 }
+# Subclasses may use their weights otherwise; the second, out_proj of nn.MultiheadAttention, does not.
+QUANTIZABLE = (nn.Linear, NonDynamicallyQuantizableLinear, nn.Conv2d)
 
 
 def quantize_model(
@@ -41,8 +45,8 @@ def quantize_model(
     * Convolutions keep int8 weights in all schemes, a scale per output channel, and real activations.
     * All other parameters of two or more dimensions (positions, class and register tokens, embeddings, tables of
       relative positions) are rounded to float16, and stored so in a file. The model computes with them in float32.
-    * Norms and biases stay what they are, as do subclasses of ``nn.Linear`` and ``nn.Conv2d``, which may use their
-      weights otherwise.
+    * Norms and biases stay what they are. So do weights that are tied to a table, those of subclasses of ``nn.Linear``
+      and ``nn.Conv2d``, which may use them otherwise, and of other convolutions; one line on stderr says so.
     * A module that reads ``layer.weight`` and does not call the layer (torchvision's Swin, PyTorch's encoder on its
       fast path) gets real numbers, made of the integers at every use, and rounds no activations.
 
@@ -79,20 +83,25 @@ def quantize_model(
         the quantized copy, or ``model``; ``model.quantization`` says how it was made.
 
     Raises:
-        ValueError: an unknown scheme or observer; a skip pattern that matches nothing, with the nearest names; no
-            linear layer or convolution left; weights or activations that are NaN or infinite.
+        ValueError: an unknown scheme, group size or observer; a skip pattern that matches nothing, with the nearest
+            names; no linear layer or convolution left; one whose weight is parametrized, as by ``magnitude_prune``;
+            weights or activations that are NaN or infinite.
+        TypeError: skip is neither a name nor a sequence of names, or an observer makes no observers.
     """
-    _check_scheme(scheme)
+    _check(scheme, group_size)
+    observer = _maker(observer)
     if batches is not None and scheme != "w8a8_static":
         raise ValueError(f"batches are for scheme 'w8a8_static'; {scheme!r} needs none")
-    patterns = [skip] if isinstance(skip, str) else list(skip)
+    patterns = _patterns(model, skip)
     if not inplace:
         model = deepcopy(model)
     scales = None
     if scheme == "w8a8_static":
-        linears = {name: layer for name, layer in _layers(model, patterns).items() if type(layer) is nn.Linear}
+        linears = {name: layer for name, layer in _layers(model, patterns).items() if isinstance(layer, nn.Linear)}
         scales = _input_scales(model, linears, batches, observer)
-    return _quantize(model, scheme, patterns, group_size, scales)
+    model = _quantize(model, scheme, patterns, group_size, scales)
+    _tell_what_stays_real(model, patterns)
+    return model
 
 
 def quantize_like(model: nn.Module, how: Mapping[str, Any]) -> nn.Module:
@@ -120,21 +129,40 @@ def quantize_like(model: nn.Module, how: Mapping[str, Any]) -> nn.Module:
             f"quantization {dict(how)} does not consist of scheme, skip and group_size; another version of the library "
             "wrote it: quantize the real weights again"
         )
-    _check_scheme(how["scheme"])
-    return _quantize(model, how["scheme"], list(how["skip"]), how["group_size"])
+    _check(how["scheme"], how["group_size"])
+    return _quantize(model, how["scheme"], _patterns(model, how["skip"]), how["group_size"])
 
 
-def _check_scheme(scheme: str) -> None:
-    if scheme not in SCHEMES:
+def _check(scheme: str, group_size: int) -> None:
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
         raise ValueError(f"scheme {scheme!r} is unknown; use one of {', '.join(map(repr, SCHEMES))}")
+    if not isinstance(group_size, int) or group_size not in GROUP_SIZES:
+        raise ValueError(f"group_size {group_size!r} must be 32, 64, 128 or 256")
+
+
+def _patterns(model: nn.Module, skip: str | Sequence[str]) -> list[str]:
+    if skip is None or not all(isinstance(pattern, str) for pattern in skip):
+        raise TypeError(f"skip must be a name or a list of names, got {skip!r}; leave it out to skip nothing")
+    return as_patterns(skip, [name for name, _ in model.named_modules() if name] + [*_tables(model, [])])
+
+
+def _maker(observer: str | Callable[[], Observer]) -> Callable[[], Observer]:
+    """What makes an observer."""
+    if isinstance(observer, str) and observer not in OBSERVERS:
+        raise ValueError(f"observer {observer!r} is unknown; use one of {', '.join(map(repr, OBSERVERS))}")
+    if not isinstance(observer, str) and not callable(observer):
+        raise TypeError(f"observer {observer!r} must make one per layer, as lambda: PercentileObserver(99.9) does")
+    return OBSERVERS[observer] if isinstance(observer, str) else observer
 
 
 def _quantize(
     model: nn.Module, scheme: str, patterns: list[str], group_size: int, input_scales: dict[str, Tensor] | None = None
 ) -> nn.Module:
     """The model, changed in place; static scales that are not given are NaN."""
-    build = _builder(scheme, group_size, input_scales)
-    replaced = {id(layer): build(name, layer) for name, layer in _layers(model, patterns).items()}
+    build, replaced, first = _builder(scheme, group_size, input_scales), {}, {}
+    for name, layer in _layers(model, patterns).items():
+        replaced[id(layer)] = small = build(name, layer)
+        small.tie(first.setdefault(id(layer.weight), small))
     for module, name in _tables(model, patterns).values():
         _round_to_half(module, name)
     model = _replace(model, replaced).requires_grad_(False)
@@ -154,26 +182,23 @@ def model_bytes(model: nn.Module) -> int:
 
 def _layers(model: nn.Module, patterns: list[str]) -> dict[str, nn.Linear | nn.Conv2d]:
     """Linear layers and convolutions by name, each once, but for those that a pattern leaves out."""
-    names = [name for name, _ in model.named_modules() if name] + [*_tables(model, [])]
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            close = difflib.get_close_matches(pattern, names, n=3, cutoff=0.4)
-            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else "model.named_modules() names all"
-            raise ValueError(f"skip pattern {pattern!r} matches no module; {hint}")
-    modules = model.named_modules()
-    layers = {n: m for n, m in modules if type(m) in (nn.Linear, nn.Conv2d) and not _skipped(n, patterns)}
+    tables = {id(getattr(owner, name)) for owner, name in _tables(model, []).values()}
+    layers = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.Linear, _ConvNd)) or matches(name, patterns):
+            continue
+        if parametrize.is_parametrized(module):
+            raise ValueError(
+                f"the weight of {name!r} is parametrized: call make_permanent(model) if magnitude_prune did it, "
+                "torch.nn.utils.parametrize.remove_parametrizations otherwise, or leave the layer out by skip="
+            )
+        if type(module) in QUANTIZABLE and module.weight.numel() and id(module.weight) not in tables:
+            layers[name] = module
     if not layers:
         quantized = any(isinstance(m, Quantized) for m in model.modules())
-        cause = "it is quantized already" if quantized else "it has none, or all are skipped"
+        cause = "it is quantized already" if quantized else "it has none, or all are skipped, empty or tied to a table"
         raise ValueError(f"{type(model).__name__} has no nn.Linear or nn.Conv2d to quantize: {cause}")
     return layers
-
-
-def _skipped(name: str, patterns: list[str]) -> bool:
-    """Whether a pattern matches the name, or a parent's."""
-    parts = name.split(".")
-    paths = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return any(fnmatch.fnmatchcase(path, pattern) for path in paths for pattern in patterns)
 
 
 def _tables(model: nn.Module, patterns: list[str]) -> dict[str, tuple[nn.Module, str]]:
@@ -184,7 +209,7 @@ def _tables(model: nn.Module, patterns: list[str]) -> dict[str, tuple[nn.Module,
             continue
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{path}.{name}".lstrip(".")
-            if parameter.ndim >= 2 and parameter.numel() and not _skipped(full, patterns):
+            if parameter.ndim >= 2 and parameter.numel() and not matches(full, patterns):
                 found[full] = (module, name)
     return found
 
@@ -193,7 +218,7 @@ def _round_to_half(module: nn.Module, name: str) -> None:
     """Round a parameter to float16, if that moves nothing by more than 2⁻¹¹ of the largest magnitude; else leave it."""
     parameter = getattr(module, name)
     rounded = parameter.detach().half().to(parameter.dtype)
-    if (rounded - parameter).abs().max() <= 2**-11 * parameter.abs().max():
+    if parameter.is_meta or (rounded - parameter).abs().max() <= 2**-11 * parameter.abs().max():
         parameter.data = rounded
         module.half_in_files = (*getattr(module, "half_in_files", ()), name)
 
@@ -204,7 +229,7 @@ def _builder(
     """What makes a quantized layer of a name and a real layer."""
 
     def build(name: str, layer: nn.Linear | nn.Conv2d) -> Quantized:
-        if type(layer) is nn.Conv2d:
+        if isinstance(layer, nn.Conv2d):
             return Int8Conv2d(layer, name)
         if scheme == "int8":
             return Int8Linear(layer, name)
@@ -220,18 +245,13 @@ def _builder(
 
 def _fitting(group_size: int, inputs: int) -> int:
     """Of the sizes up to this one, the largest of those that need the fewest zeros to fill up the last group."""
-    sizes = [size for size in GROUP_SIZES if size <= group_size] if group_size in GROUP_SIZES else [group_size]
-    return min(sizes, key=lambda size: (-inputs % size, -size))
+    return min((size for size in GROUP_SIZES if size <= group_size), key=lambda size: (-inputs % size, -size))
 
 
 def _input_scales(
-    model: nn.Module, linears: dict[str, nn.Linear], batches: Iterable | None, observer: str | Callable[[], Observer]
+    model: nn.Module, linears: dict[str, nn.Linear], batches: Iterable | None, observer: Callable[[], Observer]
 ) -> dict[str, Tensor] | None:
     """A (1, 1) scale for the activations that enter each layer, if there are batches."""
-    if isinstance(observer, str):
-        if observer not in OBSERVERS:
-            raise ValueError(f"observer {observer!r} is unknown; use one of {', '.join(map(repr, OBSERVERS))}")
-        observer = OBSERVERS[observer]
     if batches is None:
         print("vitcourse: w8a8_static without batches: the input scales are NaN until loaded", file=sys.stderr)
         return None
@@ -255,3 +275,19 @@ def _replace(module: nn.Module, replaced: dict[int, Any]) -> nn.Module:
         if child is not None:
             setattr(module, name, _replace(child, replaced))
     return module
+
+
+def _tell_what_stays_real(model: nn.Module, patterns: list[str]) -> None:
+    """One line on stderr, if layers that multiply by weights have none but real ones, though nobody asked for it."""
+    kinds: Counter[str] = Counter()
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.Linear, _ConvNd, nn.MultiheadAttention)):
+            for name, parameter in module.named_parameters(recurse=False):
+                if parameter.ndim >= 2 and not matches(f"{path}.{name}".lstrip("."), patterns):
+                    kinds[f"{type(module).__name__}.{name}"] += parameter.numel()
+    if kinds:
+        print(
+            f"vitcourse: {kinds.total():,} weights stay real, of {', '.join(kinds)}: only nn.Linear and nn.Conv2d "
+            "themselves, tied to no table, are quantized",
+            file=sys.stderr,
+        )
