@@ -6,6 +6,8 @@ alone: they are made once for each grid and device, and shared by all layers.
 
 from collections.abc import Callable
 from functools import lru_cache
+from numbers import Integral
+from operator import index
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -13,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitcourse.efficient_attention.mixer import check_counts
 from vitcourse.vit import Grid
 
 Coordinates = tuple[np.ndarray, np.ndarray]  # rows and columns
@@ -28,15 +31,17 @@ class Layout(NamedTuple):
         keys: (blocks, K) numbers of tokens; some are fillers, and hidden.
         hidden: (blocks, Q, K), true where a query must not see a key; (blocks, 1, K) where all of a block see the same.
         home: (h · w) where each patch is found among the queries, counted through all blocks.
+        prefix: P.
     """
 
     queries: Tensor
     keys: Tensor
     hidden: Tensor
     home: Tensor
+    prefix: int
 
 
-def layout_mask(layout: Layout, num_prefix_tokens: int = 0) -> Tensor:
+def layout_mask(layout: Layout) -> Tensor:
     """The pattern as a matrix, to look at and to test with: it has N² entries, which the computation never makes.
 
     Returns:
@@ -51,10 +56,10 @@ def layout_mask(layout: Layout, num_prefix_tokens: int = 0) -> Tensor:
     """
     seen = (~layout.hidden).expand(-1, layout.queries.shape[1], -1).flatten(0, 1)[layout.home]  # (h w, K)
     keys = layout.keys.repeat_interleave(layout.queries.shape[1], 0)[layout.home]
-    n = num_prefix_tokens + len(layout.home)
+    n = layout.prefix + len(layout.home)
     mask = torch.ones(n, n, dtype=torch.bool, device=keys.device)
-    mask[num_prefix_tokens:] = False
-    rows = torch.arange(num_prefix_tokens, n, device=keys.device)[:, None].expand_as(keys)
+    mask[layout.prefix :] = False
+    rows = torch.arange(layout.prefix, n, device=keys.device)[:, None].expand_as(keys)
     mask[rows[seen], keys[seen]] = True
     return mask
 
@@ -70,7 +75,7 @@ def neighbourhood_mask(grid: Grid, window_size: int) -> Tensor:
         (N, N), true where the query of this row sees the key of this column.
 
     Raises:
-        ValueError: a window that is not odd and positive.
+        ValueError: a window that is not odd and positive, or a grid without patches.
 
     >>> neighbourhood_mask((1, 3, 1), 3).int()
     tensor([[1, 1, 1, 1],
@@ -79,7 +84,7 @@ def neighbourhood_mask(grid: Grid, window_size: int) -> Tensor:
             [1, 0, 1, 1]], dtype=torch.int32)
     """
     check_window(window_size)
-    h, w, prefix = grid
+    h, w, prefix = check_grid(grid)
     place = torch.cartesian_prod(torch.arange(h), torch.arange(w))  # (h w, 2)
     near = (place[:, None] - place).abs().amax(dim=-1) <= window_size // 2
     mask = torch.ones(prefix + h * w, prefix + h * w, dtype=torch.bool)
@@ -88,14 +93,16 @@ def neighbourhood_mask(grid: Grid, window_size: int) -> Tensor:
 
 
 def check_window(window_size: int) -> None:
-    if not isinstance(window_size, int) or window_size < 1 or window_size % 2 == 0:
+    if not isinstance(window_size, Integral) or window_size < 1 or window_size % 2 == 0:
         raise ValueError(f"window_size {window_size!r} must be odd and positive, so that a patch is in the middle")
 
 
-def check_counts(least: int, **counts: int) -> None:
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < least:
-            raise ValueError(f"{name} {count!r} must be an integer of at least {least}")
+def check_grid(grid: Grid) -> Grid:
+    """The grid as a tuple of three ints. Where sizes are symbols, a graph is for one grid, like its tables."""
+    h, w, prefix = (index(n) for n in grid)
+    if h < 1 or w < 1 or prefix < 0:
+        raise ValueError(f"grid {tuple(grid)} needs at least one row and one column of patches, and no negative prefix")
+    return h, w, prefix
 
 
 # ---------------------------------------------------------------------------------------------------------- patterns
@@ -114,11 +121,11 @@ def local_layout(grid: Grid, window_size: int, block_size: int, device: torch.de
         device: where the tables are wanted.
 
     Raises:
-        ValueError: a window that is not odd, or sizes that are not positive.
+        ValueError: a window that is not odd, sizes that are not positive, or a grid without patches.
     """
     check_window(window_size)
     check_counts(1, block_size=block_size)
-    return _on(device, "local", grid, window_size, block_size)
+    return _on(device, "local", check_grid(grid), window_size, block_size)
 
 
 def block_layout(
@@ -137,11 +144,11 @@ def block_layout(
         device: where the tables are wanted.
 
     Raises:
-        ValueError: sizes out of range.
+        ValueError: sizes out of range, or a grid without patches.
     """
     check_counts(1, block_size=block_size)
     check_counts(0, radius=radius, num_random=num_random, seed=seed)
-    return _on(device, "blocks", grid, block_size, radius, num_random, seed)
+    return _on(device, "blocks", check_grid(grid), block_size, radius, num_random, seed)
 
 
 @lru_cache(maxsize=128)
@@ -230,18 +237,18 @@ def _numbers(grid: Grid, places: Coordinates) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------------- arrays to tensors
 
+TABLES = range(4)  # of the fields of a layout, those that are tensors
 _BUILDERS: dict[str, Callable[..., tuple[np.ndarray, ...]]] = {"local": _local, "blocks": _blocks}
 
 
-def _on(device: torch.device | None, pattern: str, *sizes: object) -> Layout:
+def _on(device: torch.device | None, pattern: str, grid: Grid, *sizes: int) -> Layout:
     """The tables of a pattern as tensors on a device, the same tensors each time."""
-    parts = range(len(Layout._fields))
     if torch.compiler.is_dynamo_compiling():
-        name = _kept(device, pattern, *sizes)
-        return Layout(*[getattr(_TABLES, f"{name} {part}") for part in parts])
+        name = _kept(device, pattern, grid, *sizes)
+        return Layout(*[getattr(_TABLES, f"{name} {part}") for part in TABLES], grid[2])
     # A tracer's stand-in for a tensor must not be kept: real inputs come later.
     make = _remembered if type(torch.empty(0)) is Tensor else _make
-    return Layout(*[make(part, device, pattern, *sizes) for part in parts])
+    return Layout(*[make(part, device, pattern, grid, *sizes) for part in TABLES], grid[2])
 
 
 def _make(part: int, device: torch.device | None, pattern: str, *sizes: object) -> Tensor:
@@ -260,6 +267,6 @@ def _kept(device: torch.device | None, pattern: str, *sizes: object) -> str:
     They could be constants of the graph, but PyTorch 2.11 lets a graph have only one from each function.
     """
     name = f"{pattern} {sizes} {device}"
-    for part in range(len(Layout._fields)):
+    for part in TABLES:
         setattr(_TABLES, f"{name} {part}", _remembered(part, device, pattern, *sizes))
     return name

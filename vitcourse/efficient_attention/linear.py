@@ -9,8 +9,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vitcourse.efficient_attention.mixer import TokenMixer, single
+from vitcourse.efficient_attention.mixer import TokenMixer, check_counts, single
 from vitcourse.vit import Grid
+from vitcourse.vit.positions import full_precision
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     True
     """
     dtype = v.dtype
-    with torch.autocast(v.device.type, enabled=False):
+    with full_precision(v.device.type):
         q, k, v = single(q, k, v)
         summary = k.mT @ v  # (B, H, M, D): all that the queries will know of keys and values
         total = k.sum(dim=-2).unsqueeze(-1)  # (B, H, M, 1)
@@ -42,13 +43,14 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def elu_features(x: Tensor) -> Tensor:
     """φ(x) = elu(x) + 1 (Katharopoulos et al. 2020, eq. 7), in float32 at least.
 
-    Written as exp(x) for x < 0, since elu(x) + 1 rounds to zero below x = −17 in float32, and below −8 in float16.
+    Written as exp(x) for x < 0, since elu(x) + 1 rounds to zero below x = −17 in float32, and below −8 in float16. No
+    feature is less than exp(−80): a query whose features were all zero would get 0/0.
 
-    >>> [f"{x:.1e}" for x in elu_features(torch.tensor([-20.0, 0.0, 2.0])).tolist()]
-    ['2.1e-09', '1.0e+00', '3.0e+00']
+    >>> [f"{x:.1e}" for x in elu_features(torch.tensor([-500.0, -20.0, 0.0, 2.0])).tolist()]
+    ['1.8e-35', '2.1e-09', '1.0e+00', '3.0e+00']
     """
     (x,) = single(x)
-    return torch.where(x > 0, x + 1, x.clamp(max=0).exp())
+    return torch.where(x > 0, x + 1, x.clamp(-80, 0).exp())
 
 
 def efficient_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -69,7 +71,7 @@ def efficient_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     torch.Size([1, 2, 100, 8])
     """
     dtype = v.dtype
-    with torch.autocast(v.device.type, enabled=False):
+    with full_precision(v.device.type):
         q, k, v = single(q, k, v)
         return (q.softmax(dim=-1) @ (k.softmax(dim=-2).mT @ v)).to(dtype)
 
@@ -93,14 +95,13 @@ def orthogonal_projection(
         (m, D) in float32.
 
     Raises:
-        ValueError: num_features or dim is not positive.
+        ValueError: num_features or dim is no positive integer.
 
     >>> w = orthogonal_projection(8, 8)
     >>> bool(torch.allclose(w @ w.T, torch.diag(w.square().sum(1)), atol=1e-4))
     True
     """
-    if num_features < 1 or dim < 1:
-        raise ValueError(f"num_features {num_features} and dim {dim} must be at least 1")
+    check_counts(1, num_features=num_features, dim=dim)
     groups = math.ceil(num_features / dim)
     gaussian = torch.randn(2, groups, dim, dim, generator=generator, device=device)
     directions, triangle = torch.linalg.qr(gaussian[0])
@@ -150,14 +151,14 @@ def random_feature_attention(
         (B, H, N_q, D_v).
 
     Raises:
-        ValueError: the projection does not fit the width of q.
+        ValueError: the projection does not fit the width of q, or there are no keys.
 
     >>> q, k, v = torch.randn(3, 1, 2, 100, 8)
     >>> random_feature_attention(q, k, v, orthogonal_projection(64, 8)).shape
     torch.Size([1, 2, 100, 8])
     """
     dtype = v.dtype
-    with torch.autocast(v.device.type, enabled=False):
+    with full_precision(v.device.type):
         q, k, v = single(q, k, v)
         return linear_attention(*_stable_features(q, k, projection, scale), v).to(dtype)
 
@@ -169,6 +170,8 @@ def _stable_features(q: Tensor, k: Tensor, projection: Tensor, scale: float | No
             f"projection of shape {tuple(projection.shape)} does not fit queries of width {q.shape[-1]}; "
             f"make it with orthogonal_projection(m, {q.shape[-1]})"
         )
+    if k.shape[-2] == 0:
+        raise ValueError(f"k of shape {tuple(k.shape)} has no tokens: a query needs a key to attend to")
     root = (q.shape[-1] ** -0.5 if scale is None else scale) ** 0.5
     log_q, log_k = (log_positive_features(t * root, projection.to(t.dtype)) for t in (q, k))
     largest = log_k.detach().amax(dim=-2, keepdim=True)  # of each feature
@@ -221,7 +224,7 @@ class RandomFeatureAttention(TokenMixer):
         num_features: features m of each head; by default (D/H) · ln(D/H), the paper's optimal order (theorem 4).
 
     Raises:
-        ValueError: dim is not divisible by num_heads, or num_features is not positive.
+        ValueError: dim is not divisible by num_heads, or num_features is no positive integer.
 
     >>> RandomFeatureAttention(64, num_heads=4, num_features=32)(torch.zeros(2, 50, 64)).shape
     torch.Size([2, 50, 64])

@@ -1,6 +1,7 @@
 """What the attentions of this package share: the projections of ViT's own attention, and its two ways of running."""
 
 from abc import abstractmethod
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -47,3 +48,10 @@ def single(*tensors: Tensor) -> list[Tensor]:
     A sum over thousands of tokens leaves the range of float16 (65 504) and the eight bits of bfloat16.
     """
     return [t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in tensors]
+
+
+def check_counts(least: int, **counts: int) -> None:
+    """Raise a ValueError that names the first argument which is no integer of at least ``least``."""
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or count < least:
+            raise ValueError(f"{name} {count!r} must be an integer of at least {least}")

@@ -4,20 +4,18 @@ Prefix tokens ([CLS], registers) are global: they see all tokens, and all tokens
 the model registers (``reg_tokens``).
 """
 
-from operator import index
-
 import torch
 from torch import Tensor
 
 from vitcourse.efficient_attention.layouts import (
     Layout,
     block_layout,
-    check_counts,
+    check_grid,
     check_window,
     layout_mask,
     local_layout,
 )
-from vitcourse.efficient_attention.mixer import TokenMixer
+from vitcourse.efficient_attention.mixer import TokenMixer, check_counts
 from vitcourse.layers import attention, attention_weights
 from vitcourse.vit import Grid
 
@@ -35,7 +33,7 @@ def sparse_attention(
         q: queries (B, H, N, D), prefix tokens first.
         k: keys (B, H, N, D).
         v: values (B, H, N, D_v).
-        layout: who sees whom; the N − h · w tokens before the patches are prefix tokens.
+        layout: who sees whom, among as many tokens.
         scale: factor on the dot products; 1/√D where None.
         backend: see :func:`vitcourse.layers.attention`.
 
@@ -43,16 +41,19 @@ def sparse_attention(
         (B, H, N, D_v): what attention with the mask of :func:`layout_mask` gives.
 
     Raises:
-        ValueError: fewer tokens than the layout has patches.
+        ValueError: another number of tokens than the layout is made for.
 
     >>> q, k, v = torch.randn(3, 2, 4, 1 + 6 * 9, 8)
     >>> sparse_attention(q, k, v, local_layout((6, 9, 1), window_size=5, block_size=4)).shape
     torch.Size([2, 4, 55, 8])
     """
-    (B, H, N, _), (blocks, size) = q.shape, layout.queries.shape
-    prefix = N - len(layout.home)
-    if prefix < 0:
-        raise ValueError(f"q has {N} tokens, but the layout is made for {len(layout.home)} patches and their prefix")
+    (B, H), (blocks, size), prefix = q.shape[:2], layout.queries.shape, layout.prefix
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.shape[2] != prefix + len(layout.home):
+            raise ValueError(
+                f"{name} has {x.shape[2]} tokens, but the layout is for {prefix} prefix tokens and "
+                f"{len(layout.home)} patches; make one for your grid"
+            )
 
     def gather(x: Tensor, numbers: Tensor) -> Tensor:
         """(B, H, N, D) -> (B · H, blocks, tokens of a block, D)."""
@@ -82,7 +83,7 @@ class SparseAttention(TokenMixer):
 
     def attention_mask(self, grid: Grid, device: torch.device | None = None) -> Tensor:
         """The same as a matrix (N, N), true where a query sees a key: for drawing, and for comparison."""
-        return layout_mask(self.layout(grid, device), grid[2])
+        return layout_mask(self.layout(grid, device))
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid | None) -> Tensor:
         return sparse_attention(q, k, v, self.layout(_checked(grid, q.shape[2]), q.device), backend=self.backend)
@@ -95,7 +96,7 @@ class SparseAttention(TokenMixer):
 def _checked(grid: Grid | None, tokens: int) -> Grid:
     if grid is None:
         raise ValueError("grid is None; sparse attention needs grid=(rows, columns, num_prefix_tokens)")
-    h, w, prefix = (index(n) for n in grid)  # where sizes are symbols, a graph is for one grid, like its tables
+    h, w, prefix = check_grid(grid)
     if prefix + h * w != tokens:
         raise ValueError(f"grid {tuple(grid)} has {prefix} + {h}·{w} = {prefix + h * w} tokens, but x has {tokens}")
     return h, w, prefix

@@ -87,7 +87,7 @@ def _same_grid(old: tuple[int, int], new: tuple[int, int]) -> bool:
     return tuple(old) == tuple(new)
 
 
-def _full_precision(device_type: str) -> AbstractContextManager:
+def full_precision(device_type: str) -> AbstractContextManager:
     """Autocast off. ``meta`` tensors have none; torch 2.11 cannot ask a device about that inside of a graph."""
     return nullcontext() if device_type == "meta" else torch.autocast(device_type, enabled=False)
 
@@ -131,7 +131,7 @@ def resize_pos_embed(
         for n_in, n_out in zip(old_grid, new_grid, strict=True)
     )
     prefix, patches = pos_embed[:, :num_prefix_tokens], pos_embed[:, num_prefix_tokens:]
-    with _full_precision(pos_embed.device.type):
+    with full_precision(pos_embed.device.type):
         exact = torch.promote_types(patches.dtype, torch.float32)
         grid = rearrange(patches.to(exact), "1 (h w) d -> h w d", h=old_grid[0])
         resized = torch.einsum("yh,xw,hwd->yxd", rows.to(exact), columns.to(exact), grid)

@@ -344,7 +344,7 @@ sparse_attention.mistake(
     "dense", "the values are right, but all pairs were computed: a mask on a full matrix saves nothing"
 )
 def _(q, k, v, layout):
-    seen = efficient_attention.layout_mask(layout, q.shape[2] - len(layout.home))
+    seen = efficient_attention.layout_mask(layout)
     return attention(q, k, v, bias=torch.zeros_like(seen, dtype=q.dtype).masked_fill(~seen, float("-inf")))
 
 
