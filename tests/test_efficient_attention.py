@@ -38,6 +38,7 @@ from vitcourse.efficient_attention import (
     unmerge,
 )
 from vitcourse.layers import attention_weights
+from vitcourse.registry import create_model
 from vitcourse.vit import Attention, Block, VisionTransformer, record_attention
 
 SPARSE = {
@@ -222,7 +223,7 @@ def test_local_attention_is_masked_attention(grid, window, block):
     q, k, v = qkv(tokens_of(grid))
     mask = neighbourhood_mask(grid, window)
     layout = local_layout(grid, window, block)
-    assert torch.equal(layout_mask(layout, grid[2]), mask)
+    assert torch.equal(layout_mask(layout), mask)
     assert_close(sparse_attention(q, k, v, layout), dense(q, k, v, mask))
 
 
@@ -242,7 +243,7 @@ def test_neighbourhood_is_what_it_is_called():
 def test_block_attention_is_masked_attention(grid, block, radius, random):
     q, k, v = qkv(tokens_of(grid))
     layout = block_layout(grid, block, radius, random, seed=5)
-    mask = layout_mask(layout, grid[2])
+    mask = layout_mask(layout)
     assert_close(sparse_attention(q, k, v, layout), dense(q, k, v, mask))
 
 
@@ -250,7 +251,7 @@ def test_block_attention_is_masked_attention(grid, block, radius, random):
 @pytest.mark.parametrize(("block", "radius", "random"), [(2, 0, 2), (2, 1, 1), (1, 1, 3)])
 def test_blocks_see_their_neighbours_and_as_many_others_as_asked_for(grid, block, radius, random):
     h, w, prefix = grid
-    mask = layout_mask(block_layout(grid, block, radius, random, seed=5), prefix)
+    mask = layout_mask(block_layout(grid, block, radius, random, seed=5))
     assert mask[:prefix].all() and mask[:, :prefix].all()
     rows, columns = -(-h // block), -(-w // block)
     home = [(i // w // block) * columns + i % w // block for i in range(h * w)]
@@ -273,7 +274,7 @@ def test_blocks_see_their_neighbours_and_as_many_others_as_asked_for(grid, block
 
 def test_random_blocks_depend_on_the_seed_alone():
     grid = (8, 8, 1)
-    masks = [layout_mask(block_layout(grid, 2, 0, 3, seed), 1) for seed in (0, 0, 1)]
+    masks = [layout_mask(block_layout(grid, 2, 0, 3, seed)) for seed in (0, 0, 1)]
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[0], masks[2])
 
 
@@ -506,6 +507,18 @@ def test_checkpointing_changes_nothing():
     assert_close(*gradients, 1e-6)
 
 
+def test_keys_may_count_once_each():
+    """Without proportional attention the sizes are kept for averages alone: the next block attends as ViT's own."""
+    model, x = VisionTransformer(**SMALL).double(), torch.randn(2, 1, 28, 28).double()
+    (first, size, _), (counted, _, _) = merge_tokens(model, [9, 0]).steps(x)
+    (same, _, _), (once, _, _) = merge_tokens(model, [9, 0], proportional=False).steps(x)
+    expected = model.blocks[1](first, (7, 7, 1))
+    assert torch.equal(same, first) and size.amax() > 1
+    assert_close(once, expected)
+    assert_close(MergingBlock(model.blocks[1], 0, proportional=False)(first, (7, 7, 1), size)[0], expected)
+    assert (counted - expected).abs().max() > 1e-6
+
+
 def test_merging_records_attention_over_the_tokens_that_are_left():
     merged = merge_tokens(VisionTransformer(**SMALL), 8)
     with record_attention(merged) as weights:
@@ -531,7 +544,8 @@ def test_merging_in_half_precision_keeps_sizes_exact():
 def test_the_wrapped_model_shares_weights_and_answers_for_it():
     model = VisionTransformer(**SMALL)
     merged = merge_tokens(model, 4)
-    assert merged.feature_info == model.feature_info and merged.num_prefix_tokens == 1
+    assert merged.feature_info == model.feature_info and merged.num_prefix_tokens == 1 and merged.patch_size == (4, 4)
+    assert merge_tokens(create_model("vit_tiny_patch16_224"), 4).preprocess.img_size == 224
     assert [id(p) for p in merged.parameters()] == [id(p) for p in model.parameters()]
     merged.reset_classifier(3)
     assert merged(torch.zeros(1, 1, 28, 28)).shape == (1, 3)
@@ -548,7 +562,7 @@ def test_the_wrapped_model_shares_weights_and_answers_for_it():
         (lambda: RandomBlockAttention(8, 2, num_random=-1), "num_random -1 must be an integer of at least 0"),
         (lambda: BigBirdAttention(8, 2, radius=-1), "radius -1 must be"),
         (lambda: LinearAttention(8, 3), "embed_dim 8 is not divisible by num_heads 3"),
-        (lambda: RandomFeatureAttention(8, 2, num_features=0), "num_features 0 and dim 4 must be at least 1"),
+        (lambda: RandomFeatureAttention(8, 2, num_features=0), "num_features 0 must be an integer of at least 1"),
         (lambda: neighbourhood_mask((2, 2, 0), 2), "window_size 2 must be odd"),
         (lambda: local_layout((2, 2, 0), 3, 0), "block_size 0 must be"),
         (lambda: block_layout((2, 2, 0), 2, 0, -1, 0), "num_random -1 must be"),
@@ -565,7 +579,23 @@ def test_the_wrapped_model_shares_weights_and_answers_for_it():
             "r=5 of 8 patches .* from 0 to 4",
         ),
         (lambda: bipartite_matching(torch.zeros(1, 9, 2), -1), "r=-1 of 9"),
-        (lambda: merge_tokens(VisionTransformer(**SMALL), -1), "r=-1 must be"),
+        (lambda: merge_tokens(VisionTransformer(**SMALL), -1), "r -1 must be an integer of at least 0"),
+        (lambda: merge_tokens(VisionTransformer(**SMALL), 2.0), "r=2.0 must be an integer, or a list"),
+        (lambda: merge_tokens(VisionTransformer(**SMALL), [2, 1.5]), "r 1.5 must be an integer"),
+        (lambda: bipartite_matching(torch.zeros(1, 9, 2), 2.0), "r=2.0 must be an integer"),
+        (lambda: bipartite_matching(torch.zeros(1, 3, 2), 0, 5), "num_prefix_tokens 5 of 3 tokens; .* from 0 to 3"),
+        (lambda: RandomFeatureAttention(8, 2, num_features=3.5), "num_features 3.5 must be an integer"),
+        (lambda: local_layout((0, 4, 1), 3, 2), r"grid \(0, 4, 1\) needs at least one row"),
+        (lambda: block_layout((4, 4, -1), 2, 1, 1, 0), r"grid \(4, 4, -1\) needs"),
+        (lambda: sparse_attention(*torch.zeros(3, 1, 1, 8, 4), local_layout((2, 3, 1), 3, 2)), "q has 8 .* 1 prefix"),
+        (
+            lambda: sparse_attention(*(torch.zeros(1, 1, n, 4) for n in (7, 6, 7)), local_layout((2, 3, 1), 3, 2)),
+            "k has 6 tokens, but the layout is for 1 prefix tokens and 6 patches",
+        ),
+        (
+            lambda: random_feature_attention(*(torch.zeros(1, 1, n, 4) for n in (7, 0, 0)), torch.zeros(7, 4)),
+            "has no tokens",
+        ),
         (lambda: merge_tokens(VisionTransformer(**SMALL), [1, 2, 3]), "r has 3 entries for 2 blocks"),
         (
             lambda: merge_tokens(VisionTransformer(**SMALL), 1).feature_maps(torch.zeros(1, 1, 28, 28), [2]),
@@ -581,6 +611,36 @@ def test_bad_input_is_named(make, message):
 def test_only_softmax_attention_can_be_wrapped():
     with pytest.raises(TypeError, match="cannot wrap LinearAttention; use vitcourse.vit.Attention"):
         merge_tokens(VisionTransformer(**SMALL, attn_layer=LinearAttention), 4)
+
+
+def test_only_a_vision_transformer_that_does_not_merge_yet_can_be_wrapped():
+    with pytest.raises(TypeError, match="wraps a VisionTransformer, not a Linear"):
+        merge_tokens(torch.nn.Linear(3, 3), 1)
+    with pytest.raises(TypeError, match="merges tokens already; wrap its .model"):
+        merge_tokens(merge_tokens(VisionTransformer(**SMALL), 1), 1)
+
+
+def test_sizes_may_be_numpys_and_grids_lists():
+    merged, model = (merge_tokens(VisionTransformer(**SMALL), r) for r in (np.int64(2), 2))
+    assert merged.r == model.r
+    assert local_layout([3, 4, 1], 3, np.int64(2)).queries is local_layout((3, 4, 1), 3, 2).queries
+
+
+def test_no_token_is_merged_into_the_next_image():
+    with pytest.raises((RuntimeError, IndexError), match="out of bounds"):
+        merge(torch.randn(2, 3, 2), torch.ones(2, 3), torch.tensor([[0, 0, 2], [0, 1, 1]]), 2)
+
+
+@EACH
+def test_mixers_answer_on_meta(mixer):
+    """Shapes and costs can be had without values, also where PyTorch's autocast knows no such device."""
+    assert mixer(8, 2).to("meta")(torch.zeros(2, 13, 8, device="meta"), (3, 4, 1)).shape == (2, 13, 8)
+
+
+def test_a_query_far_below_zero_gets_a_mean():
+    q, (k, v) = torch.full((1, 1, 3, 4), -500.0), torch.randn(2, 1, 1, 5, 4)
+    out = linear_attention(elu_features(q), elu_features(k), v)
+    assert out.isfinite().all() and (out <= v.amax(2, keepdim=True)).all()
 
 
 def test_weights_that_random_features_stand_for():

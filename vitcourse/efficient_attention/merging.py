@@ -4,14 +4,16 @@ Nothing is trained for it: a trained softmax ViT is wrapped, and has fewer token
 """
 
 from collections.abc import Iterator, Sequence
+from numbers import Integral
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitcourse.efficient_attention.mixer import single
+from vitcourse.efficient_attention.mixer import check_counts, single
 from vitcourse.layers import attention, attention_weights
+from vitcourse.registry import Preprocess
 from vitcourse.vit import Attention, Block, Grid, VisionTransformer
 
 
@@ -31,7 +33,7 @@ def bipartite_matching(metric: Tensor, r: int, num_prefix_tokens: int = 0) -> Te
         stay, in order, then those of B.
 
     Raises:
-        ValueError: r is negative, or more than half of the patches.
+        ValueError: r is no integer, negative, or more than half of the patches; more prefix tokens than tokens.
 
     >>> metric = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.1, 1.0], [-1.0, 0.0]]])
     >>> bipartite_matching(metric, 1)  # A: tokens 0 and 2; B: tokens 1 and 3; token 2 joins token 1
@@ -39,6 +41,10 @@ def bipartite_matching(metric: Tensor, r: int, num_prefix_tokens: int = 0) -> Te
     """
     B, N, _ = metric.shape
     patches = N - num_prefix_tokens
+    if not 0 <= num_prefix_tokens <= N:
+        raise ValueError(f"num_prefix_tokens {num_prefix_tokens} of {N} tokens; it must be from 0 to {N}")
+    if not isinstance(r, (Integral, torch.SymInt)):
+        raise ValueError(f"r={r!r} must be an integer: the tokens to remove")
     if not 0 <= r <= patches // 2:
         raise ValueError(f"r={r} of {patches} patches cannot be merged; r must be from 0 to {patches // 2}")
     if r == 0:
@@ -72,6 +78,9 @@ def merge(x: Tensor, size: Tensor, place: Tensor, count: int) -> tuple[Tensor, T
     Returns:
         merged tokens (B, count, C), and their sizes (B, count).
 
+    Raises:
+        RuntimeError: a place that is not among them (on a GPU, where such errors are found late, an assertion).
+
     >>> x, size = torch.tensor([[[0.0], [6.0], [5.0]]]), torch.tensor([[1.0, 2.0, 1.0]])
     >>> merge(x, size, torch.tensor([[0, 0, 1]]), 2)
     (tensor([[[4.],
@@ -80,9 +89,9 @@ def merge(x: Tensor, size: Tensor, place: Tensor, count: int) -> tuple[Tensor, T
     B, _, C = x.shape
     dtype, (x, size) = x.dtype, single(x, size)  # size times token would leave the range of float16
     rows = (place + count * torch.arange(B, device=x.device)[:, None]).flatten()
+    sizes = size.new_zeros(B, count).scatter_add(1, place, size)  # finds places that are too large
     total = x.new_zeros(B * count, C).index_add(0, rows, (x * size[..., None]).flatten(0, 1))
-    sizes = size.new_zeros(B * count).index_add(0, rows, size.flatten())
-    return (total / sizes[:, None]).to(dtype).unflatten(0, (B, count)), sizes.unflatten(0, (B, count))
+    return (total.unflatten(0, (B, count)) / sizes[..., None]).to(dtype), sizes
 
 
 def unmerge(x: Tensor, place: Tensor) -> Tensor:
@@ -135,10 +144,12 @@ def _attend(mixer: Attention, x: Tensor, size: Tensor | None) -> tuple[Tensor, T
     return mixer.proj(rearrange(out, "b h n d -> b n (h d)")), k.mean(dim=1)
 
 
-def _run(block: Block, x: Tensor, grid: Grid, size: Tensor | None, r: int) -> tuple[Tensor, Tensor, Tensor]:
+def _run(
+    block: Block, x: Tensor, grid: Grid, size: Tensor | None, r: int, proportional: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """A block that removes r tokens, or half of the patches where that is less; see :class:`MergingBlock`."""
     B, N, _ = x.shape
-    out, keys = _attend(block.attn, block.norm1(x), size)
+    out, keys = _attend(block.attn, block.norm1(x), size if proportional else None)
     x = x + block.drop_path(block.ls1(out))
     size = torch.ones(B, N, device=x.device) if size is None else size
     r = min(r, (N - grid[2]) // 2)
@@ -149,8 +160,7 @@ def _run(block: Block, x: Tensor, grid: Grid, size: Tensor | None, r: int) -> tu
 
 
 def _check(block: nn.Module, r: int) -> None:
-    if not isinstance(r, int) or r < 0:
-        raise ValueError(f"r={r!r} must be an integer, 0 or more: the tokens that a block removes")
+    check_counts(0, r=r)
     if type(block.attn) is not Attention:
         raise TypeError(
             f"merging weighs softmax attention with the sizes of tokens, and cannot wrap {type(block.attn).__name__}; "
@@ -164,9 +174,10 @@ class MergingBlock(nn.Module):
     Args:
         block: the block to wrap; its parameters are shared, not copied.
         r: tokens to remove, or half of the patches where that is less.
+        proportional: let a key count as often as it has patches in it; see :func:`merge_tokens`.
 
     Raises:
-        ValueError: r is negative.
+        ValueError: r is no integer, or negative.
         TypeError: the block's token mixer is not ViT's softmax attention.
 
     >>> block = MergingBlock(Block(64, num_heads=4), r=8)
@@ -175,29 +186,37 @@ class MergingBlock(nn.Module):
     (torch.Size([2, 42, 64]), tensor([50., 50.]), torch.Size([2, 50]))
     """
 
-    def __init__(self, block: Block, r: int) -> None:
+    def __init__(self, block: Block, r: int, proportional: bool = True) -> None:
         super().__init__()
         _check(block, r)
-        self.block, self.r = block, r
+        self.block, self.r, self.proportional = block, r, proportional
 
     def forward(self, x: Tensor, grid: Grid, size: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (B, N, D) and their sizes (B, N), 1 where None -> fewer tokens, their sizes, and the place of each.
 
         The places (B, N) are those of :func:`bipartite_matching`. Of ``grid`` only the prefix tokens are needed.
         """
-        return _run(self.block, x, grid, size, self.r)
+        return _run(self.block, x, grid, size, self.r, self.proportional)
 
 
 class TokenMerging(nn.Module):
     """A VisionTransformer in which tokens merge; made by :func:`merge_tokens`, which see.
 
-    It offers what the model does. ``feature_maps`` are un-merged: each patch shows the token that it went into.
+    It is called like the model, and has its ``forward_features``, ``feature_maps``, ``reset_classifier``,
+    ``num_prefix_tokens``, ``feature_info``, ``patch_size`` and, where the model was made by name, ``preprocess``; all
+    else is found in ``.model``. ``feature_maps`` are un-merged: each patch shows the token that it went into.
     """
 
-    def __init__(self, model: VisionTransformer, r: int | Sequence[int]) -> None:
+    def __init__(self, model: VisionTransformer, r: int | Sequence[int], proportional: bool = True) -> None:
         super().__init__()
+        if isinstance(model, TokenMerging):
+            raise TypeError("the model merges tokens already; wrap its .model, which does not")
+        if not isinstance(model, VisionTransformer):
+            raise TypeError(f"merge_tokens wraps a VisionTransformer, not a {type(model).__name__}")
         depth = len(model.blocks)
-        self.r = [r] * depth if isinstance(r, int) else list(r)
+        if not isinstance(r, (Integral, Sequence)):
+            raise ValueError(f"r={r!r} must be an integer, or a list of one for each of the {depth} blocks")
+        self.r, self.proportional = [r] * depth if isinstance(r, Integral) else list(r), proportional
         if len(self.r) != depth:
             raise ValueError(f"r has {len(self.r)} entries for {depth} blocks; give one for each, or one for all")
         for block, n in zip(model.blocks, self.r, strict=True):
@@ -207,6 +226,14 @@ class TokenMerging(nn.Module):
     @property
     def num_prefix_tokens(self) -> int:
         return self.model.num_prefix_tokens
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        return self.model.patch_size
+
+    @property
+    def preprocess(self) -> Preprocess:
+        return self.model.preprocess
 
     @property
     def feature_info(self) -> list[dict[str, int]]:
@@ -230,9 +257,9 @@ class TokenMerging(nn.Module):
         size, source = None, torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         for block, r in zip(self.model.blocks, self.r, strict=True):
             if self.model.grad_checkpointing and torch.is_grad_enabled():
-                x, size, place = checkpoint(_run, block, x, grid, size, r, use_reentrant=False)
+                x, size, place = checkpoint(_run, block, x, grid, size, r, self.proportional, use_reentrant=False)
             else:
-                x, size, place = _run(block, x, grid, size, r)
+                x, size, place = _run(block, x, grid, size, r, self.proportional)
             source = place.gather(1, source)
             yield x, size, source
 
@@ -265,19 +292,22 @@ class TokenMerging(nn.Module):
         return [maps[i] for i in indices]
 
 
-def merge_tokens(model: VisionTransformer, r: int | Sequence[int]) -> TokenMerging:
+def merge_tokens(model: VisionTransformer, r: int | Sequence[int], *, proportional: bool = True) -> TokenMerging:
     """Make a trained ViT faster: each block merges its r most alike pairs of tokens (Bolya et al. 2023).
 
     Prefix tokens are never merged. The model is wrapped, not changed, and its parameters are shared: it may be trained
-    on with merging, which the paper does too.
+    on with merging, which the paper does too, then with ``proportional=False``.
 
     Args:
         model: a ViT with softmax attention.
         r: tokens to remove in each block, or one number for every block; at most half of the patches go at once.
+        proportional: attend with :func:`proportional_attention`. The authors' code (facebookresearch/ToMe,
+            ``apply_patch``) calls that necessary only for models that were trained without merging, and has it off in
+            training, and for models pretrained as masked autoencoders.
 
     Raises:
         ValueError: a negative r, or a list of another length than the model has blocks.
-        TypeError: the model has another token mixer.
+        TypeError: no VisionTransformer, one that merges already, or one with another token mixer.
 
     >>> model = VisionTransformer(img_size=28, patch_size=4, in_chans=1, embed_dim=32, depth=3, num_heads=4)
     >>> merged = merge_tokens(model, 8)
@@ -286,4 +316,4 @@ def merge_tokens(model: VisionTransformer, r: int | Sequence[int]) -> TokenMergi
     >>> merged.feature_maps(torch.randn(1, 1, 28, 28))[0].shape
     torch.Size([1, 32, 7, 7])
     """
-    return TokenMerging(model, r)
+    return TokenMerging(model, r, proportional)
