@@ -14,8 +14,8 @@ from vitcourse.train.evaluation import evaluating, find_mean_std, normalise
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W), as the model takes them, and labels (B,)
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits and labels to their mean loss
-_NO_IMAGES = "calibration holds no images; give batches (images, labels) or a data set"
 Structure = dict[str, int]  # heads, or hidden channels, of each layer that has some, by the layer's name
+_NO_IMAGES = "calibration holds no images; give batches (images, labels) or a data set"
 
 
 # --------------------------------------------------------------------------------------------------- what can be pruned
@@ -355,11 +355,7 @@ def prune_model(
             not fit; more ``min_heads`` than a layer has.
         TypeError: calibration that is not batches (images, labels).
     """
-    if not isinstance(macs, (int, float)) or not 0 < macs < 1:
-        raise ValueError(f"macs {macs!r} must be between 0 and 1: the part of the multiply–adds that shall remain")
-    for name, value in (("rounds", rounds), ("channel_multiple", channel_multiple), ("min_heads", min_heads)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
+    _check_options(macs, rounds=rounds, channel_multiple=channel_multiple, min_heads=min_heads)
     if isinstance(calibration, Iterator):
         calibration = list(calibration)  # every round reads it
     pruned = copy.deepcopy(model)
@@ -381,6 +377,14 @@ def prune_model(
         if finetune is not None:
             finetune(pruned)
     return pruned
+
+
+def _check_options(macs: float, **counts: int) -> None:
+    if not isinstance(macs, (int, float)) or not 0 < macs < 1:
+        raise ValueError(f"macs {macs!r} must be between 0 and 1: the part of the multiply–adds that shall remain")
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
 def _checked(scores: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
