@@ -288,7 +288,7 @@ def test_convolutions_take_gradients_casts_and_autocast_as_real_ones_do():
         quantize_model(nn.Sequential(conv)).load_state_dict(nn.Sequential(conv).state_dict(), strict=False)
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_weight_only_layers_are_differentiable_in_their_input(scheme):
     layer, x = LAYERS[scheme](nn.Linear(64, 5)), torch.randn(3, 64, requires_grad=True)
     layer(x).sum().backward()
@@ -631,17 +631,16 @@ def test_a_model_compiles_to_one_graph_and_exports_without_this_library(scheme):
         assert torch.allclose(torch.export.load(file).module()(x), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("scheme", ["int8", "int4"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_runs_in_onnxruntime(scheme, tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    model = nn.Sequential(nn.Conv2d(3, 32, 4, 4), nn.Flatten(2), nn.Linear(16, 100), nn.GELU(), nn.Linear(100, 10))
-    small, x = quantized(model, scheme), images(3)
-    torch.onnx.export(
-        small, (x[:2],), tmp_path / "small.onnx", dynamo=True, dynamic_shapes=[{0: "batch"}], verbose=False
-    )
-    session = runtime.InferenceSession(tmp_path / "small.onnx", providers=["CPUExecutionProvider"])
+    model = nn.Sequential(nn.Conv2d(3, 32, 4, 4), nn.Flatten(), nn.Linear(512, 600), nn.GELU(), nn.Linear(600, 10))
+    small, x, path = quantized(model, scheme), images(3), tmp_path / "small.onnx"
+    torch.onnx.export(small, (x[:2],), path, dynamo=True, dynamic_shapes=[{0: "batch"}], verbose=False)
+    assert path.stat().st_size <= (0.2 if scheme == "int4" else 0.3) * model_bytes(model)
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (theirs,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     # A sum in another order may move an activation over a tie, to the next step.
     limit = 2e-3 if scheme.startswith("w8a8") else 2e-6
@@ -1090,6 +1089,22 @@ def test_int8_integers_are_those_of_torchao():
     assert torch.allclose(scale.flatten(), theirs.scale.float().flatten(), rtol=1e-6, atol=0)
     assert_equal_but_for_ties(ours, theirs.qdata, weight / scale)
     assert relative_error(dequantize(ours, scale), theirs.dequantize()) <= 2e-3
+    errors = [relative_error(real, weight) for real in (dequantize(ours, scale), theirs.dequantize())]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_int8_integers_of_tokens_are_next_to_those_of_bitsandbytes(dtype):
+    """Its scale is max|x| / 127, by which the largest is exact; ours, max|x| / 127.5, is finer, and errs less."""
+    functional = pytest.importorskip("bitsandbytes.functional")
+    x = torch.randn(64, 768).to(dtype)
+    ours, scale = quantize(x)
+    theirs, largest, _ = functional.int8_vectorwise_quant(x)
+    assert torch.allclose(scale.flatten() * 127.5, largest.float(), rtol=1e-6, atol=0)
+    assert (ours.int() - theirs.int()).abs().max() <= 1
+    real = dequantize(theirs, largest.float()[:, None] / 127)
+    errors = [relative_error(tensor, x.float()) for tensor in (dequantize(ours, scale), real)]
+    assert 0.99 * errors[1] <= errors[0] < errors[1]
 
 
 def test_int4_integers_are_those_of_torchao():

@@ -128,7 +128,7 @@ def unpack_int4(packed: Tensor) -> Tensor:
     if packed.dtype != torch.uint8:
         raise TypeError(f"packed must be uint8, got {packed.dtype}")
     raised = packed ^ 0x88  # with its top bit flipped, each nibble is 8 more than what it stands for, and has no sign
-    return torch.cat([raised & 15, raised >> 4], dim=-1).to(torch.int8) - 8
+    return torch.cat([(raised & 15).to(torch.int8), (raised >> 4).to(torch.int8)], dim=-1) - 8
 
 
 def _in_groups(x: Tensor, group_size: int | None) -> Tensor:
