@@ -164,7 +164,8 @@ class Sizes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        self.found.setdefault(func._schema.name, []).append(out.numel())
+        if isinstance(out, Tensor):
+            self.found.setdefault(func._schema.name, []).append(out.numel())
         return out
 
 
@@ -200,6 +201,51 @@ def test_four_bits_are_made_real_with_one_copy_in_real_numbers(group_size, input
         got = ops.dequantize_int4(packed, scale, group_size, inputs)
     assert not {"aten::cat", "aten::mul", "aten::_to_copy"} & set(sizes.found)
     assert torch.equal(got, dequantize(unpack(packed, group_size), scale, group_size)[:, :inputs])
+
+
+class Products(nn.Module):
+    """One of each, with what they are given besides x."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        for name, tensor in zip(("weight", "scale"), quantize(torch.randn(24, inputs)), strict=True):
+            self.register_buffer(name, tensor)
+        for name, tensor in zip(("packed", "scales"), four_bit(torch.randn(24, inputs), 32), strict=True):
+            self.register_buffer(name, tensor)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        q, x_scale = ops.quantize_per_token(x)
+        return (
+            ops.w8a8_linear(q, x_scale, self.weight, self.scale, None, x.dtype),
+            ops.w8a16_linear(x, self.weight, self.scale, None),
+            ops.w4a16_linear(x, self.packed, self.scales, None, 32),
+        )
+
+
+def test_products_become_those_of_onnx(tmp_path):
+    """Of weights so large that the exporter does not compute with them itself."""
+    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    inputs = 1500
+    model, path = Products(inputs).eval(), tmp_path / "products.onnx"
+    shapes = ({0: torch.export.Dim("tokens")},)
+    torch.onnx.export(model, (torch.randn(5, inputs),), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    assert [node.op_type for node in onnx.load(path).graph.node].count("MatMulInteger") == 1
+    x = torch.randn(7, inputs)
+    found = runtime.InferenceSession(path).run(None, {"x": x.numpy()})
+    for got, expected in zip(found, model(x), strict=True):
+        assert torch.allclose(torch.from_numpy(got), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_onnx_gets_no_operator_that_only_cuda_has(monkeypatch):
+    model, x = Products(64), torch.randn(5, 64)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        on_cuda = model.to("cuda")
+        assert ops._has_operators(x.to("cuda"))
+        monkeypatch.setattr(ops, "_to_onnx", lambda: True)
+        with Sizes() as sizes:
+            on_cuda(x.to("cuda"))
+    assert sizes.found and not any(name.startswith("vitcourse") for name in sizes.found)
 
 
 def unpack(packed: Tensor, group_size: int) -> Tensor:

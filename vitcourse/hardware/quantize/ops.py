@@ -3,8 +3,8 @@
 On CUDA they are operators ``torch.ops.vitcourse.*`` with fake kernels, which torch.compile and torch.export take: the
 Triton kernels, or what other devices do: before compute capability 8.0, whose tensor cores Triton leaves unused, and
 where weights meet inputs in float32 or float64, whose products cuBLAS makes faster.
-Everywhere else they are PyTorch's own operators, which the compiler fuses and an exported program carries without this
-library.
+Everywhere else, and in an ONNX file, they are PyTorch's own operators, which the compiler fuses and an exported program
+carries without this library.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .integers import dequantize, quantize, unpack_int4
+from .integers import dequantize, quantize
 
 HALVES = (torch.float16, torch.bfloat16)
 FLOATS = (*HALVES, torch.float32, torch.float64)
@@ -30,7 +30,7 @@ EXACT_TERMS = 1024  # products of two int8, each at most 2¹⁴, that float32 su
 
 def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`quantize` to int8 with a scale per row: (M, K) to (M, K) int8 and (M, 1) float32."""
-    return torch.ops.vitcourse.quantize_per_token(x) if x.is_cuda else quantize(x)
+    return torch.ops.vitcourse.quantize_per_token(x) if _has_operators(x) else quantize(x)
 
 
 def w8a8_linear(
@@ -49,7 +49,7 @@ def w8a8_linear(
     Returns:
         (M, N).
     """
-    if x.is_cuda:
+    if _has_operators(x):
         return torch.ops.vitcourse.w8a8_linear(x, x_scale, weight, weight_scale, bias, dtype)
     return _w8a8_plain(x, x_scale, weight, weight_scale, bias, dtype)
 
@@ -59,7 +59,7 @@ def w8a16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor |
 
     On CUDA, float16 and bfloat16 take a Triton kernel, float32 and float64 the product of PyTorch.
     """
-    if x.is_cuda:
+    if _has_operators(x):
         return torch.ops.vitcourse.w8a16_linear(x, weight, weight_scale, bias)
     return _w8a16_plain(x, weight, weight_scale, bias)
 
@@ -69,21 +69,28 @@ def w4a16_linear(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor |
 
     On CUDA, float16 and bfloat16 take a Triton kernel, float32 and float64 the product of PyTorch.
     """
-    if x.is_cuda:
+    if _has_operators(x):
         return torch.ops.vitcourse.w4a16_linear(x, packed, weight_scale, bias, group_size)
     return _w4a16_plain(x, packed, weight_scale, bias, group_size)
 
 
 def dequantize_int4(packed: Tensor, weight_scale: Tensor, group_size: int, in_features: int) -> Tensor:
     """(N, G · group_size / 2) uint8, packed group by group, to the (N, in_features) float32 that it stands for."""
-    grouped = packed.unflatten(1, (-1, group_size // 2))
-    if torch.compiler.is_compiling() or _to_onnx():  # the compiler fuses it, and others know its operators
-        return dequantize(unpack_int4(grouped).flatten(1), weight_scale, group_size)[:, :in_features]
-    signed = grouped.view(torch.int8)
-    real = weight_scale.new_empty(*signed.shape[:2], 2, group_size // 2)
-    real[:, :, 0] = (signed << 4) >> 4  # bytes are handled fast; it is every copy of real numbers that takes time
-    real[:, :, 1] = signed >> 4
+    low, high = _nibbles(packed.unflatten(1, (-1, group_size // 2)))
+    if torch.compiler.is_compiling():  # which needs no copies, and would keep those that it is told to make
+        return dequantize(torch.cat([low, high], dim=-1).flatten(1), weight_scale, group_size)[:, :in_features]
+    real = weight_scale.new_empty(*low.shape[:2], 2, group_size // 2)
+    real[:, :, 0], real[:, :, 1] = low, high  # every other copy of real numbers takes more time than the bytes do
     return real.mul_(weight_scale[:, :, None, None]).flatten(1)[:, :in_features]
+
+
+def _nibbles(packed: Tensor) -> tuple[Tensor, Tensor]:
+    """What the low and the high four bits stand for."""
+    if _to_onnx():  # where signed bytes cannot be shifted, and those without a sign become signed on the way
+        raised = packed.int() ^ 0x88  # with its top bit flipped, each nibble is 8 more than what it stands for
+        return (raised & 15) - 8, (raised >> 4) - 8
+    signed = packed.view(torch.int8)
+    return (signed << 4) >> 4, signed >> 4
 
 
 # ------------------------------------------------------------------------------------------- PyTorch's own operators
@@ -113,9 +120,14 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
 
     A CPU with VNNI has instructions for it: 3 to 4 times as fast as float32. Without them, oneDNN may let 16-bit sums
     saturate, and other devices have no such product at all: there, stretches of K so short that float32 sums them
-    without rounding are multiplied in float32.
+    without rounding are multiplied in float32. In an ONNX file it becomes MatMulInteger.
     """
-    if x.device.type == "cpu" and HAS_FAST_INT8 and x.shape[1] > 1:  # of one term PyTorch 2.11 makes nonsense
+    if torch.compiler.is_exporting() and _to_onnx():
+        shape = x.shape[0], weight.shape[0]
+        return torch.onnx.ops.symbolic("MatMulInteger", (x, weight.t()), dtype=torch.int32, shape=shape)
+    if (
+        x.device.type == "cpu" and HAS_FAST_INT8 and x.shape[1] > 1 and not _to_onnx()
+    ):  # of one term 2.11 makes nonsense
         return torch._int_mm(x, weight.t())
     total = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.int32, device=x.device)
     with torch.autocast(x.device.type, enabled=False):  # it would round the sums
@@ -361,6 +373,10 @@ def dispatcher(plain: Callable, launch: Callable, types: tuple[torch.dtype, ...]
         return (launch if x.dtype in types and _has_kernels(x.device) else plain)(x, *rest)
 
     return on_cuda
+
+
+def _has_operators(x: Tensor) -> bool:
+    return x.is_cuda and not _to_onnx()
 
 
 def _to_onnx() -> bool:
