@@ -281,7 +281,29 @@ if find_spec("triton"):
     right(KERNEL)(flash_kernel)
     for key, pairs in {
         "beyond-the-last-key": [("        logits += tl.where(valid, 0.0, -1.0e30)[None, :]\n", "")],
+        "weights-hidden-not-scores": [
+            ("        logits += tl.where(valid, 0.0, -1.0e30)[None, :]\n", ""),
+            (
+                "p = tl.exp2(logits - m_new[:, None])",
+                "p = tl.exp2(logits - m_new[:, None]) * tl.where(valid, 1.0, 0.0)",
+            ),
+        ],
         "unmasked-loads": [(", mask=valid[:, None], other=0.0", "")],
+        "infinite-keys": [
+            (
+                "kt = tl.load(k_pointers, mask=valid[:, None], other=0.0)",
+                "kt = tl.load(k_pointers, valid[:, None], LOW)",
+            ),
+            ("        logits += tl.where(valid, 0.0, -1.0e30)[None, :]\n", ""),
+            ("last = n\n", 'last = n\n    LOW = -float("inf")\n'),
+        ],
+        "infinite-values": [
+            (
+                "vt = tl.load(v_pointers, mask=valid[:, None], other=0.0)",
+                "vt = tl.load(v_pointers, valid[:, None], HIGH)",
+            ),
+            ("last = n\n", 'last = n\n    HIGH = float("inf")\n'),
+        ],
         "unmasked-store": [("acc / s[:, None], mask=there", "acc / s[:, None]")],
         "rest-forgotten": [("last = n\n", "last = n - n % BLOCK\n")],
         "one-tile": [("last = n\n", "last = BLOCK\n")],
@@ -290,12 +312,23 @@ if find_spec("triton"):
         "nothing-shrunk": [("c = tl.exp2(m - m_new)", "c = tl.exp2(m - m)")],
         "peak-forgotten": [("m = m_new\n", "m = m\n"), ("- 1.0e30\n", '+ float("-inf")\n')],
         "peak-of-the-tile": [("m_new = tl.where(top > m, top, m)", "m_new = top")],
+        "peak-over-queries": [("top = tl.max(logits, axis=1)", "top = tl.max(tl.trans(logits), axis=1)")],
+        "total-over-queries": [("tl.sum(p, axis=1)", "tl.sum(p, axis=0)")],
+        "both-over-queries": [("logits, axis=1)", "logits, axis=0)"), ("p, axis=1)", "p, axis=0)")],
+        "nan-from-the-start": [("c = tl.exp2(m - m_new)", "c = tl.exp2(m_new - m)")],
+        "divided-each-tile": [
+            ("m = m_new\n", "m = m_new\n        acc /= s[:, None]\n"),
+            ("acc / s[:, None], ", "acc, "),
+        ],
         "no-scale": [("(scale * 1.4426950408889634)", "1.4426950408889634")],
         "never-divided": [("acc / s[:, None]", "acc")],
         "first-head": [("offset = head * stride_head", "offset = head * 0")],
         "types-mixed": [("p.to(vt.dtype)", "p")],
     }.items():
         variant(KERNEL, key)(changed(*pairs))
+    for load in ("k_pointers", "v_pointers"):  # one of the two is enough, even where no result changes
+        variant(KERNEL, "unmasked-loads")(changed((f"{load}, mask=valid[:, None], other=0.0", load)))
+    variant(KERNEL, "nan-from-the-start")(changed(("tl.exp2(logits - m_new[:, None])", "tl.exp2(logits - m[:, None])")))
     variant(KERNEL, "types-mixed")(changed(("mask=there, other=0.0)", "mask=there, other=0.0).to(tl.float32)")))
     right(KERNEL)(changed(("other=0.0)", "other=0.0).to(tl.float32)")))
 
@@ -304,6 +337,16 @@ if find_spec("triton"):
     unknown(KERNEL)(changed(("tl.exp2(logits - m_new[:, None])", "tl.exp(logits - m_new[:, None])")))
     unknown(KERNEL)(changed(("v_pointers += BLOCK * stride_token", "v_pointers += 0")))
     unknown(KERNEL)(changed(("p.to(vt.dtype)", "p.to(tl.float16)")))
+    unknown(KERNEL)(changed(("m = m_new\n", "m = m_new\n        acc = acc.to(tl.float16).to(tl.float32)\n")))
+    unknown(KERNEL)(changed(("    tl.store(out + place, acc / s[:, None], mask=there)\n", "")))
+    unknown(KERNEL)(
+        changed(
+            (
+                "k_pointers = k + offset + tokens[:, None] * stride_token",
+                "k_pointers = k + offset + tokens[:, None] * D",
+            )
+        )
+    )
 
 # ------------------------------------------------------------------------------------------------------------ quantize
 

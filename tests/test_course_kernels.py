@@ -47,6 +47,29 @@ def _no_load_mask(x, out, rows, columns, stride, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _hidden_read(x, out, rows, columns, stride, BLOCK: tl.constexpr):
+    """Right on this chip today: what was read elsewhere is thrown away."""
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    column = tl.arange(0, 16)
+    inside = (row < rows)[:, None] & (column < columns)[None]
+    values = tl.where(inside, tl.load(x + row[:, None] * stride + column[None]), 0.0)
+    tl.store(out + row, _double(tl.sum(values, 1)), mask=row < rows)
+
+
+@triton.jit
+def _no_store(x, out, rows, columns, stride, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.load(x + row * stride, mask=row < rows, other=0.0)
+
+
+@triton.jit
+def _stores_nan(x, out, rows, columns, stride, BLOCK: tl.constexpr):
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    zero = (row * 0).to(tl.float32)
+    tl.store(out + row, zero / zero, mask=row < rows)
+
+
+@triton.jit
 def _no_store_mask(x, out, rows, columns, stride, BLOCK: tl.constexpr):
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     column = tl.arange(0, 16)
@@ -70,6 +93,12 @@ def _misspelt(x, out, rows, columns, stride, BLOCK: tl.constexpr):
 def _endless(x, out, rows, columns, stride, BLOCK: tl.constexpr):
     while rows > 0:
         rows += 1
+
+
+@triton.jit
+def _wild_read(x, out, rows, columns, stride, BLOCK: tl.constexpr):
+    far = (tl.program_id(0).to(tl.int64) + 1_000_000) * 1_000_000
+    tl.store(out, tl.load(x + far))
 
 
 @triton.jit
@@ -123,6 +152,31 @@ def test_a_store_beyond_the_end_is_counted(spec):
         verdict.attempt.replay()
 
 
+@pytest.mark.parametrize("faulty", [_hidden_read, _no_load_mask, _wild_read])
+def test_a_read_beyond_the_end_is_refused_even_if_it_changes_nothing(spec, faulty):
+    verdict = grade(spec, faulty)
+    assert type(verdict.attempt.error) is kernels.StrayRead
+    assert " values are read outside the tensors: does every load have a mask?" in verdict.text
+    assert "tl.load(x + " in verdict.attempt.traceback
+
+
+def test_a_result_that_was_not_written_is_told_from_one_that_is_nan(spec):
+    assert "none of the 8 values of the result was written" in grade(spec, _no_store).text
+    assert grade(spec, _stores_nan).text.startswith("NaN in 8 of 8 values")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_what_was_not_written_is_a_nan_of_its_own(dtype):
+    with kernels._guarding():
+        empty = kernels.empty_like(torch.ones(3, 5, dtype=dtype))
+        assert empty.isnan().all()
+        with pytest.raises(kernels.NotStored, match="none of the 15 values"):
+            kernels._refuse_untouched({"out": empty})
+        kernels._refuse_untouched(torch.full_like(empty, math.nan))
+        empty[1, 2] = 1.0
+        kernels._refuse_untouched(empty)
+
+
 def test_a_blank_is_a_blank(spec):
     assert grade(spec, _blank).status == "blank"
     assert isinstance(grade(spec, _blank).attempt.error, course.TODO)
@@ -143,7 +197,6 @@ def test_an_endless_loop_is_stopped(spec):
     assert grade(spec, row_sums).status == "right"  # by another process
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU reports a wild store in its own way")
 def test_a_wild_store_ends_the_worker_and_nothing_else(spec):
     verdict = grade(spec, _wild)
     assert verdict.status == "wrong" and verdict.text.startswith("Crash: the kernel ended its process")

@@ -2,12 +2,13 @@
 
 A kernel can do what no Python function can: read its neighbour's memory without an error, write over it, end its
 process, or never return. So the answer is sent, as source, to a worker that lives for many calls and is replaced when
-one kills it. Without a GPU the worker runs Triton's interpreter.
+one kills it. Inputs on a CPU, which all of a check's own are, are worked on by Triton's interpreter, with or without a
+GPU: it knows every address that is read. Inputs on a GPU go to a second worker, which compiles.
 
 This is how a check gets such a runner::
 
     def launch(kernel, x, scale):
-        out = kernels.empty_like(x)  # NaN everywhere, guarded like the inputs
+        out = kernels.empty_like(x)  # NaN until it is written, guarded like the inputs
         kernel[(triton.cdiv(x.shape[-2], 16),)](x, out, *x.stride(), *x.shape, scale, BLOCK=16)
         return out
 
@@ -18,7 +19,8 @@ This is how a check gets such a runner::
 
 `launch` is a function of a module, so that the worker can import it. Every tensor that it is given lies in a larger
 buffer of NaN, with NaN between its rows of rows too: what is read beyond the end of one head is not the next head's
-first row. What is written there is found after the call.
+first row. What is written there is found after the call, and so is a result to which nothing was written. The
+interpreter refuses to read there, or anywhere but in what `launch` is given and what `empty_like` makes.
 """
 
 import ast
@@ -39,7 +41,7 @@ import types
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, partial, wraps
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, BinaryIO
@@ -49,7 +51,7 @@ import torch
 from torch import Tensor
 
 from .cases import Case
-from .running import Outcome, OutOfBounds, TimeLimit, _frozen, isolated, map_tensors, named_inputs
+from .running import Outcome, OutOfBounds, TimeLimit, _frozen, isolated, leaves, map_tensors, named_inputs
 
 ROWS, COLUMNS, MARGIN = 64, 16, 8192  # of NaN after the rows and the columns of a tensor, and before and after it all
 
@@ -64,6 +66,12 @@ class _Guard:
     buffer: Tensor
     owned: Tensor
 
+    def owns(self, addresses: np.ndarray) -> np.ndarray:
+        """Which of the addresses are those of the tensor's values."""
+        places, between = np.divmod(addresses.astype(np.int64) - self.buffer.data_ptr(), self.buffer.element_size())
+        inside = (places >= 0) & (places < len(self.buffer)) & (between == 0)
+        return inside & self.owned.numpy()[np.where(inside, places, 0)]
+
     def touched(self) -> int:
         """How many values outside the tensor have been written."""
         changed = ~self.buffer.isnan() if self.buffer.is_floating_point() else self.buffer != _filler(self.buffer.dtype)
@@ -75,7 +83,26 @@ _guards: list[_Guard] = []  # of the call that is being made
 
 def empty_like(tensor: Tensor, shape: tuple[int, ...] | None = None, dtype: torch.dtype | None = None) -> Tensor:
     """A guarded tensor for `launch` to have its results written to, NaN (or the smallest integer) until then."""
-    return _guarded(tuple(tensor.shape) if shape is None else shape, dtype or tensor.dtype, tensor.device)
+    empty = _guarded(tuple(tensor.shape) if shape is None else shape, dtype or tensor.dtype, tensor.device)
+    if empty.is_floating_point():
+        _bits(empty).fill_(_untouched(empty.dtype))
+    return empty
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.view({1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
+
+
+def _untouched(dtype: torch.dtype) -> int:
+    """The bits of a NaN that no computation gives."""
+    return int(_bits(torch.tensor(math.nan, dtype=dtype))) | 0x5A
+
+
+def _refuse_untouched(output: Any) -> None:
+    for _, leaf in leaves(output):
+        floats = isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.numel()
+        if floats and (_bits(leaf) == _untouched(leaf.dtype)).all():
+            raise NotStored(f"none of the {leaf.numel()} values of the result was written: is there a store?")
 
 
 def _guarded(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -98,6 +125,33 @@ def _filler(dtype: torch.dtype) -> float | int:
 
 def _guard(tensor: Tensor) -> Tensor:
     return _guarded(tuple(tensor.shape), tensor.dtype, tensor.device).copy_(tensor)
+
+
+class StrayRead(OutOfBounds):
+    """A kernel reads outside the tensors that it was given."""
+
+
+class NotStored(Exception):
+    """A kernel has written nothing to its result."""
+
+
+def _watch_reads() -> None:
+    """Have the interpreter look at every address before it reads there. Loads of all kinds end in the one method."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    load = InterpreterBuilder.create_masked_load
+
+    @wraps(load)
+    def watched(self: Any, pointers: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
+        addresses = pointers.data[np.broadcast_to(mask.data, pointers.data.shape).astype(bool)]
+        owned = np.zeros(addresses.shape, dtype=bool)
+        for guard in _guards:
+            owned |= guard.owns(addresses)
+        if strays := int((~owned).sum()):
+            raise StrayRead(f"{strays} values are read outside the tensors: does every load have a mask?")
+        return load(self, pointers, mask, *args, **kwargs)
+
+    InterpreterBuilder.create_masked_load = watched
 
 
 @contextmanager
@@ -199,7 +253,8 @@ class KernelRunner:
         source = _source(answer)
         if _is_blank(source):
             return Outcome(error=TODO())
-        return _worker().run((source, self.launch, case.args, case.kwargs, seed), seconds)
+        on_cpu = all(leaf.is_cpu for _, leaf in leaves((case.args, case.kwargs)) if isinstance(leaf, Tensor))
+        return _worker(interpreting=on_cpu).run((source, self.launch, case.args, case.kwargs, seed), seconds)
 
 
 class KernelError(Exception):
@@ -214,9 +269,10 @@ def _error_type(name: str) -> type[KernelError]:
 
 
 class Worker:
-    """A process that runs kernels; it is started at the first call, and again after one that ended it."""
+    """A process that interprets or compiles kernels, started at the first call, and again after one that ended it."""
 
-    def __init__(self) -> None:
+    def __init__(self, interpreting: bool) -> None:
+        self._interpreting = interpreting
         self._process: subprocess.Popen | None = None
         self._answers: queue.Queue = queue.Queue()
 
@@ -242,14 +298,15 @@ class Worker:
         if isinstance(answer, Outcome):
             return answer
         name, message, trace = answer
-        error = OutOfBounds(message) if name == OutOfBounds.__name__ else _error_type(name)(message)
+        known = {error.__name__: error for error in (OutOfBounds, StrayRead, NotStored)}
+        error = known.get(name, _error_type(name))(message)
         error.add_note(trace)
         return Outcome(error=error)
 
     def _start(self) -> None:
-        environment = dict(os.environ)
-        if not torch.cuda.is_available():
-            environment["TRITON_INTERPRET"] = "1"
+        environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+        if self._interpreting:
+            environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
             if version("triton").startswith("3.6.") and tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4):
                 problem = "Triton 3.6 cannot interpret loops with NumPy 2.4 or newer"
                 print(f"vitcourse: {problem}; pip install 'numpy<2.4', or a newer PyTorch", file=sys.stderr)
@@ -274,8 +331,8 @@ class Worker:
 
 
 @cache
-def _worker() -> Worker:
-    worker = Worker()
+def _worker(interpreting: bool) -> Worker:
+    worker = Worker(interpreting)
     atexit.register(worker.stop)
     return worker
 
@@ -332,19 +389,14 @@ def _call(source: _Source, launch: Callable, args: tuple, kwargs: dict[str, Any]
     if key not in _loaded:
         _loaded[key] = _load(source)
     kernel = _loaded[key]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tensors: list[Tensor] = []
-    map_tensors((args, kwargs), lambda tensor: tensors.append(tensor) or tensor)
-    home = tensors[0].device if tensors else torch.device("cpu")
     with isolated(seed), _guarding():
-        args, kwargs = map_tensors((args, kwargs), lambda tensor: _guard(tensor.to(device)))
+        args, kwargs = map_tensors((args, kwargs), _guard)
         inputs = named_inputs(partial(launch, kernel), Case(args, kwargs))
         outcome = Outcome(before=_frozen(inputs))
         output = launch(kernel, *args, **kwargs)
         outcome.after = _frozen(inputs)
-        outcome.output = map_tensors(output, lambda tensor: tensor.detach().to(home, copy=True))
-    for side in (outcome.before, outcome.after):
-        side |= {name: value.to(home) for name, value in side.items() if isinstance(value, Tensor)}
+        outcome.output = map_tensors(output, lambda tensor: tensor.detach().clone())
+    _refuse_untouched(outcome.output)
     return outcome
 
 
@@ -353,6 +405,8 @@ def _serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     torch.set_num_threads(1)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        _watch_reads()
     _send(answers, "ready")
     while (request := _receive(sys.stdin.buffer)) is not None:
         try:

@@ -49,7 +49,6 @@ def multiplies_one_type(kernel, *inputs):
         "score 0, not −∞: hide it with `tl.where`.",
         "Write back only rows that exist, and only after the division by the total.",
     ],
-    tolerance=5e-3,  # on a GPU tl.dot may cut float32 to the ten bits of TF32
     gradients=False,
     seconds=SECONDS,
     runner=RUNNER,
@@ -69,15 +68,18 @@ def flash_kernel(rng):
     yield call(*inputs(2, 21, 16), 0.3).on("21 tokens, no multiple of the block")
     yield call(*inputs(1, 5, 32), 0.2).on("5 tokens, less than a block")
     yield call(*inputs(1, 33, 16, size=6.0), 1.0).on("33 tokens with large scores")
+    q, k, v = inputs(1, 21, 16)
+    yield call(q + 6, k - 6, v, 0.25).on("21 tokens with scores far below zero")
     yield call(*inputs(1, 21, 16, dtype=torch.float16), 0.25).on("21 tokens in float16")
 
 
-def _altered(old, new):
-    """The reference with one piece of its text exchanged, wherever it stands."""
+def _altered(*exchanged):
+    """The reference with pieces of its text exchanged, wherever they stand: old, new, and perhaps more such pairs."""
     text = inspect.getsource(_reference.fn)
-    if old not in text:
-        raise ValueError(f"flash_kernel has no {old!r}")
-    text = text.replace(old, new)
+    for old, new in zip(exchanged[::2], exchanged[1::2], strict=True):
+        if old not in text:
+            raise ValueError(f"flash_kernel has no {old!r}")
+        text = text.replace(old, new)
     file = f"<flash_kernel {hash(text)}>"
     linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
     scope = {"__name__": __name__, "triton": triton, "tl": tl}
@@ -92,10 +94,41 @@ flash_kernel.mistake(
     _altered('        scores = tl.where(cols[None, :] < n, scores, float("-inf"))\n', ""),
 )
 flash_kernel.mistake(
+    "weights-hidden-not-scores",
+    "hiding the weights comes too late for the peak: where all scores are far below zero, the 0 of a key that does not "
+    "exist is the largest, and all weights that count vanish beside it",
+    _altered(
+        """        scores = tl.where(cols[None, :] < n, scores, float("-inf"))
+        new_peak = tl.maximum(peak, tl.max(scores, 1))
+        shrink = tl.exp(peak - new_peak)
+        weights = tl.exp(scores - new_peak[:, None])
+""",
+        """        new_peak = tl.maximum(peak, tl.max(scores, 1))
+        shrink = tl.exp(peak - new_peak)
+        weights = tl.where(cols[None, :] < n, tl.exp(scores - new_peak[:, None]), 0.0)
+""",
+    ),
+)
+flash_kernel.mistake(
     "unmasked-loads",
-    "keys and values beyond the last one are read from memory that is not theirs: whatever lies there takes part, and a "
+    "keys or values beyond the last one are read from memory that is not theirs: whatever lies there comes in, and even a "
     "weight of 0 times NaN is NaN",
     _altered(", mask=cols[:, None] < n, other=0.0", ""),
+)
+flash_kernel.mistake(
+    "infinite-keys",
+    "a key of −∞ does not hide itself: its products with a query are ∞ and −∞, and their sum is NaN",
+    _altered(
+        "other=0.0)\n        values",
+        'other=float("-inf"))\n        values',
+        '        scores = tl.where(cols[None, :] < n, scores, float("-inf"))\n',
+        "",
+    ),
+)
+flash_kernel.mistake(
+    "infinite-values",
+    "values beyond the last one have the weight 0, and yet must be numbers: 0 · ∞ is NaN",
+    _altered("other=0.0)\n        scores", 'other=float("-inf"))\n        scores'),
 )
 flash_kernel.mistake(
     "unmasked-store",
@@ -134,6 +167,37 @@ flash_kernel.mistake(
     "peak-of-the-tile",
     "the peak is that of the tile alone, and may fall: right for small scores, but the factor for the old sums can overflow",
     _altered("tl.maximum(peak, tl.max(scores, 1))", "tl.max(scores, 1)"),
+)
+flash_kernel.mistake(
+    "peak-over-queries",
+    "the peak is taken over the queries, one for each key; every query needs its own, over the keys",
+    _altered("tl.max(scores, 1)", "tl.max(scores, 0)"),
+)
+flash_kernel.mistake(
+    "total-over-queries",
+    "the weights are summed over the queries, one sum for each key; every query needs its own, over the keys",
+    _altered("tl.sum(weights, 1)", "tl.sum(weights, 0)"),
+)
+flash_kernel.mistake(
+    "both-over-queries",
+    "both the peak and the total are taken over the queries; every query needs its own, over the keys",
+    _altered("tl.sum(weights, 1)", "tl.sum(weights, 0)", "tl.max(scores, 1)", "tl.max(scores, 0)"),
+)
+flash_kernel.mistake(
+    "nan-from-the-start",
+    "all is NaN from the first tile on: one of −∞ − (−∞), 0 · ∞, ∞ / ∞ and 0 / 0 is computed, and the peak is −∞ before "
+    "the first tile",
+    _altered("scores - new_peak[:, None]", "scores - peak[:, None]"),
+)
+flash_kernel.mistake(
+    "divided-each-tile",
+    "the result is divided by the total after every tile; then the next tile adds to a mean, not to a sum",
+    _altered(
+        "        peak = new_peak\n",
+        "        peak = new_peak\n        result = result / total[:, None]\n",
+        "(result / total[:, None])",
+        "result",
+    ),
 )
 flash_kernel.mistake("no-scale", "the scores are not scaled", _altered(" * scale\n", "\n"))
 flash_kernel.mistake(
