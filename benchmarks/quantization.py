@@ -215,16 +215,16 @@ def rounded(model: nn.Module, bits: int, group_size: int | None) -> nn.Module:
 KERNELS = ("w8a8", "w8a16", "w4a16")
 
 
-def kernel_variants() -> Iterator[tuple[dict[str, Any], Any, dict, dict, dict]]:
-    """For ``compile_for``: every kernel with every tiling that may be launched, in both types; first, what it is."""
+def kernel_variants(capability: int) -> Iterator[tuple[dict[str, Any], Any, dict, dict, dict]]:
+    """For ``compile_for``: every kernel with every tiling that a chip may launch, in both types; first, what it is."""
     from vitcourse.hardware.quantize import kernels
 
-    width = 3072
+    width, chip = 3072, divmod(capability, 10)
     integers = dict.fromkeys(("M", "N", "K"), "i32:16") | {"M": "i32"}
     scales = dict.fromkeys(("x_scale_ptr", "weight_scale_ptr"), "*fp32:16")
     for kernel in KERNELS:
         group_sizes = GROUP_SIZES if kernel == "w4a16" else (None,)
-        tiles = dict.fromkeys(tile for tokens in (1, 16, 10_000) for tile in tilings(kernel, tokens))
+        tiles = dict.fromkeys(tile for tokens in (1, 16, 10_000) for tile in tilings(kernel, tokens, chip))
         for tile, group_size, dtype in itertools.product(tiles, group_sizes, ("bf16", "fp16")):
             real = dict.fromkeys(("bias_ptr", "out_ptr", "x_ptr"), f"*{dtype}:16")
             stored = dict.fromkeys(("weight_ptr", "packed_ptr", *["x_ptr"] * (kernel == "w8a8")), "*i8:16")
@@ -255,7 +255,7 @@ def kernel_rows(capability: int, **only: Any) -> Iterator[dict[str, Any]]:
     """What every kernel becomes on a chip; of some, if ``only`` says what their rows hold."""
     from benchmarks.aot import SHARED_LIMIT, compile_for
 
-    for mark, kernel, signature, constants, options in kernel_variants():
+    for mark, kernel, signature, constants, options in kernel_variants(capability):
         if any(mark[key] != value for key, value in only.items()):
             continue
         built = compile_for(kernel, signature, constants, capability, **options)

@@ -295,6 +295,11 @@ for M, K, N in SHAPES:
     for got, expected in zip(ops.launch_quantize_per_token(x), quantize(x), strict=True):
         check(("quantize", M, K, N), torch.equal(got, expected))
 
+# more tiles along M than one stripe has
+x8, w8 = (torch.randint(-128, 128, (rows, 16), dtype=torch.int8) for rows in (64 * 9 + 1, 70))
+sums = ops.launch_w8a8(x8, torch.ones(1, 1), w8, torch.ones(70, 1), None, torch.float32)
+check("stripes", torch.equal(sums.long(), x8.long() @ w8.long().t()))
+
 x, weight = torch.randn(5, 64).half(), torch.randn(7, 64)
 strided = [tensor.t().contiguous().t() for tensor in quantize(weight)]
 check("strided weight", torch.equal(ops.launch_w8a16(x, *strided, None), ops.launch_w8a16(x, *quantize(weight), None)))
@@ -332,7 +337,7 @@ def run_python(code: str, **environment: str) -> list:
 
 def test_kernels_compute_what_they_should_on_the_interpreter():
     count, failures = run_python(INTERPRETED, TRITON_INTERPRET="1")
-    assert failures == [] and count == 46
+    assert failures == [] and count == 47
 
 
 COMPILED = """
@@ -349,6 +354,16 @@ def assert_sound(rows: list[dict]) -> None:
         wanted = r"s8\.s8|kind::i8" if row["kernel"] == "w8a8" else r"bf16\.bf16|f16\.f16|kind::f16"
         assert row["instructions"] and all(re.search(wanted, kind) for kind in row["instructions"]), row
         assert row["spills"] == 0 and row["shared"] <= row["shared_limit"], row
+
+
+def test_a_tile_is_as_large_as_the_chip_and_its_work_allow():
+    def size(tokens: int, features: int, *capability: int) -> tuple[int, int]:
+        tile = ops.tiling("w8a8", tokens, features, capability)
+        return tile.block_m, tile.block_n
+
+    assert size(12_608, 3072, 9, 0) == size(12_608, 3072, 8, 0) == (128, 256)
+    assert size(12_608, 3072, 8, 9) == size(12_608, 3072, 10, 0) == size(12_608, 3072, 0, 0) == (128, 128)
+    assert size(197, 3072, 9, 0) == (64, 64) and size(16, 3072, 9, 0) == (16, 32)
 
 
 def test_products_of_integers_use_the_tensor_cores_of_hopper():

@@ -1,8 +1,7 @@
 """Triton kernels: integers are multiplied as integers, or made real on the chip, and no real weight is ever in memory.
 
 All matrices are row-major and contiguous: x (M, K), weights (N, K) as in ``nn.Linear``, result (M, N). One program
-makes one (BLOCK_M, BLOCK_N) tile of the result. Programs with the same weights follow each other, so that the second
-finds them in the cache. Rows beyond an edge read the last row, and their result is not stored.
+makes one (BLOCK_M, BLOCK_N) tile of the result. Rows beyond an edge read the last row, and their result is not stored.
 """
 
 import triton
@@ -10,14 +9,22 @@ import triton.language as tl
 
 ROUND = tl.constexpr(12582912.0)  # 1.5 · 2²³: a float32 added to it keeps no fraction, rounded half to even
 TINY = tl.constexpr(2.0**-126)  # the smallest normal float32
+STRIPE = tl.constexpr(8)  # rows of tiles
 
 
 @triton.jit
 def _tile(M, N, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Rows and columns of this program's tile of the result."""
-    programs_m = tl.cdiv(M, BLOCK_M)
-    rows = (tl.program_id(0) % programs_m) * BLOCK_M + tl.arange(0, BLOCK_M)
-    columns = (tl.program_id(0) // programs_m) * BLOCK_N + tl.arange(0, BLOCK_N)
+    """Rows and columns of this program's tile of the result.
+
+    STRIPE rows of tiles are made column by column: programs that run at the same time share both x and weights, and the
+    second finds in the cache what the first has read.
+    """
+    programs_m, programs_n = tl.cdiv(M, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    first = tl.program_id(0) // (STRIPE * programs_n) * STRIPE
+    height = tl.minimum(programs_m - first, STRIPE)
+    within = tl.program_id(0) % (STRIPE * programs_n)
+    rows = (first + within % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = within // height * BLOCK_N + tl.arange(0, BLOCK_N)
     return rows, columns
 
 

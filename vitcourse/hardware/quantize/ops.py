@@ -165,6 +165,9 @@ class Tiling:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
+# 147 KB of shared memory on Hopper. Consumer chips have less, and Blackwell would spill when it stores the result.
+BIG = Tiling(block_m=128, block_n=256, block_k=128, num_warps=8, num_stages=3)
+FIT_FOR_BIG = ((8, 0), (9, 0))
 # From those in which what is read is used most often to those that make the most programs.
 TILINGS = (
     Tiling(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3),
@@ -181,18 +184,26 @@ FEW_TOKENS = Tiling(block_m=16, block_n=32, block_k=128, num_warps=4, num_stages
 ENOUGH_PROGRAMS = 128  # about as many as a data-centre GPU has multiprocessors
 
 
-def tilings(kernel: str, tokens: int) -> tuple[Tiling, ...]:
+def tilings(kernel: str, tokens: int, capability: tuple[int, int]) -> tuple[Tiling, ...]:
     """Those among which :func:`tiling` chooses."""
     if tokens <= 32:
         return (FEW_TOKENS,)
-    return FOUR_BIT_TILINGS if kernel == "w4a16" else TILINGS
+    if kernel == "w4a16":
+        return FOUR_BIT_TILINGS
+    return (BIG, *TILINGS) if kernel == "w8a8" and capability in FIT_FOR_BIG else TILINGS
 
 
-def tiling(kernel: str, tokens: int, features: int) -> Tiling:
+def tiling(kernel: str, tokens: int, features: int, capability: tuple[int, int]) -> Tiling:
     """The first that keeps the whole chip busy, for a result (tokens, features)."""
-    choices = tilings(kernel, tokens)
+    choices = tilings(kernel, tokens, capability)
     busy = (tile for tile in choices if tile.programs(tokens, features) >= ENOUGH_PROGRAMS)
     return next(busy, choices[-1])
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    """(0, 0) for what is not made by NVIDIA."""
+    return (0, 0) if device.type == "cpu" or torch.version.hip else torch.cuda.get_device_capability(device)
 
 
 # What an operator is given may come from anywhere, and a kernel reads wherever it is told to.
@@ -307,7 +318,7 @@ def _launch(
     (M, K), N = x.shape, weight.shape[0]
     out = x.new_empty(M, N, dtype=dtype)
     if out.numel():
-        tile = tiling(name, M, N)
+        tile = tiling(name, M, N, _capability(x.device))
         constants |= tile.constants(K, group_size)
         arguments = tuple(argument if argument is None else argument.contiguous() for argument in arguments)
         launch = getattr(kernels, name)[(tile.programs(M, N),)]
@@ -388,7 +399,7 @@ def _to_onnx() -> bool:
 def _has_kernels(device: torch.device) -> bool:
     if find_spec("triton") is None:
         return False
-    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    return torch.version.hip is not None or _capability(device) >= (8, 0)
 
 
 _register(
