@@ -104,7 +104,7 @@ def watch_inputs(
     """
     if isinstance(batches, Tensor):
         raise TypeError("batches is a single tensor; put it into a list: [images]")
-    device, ran, batch = next(model.parameters()).device, set(), None
+    device, ran, batch = next(model.parameters(), torch.empty(0)).device, set(), None
     if device.type == "meta":
         raise ValueError("the model is on the meta device, without weights to calibrate by; load them first")
 

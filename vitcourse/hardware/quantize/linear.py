@@ -243,3 +243,29 @@ class Int8Conv2d(Quantized, nn.Conv2d):
             raise ValueError(f"input must be floating point (B, {self.in_channels}, H, W), got {input.dtype}")
         x = self.real_input(input)
         return self._conv_forward(x, self.dequantize().to(x.dtype), self.bias)
+
+
+class SplitAttention(nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` whose input projection is a linear layer, which can be quantized as any other.
+
+    It goes on to read ``in_proj_weight`` and does not call the layer. Made by :meth:`split` alone.
+
+    >>> attention = nn.MultiheadAttention(8, 2)
+    >>> SplitAttention.split(attention)
+    >>> attention.in_proj
+    Linear(in_features=8, out_features=24, bias=False)
+    """
+
+    in_proj: nn.Module
+
+    @classmethod
+    def split(cls, attention: nn.MultiheadAttention) -> None:
+        """Turn ``attention`` into one of this class, in place. It must have ``in_proj_weight``."""
+        weight = attention._parameters.pop("in_proj_weight")
+        attention.in_proj = nn.Linear(*reversed(weight.shape), bias=False, device="meta")
+        attention.in_proj.weight = weight
+        attention.__class__ = cls
+
+    @property
+    def in_proj_weight(self) -> Tensor:
+        return self.in_proj.weight

@@ -16,7 +16,7 @@ from vitcourse.hardware.patterns import as_patterns, matches
 from vitcourse.registry import tensors_to_save
 
 from .calibration import OBSERVERS, Observer, watch_inputs
-from .linear import GROUP_SIZES, Int4Linear, Int8Conv2d, Int8Linear, Quantized, W8A8Linear
+from .linear import GROUP_SIZES, Int4Linear, Int8Conv2d, Int8Linear, Quantized, SplitAttention, W8A8Linear
 from .ops import HAS_FAST_INT8
 
 SCHEMES = {
@@ -42,6 +42,7 @@ def quantize_model(
     """Put integers in the place of the weights of every ``nn.Linear`` and ``nn.Conv2d``.
 
     * Linear layers follow the scheme.
+    * So do both projections of ``nn.MultiheadAttention``, whose weights it reads itself.
     * Convolutions keep int8 weights in all schemes, a scale per output channel, and real activations.
     * All other parameters of two or more dimensions (positions, class and register tokens, embeddings, tables of
       relative positions) are rounded to float16, and stored so in a file. The model computes with them in float32.
@@ -95,6 +96,7 @@ def quantize_model(
     patterns = _patterns(model, skip)
     if not inplace:
         model = deepcopy(model)
+    _split_attentions(model, patterns)
     scales = None
     if scheme == "w8a8_static":
         linears = {name: layer for name, layer in _layers(model, patterns).items() if isinstance(layer, nn.Linear)}
@@ -130,7 +132,9 @@ def quantize_like(model: nn.Module, how: Mapping[str, Any]) -> nn.Module:
             "wrote it: quantize the real weights again"
         )
     _check(how["scheme"], how["group_size"])
-    return _quantize(model, how["scheme"], _patterns(model, how["skip"]), how["group_size"])
+    patterns = _patterns(model, how["skip"])
+    _split_attentions(model, patterns)
+    return _quantize(model, how["scheme"], patterns, how["group_size"])
 
 
 def _check(scheme: str, group_size: int) -> None:
@@ -173,6 +177,14 @@ def _quantize(
             file=sys.stderr,
         )
     return model
+
+
+def _split_attentions(model: nn.Module, patterns: list[str]) -> None:
+    """Make a linear layer of the input projection of every ``nn.MultiheadAttention``, if it is not left out."""
+    for name, module in list(model.named_modules()):
+        whole = type(module) is nn.MultiheadAttention and module.in_proj_weight is not None  # kdim = vdim = embed_dim
+        if whole and not matches(f"{name}.in_proj_weight".lstrip("."), patterns):
+            SplitAttention.split(module)
 
 
 def model_bytes(model: nn.Module) -> int:
@@ -263,8 +275,10 @@ def _input_scales(
             "weight the model reads itself, wrong if other batches would reach them",
             file=sys.stderr,
         )
-    nan = torch.full((1, 1), torch.nan)
-    return {name: nan if name in missed else seen.scale().reshape(1, 1) for name, seen in observers.items()}
+    return {
+        name: torch.full((1, 1), torch.nan) if name in missed else seen.scale().reshape(1, 1)
+        for name, seen in observers.items()
+    }
 
 
 def _replace(module: nn.Module, replaced: dict[int, Any]) -> nn.Module:
