@@ -68,7 +68,7 @@ BIASED: dict[str, dict[str, tuple[Tile, Tile]]] = {
         "backward_bias": (Tile(64, 64, 8, 1), Tile(64, 32, 8, 1)),
     },
     "registers": {
-        "forward_long": (Tile(128, 64, 8, 3), Tile(64, 32, 8, 2)),
+        "forward_long": (Tile(64, 64, 4, 2), Tile(64, 32, 8, 2)),
         "backward_queries": (Tile(64, 64, 8, 2), Tile(32, 32, 8, 1)),
         "backward_keys": (Tile(32, 128, 8, 2), Tile(32, 64, 8, 2)),
         "backward_bias": (Tile(64, 32, 8, 1), Tile(32, 32, 8, 1)),
