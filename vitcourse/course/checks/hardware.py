@@ -325,7 +325,7 @@ quantize.mistake(
 )
 quantize.mistake(
     "whole-step",
-    "the largest number lies on the outermost step; it may lie half a step beyond, so the steps can be finer",
+    "the largest number lies on the outermost code's value; it may lie half a step beyond, so the steps can be finer",
     lambda x, bits=8: _rounded(x, _magnitude(x) / (2 ** (bits - 1) - 1), bits),
 )
 quantize.mistake(
