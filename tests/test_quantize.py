@@ -765,8 +765,10 @@ def test_multi_head_attention_is_quantized(scheme, capsys):
     model = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True).eval()
     x = torch.randn(2, 5, 64)
     small = quantize_model(model, scheme, batches=static([x], scheme))
-    told = "input scale is NaN: self_attn.in_proj, self_attn.out_proj;" if scheme == "w8a8_static" else ""
-    assert told in capsys.readouterr().err and type(model.self_attn) is nn.MultiheadAttention
+    told = capsys.readouterr().err
+    assert ("input scale is NaN: self_attn.in_proj, self_attn.out_proj;" in told) == (scheme == "w8a8_static")
+    assert ("activations stay real in nn.MultiheadAttention" in told) == scheme.startswith("w8a8")
+    assert "weights stay real" not in told and type(model.self_attn) is nn.MultiheadAttention
     small = copy.deepcopy(small)
     for layer in (small.self_attn.in_proj, small.self_attn.out_proj):
         assert isinstance(layer, Int4Linear if scheme == "int4" else Int8Linear)

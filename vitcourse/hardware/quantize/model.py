@@ -102,7 +102,7 @@ def quantize_model(
         linears = {name: layer for name, layer in _layers(model, patterns).items() if isinstance(layer, nn.Linear)}
         scales = _input_scales(model, linears, batches, observer)
     model = _quantize(model, scheme, patterns, group_size, scales)
-    _tell_what_stays_real(model, patterns)
+    _tell_what_stays_real(model, scheme, patterns)
     return model
 
 
@@ -291,8 +291,8 @@ def _replace(module: nn.Module, replaced: dict[int, Any]) -> nn.Module:
     return module
 
 
-def _tell_what_stays_real(model: nn.Module, patterns: list[str]) -> None:
-    """One line on stderr, if layers that multiply by weights have none but real ones, though nobody asked for it."""
+def _tell_what_stays_real(model: nn.Module, scheme: str, patterns: list[str]) -> None:
+    """A line on stderr about weights, and one about activations, that have no integers though nobody asked for it."""
     kinds: Counter[str] = Counter()
     for path, module in model.named_modules():
         if isinstance(module, (nn.Linear, _ConvNd, nn.MultiheadAttention)):
@@ -303,5 +303,10 @@ def _tell_what_stays_real(model: nn.Module, patterns: list[str]) -> None:
         print(
             f"vitcourse: {kinds.total():,} weights stay real, of {', '.join(kinds)}: only nn.Linear and nn.Conv2d "
             "themselves, tied to no table, are quantized",
+            file=sys.stderr,
+        )
+    if scheme.startswith("w8a8") and any(isinstance(module, SplitAttention) for module in model.modules()):
+        print(
+            "vitcourse: activations stay real in nn.MultiheadAttention, which reads its weights and calls no layer",
             file=sys.stderr,
         )
