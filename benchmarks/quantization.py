@@ -31,7 +31,7 @@ from vitcourse import create_model
 from vitcourse.data import open_dataset
 from vitcourse.hardware.quantize import SCHEMES, dequantize, quantize, quantize_model
 from vitcourse.hardware.quantize.linear import GROUP_SIZES
-from vitcourse.hardware.quantize.ops import tilings
+from vitcourse.hardware.quantize.ops import kernel_for, tilings
 from vitcourse.paths import data_dir
 from vitcourse.registry import save_weights
 from vitcourse.train import evaluate
@@ -217,8 +217,6 @@ KERNELS = ("w8a8", "w8a16", "w4a16")
 
 def kernel_variants(capability: int) -> Iterator[tuple[dict[str, Any], Any, dict, dict, dict]]:
     """For ``compile_for``: every kernel with every tiling that a chip may launch, in both types; first, what it is."""
-    from vitcourse.hardware.quantize import kernels
-
     width, chip = 3072, divmod(capability, 10)
     integers = dict.fromkeys(("M", "N", "K"), "i32:16") | {"M": "i32"}
     scales = dict.fromkeys(("x_scale_ptr", "weight_scale_ptr"), "*fp32:16")
@@ -229,11 +227,11 @@ def kernel_variants(capability: int) -> Iterator[tuple[dict[str, Any], Any, dict
             real = dict.fromkeys(("bias_ptr", "out_ptr", "x_ptr"), f"*{dtype}:16")
             stored = dict.fromkeys(("weight_ptr", "packed_ptr", *["x_ptr"] * (kernel == "w8a8")), "*i8:16")
             constants = tile.constants(width, group_size) | ({"PER_TOKEN": 1} if kernel == "w8a8" else {})
-            function = getattr(kernels, kernel)
+            function = kernel_for(kernel, tile)
             types = integers | scales | real | stored
             signature = {name: types[name] for name in function.arg_names if name in types}
             size = f"{tile.block_m}x{tile.block_n}x{constants['BLOCK_K']}"
-            mark = {"kernel": kernel, "tile": size, "group_size": group_size, "dtype": dtype}
+            mark = {"kernel": function.__name__, "tile": size, "group_size": group_size, "dtype": dtype}
             yield mark, function, signature, constants, tile.options
 
 

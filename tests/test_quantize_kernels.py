@@ -255,7 +255,8 @@ def unpack(packed: Tensor, group_size: int) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- kernels
 
 INTERPRETED = """
-import itertools, json, torch
+import json, torch
+import torch.nn.functional as F
 from tests.test_quantize_kernels import four_bit
 from vitcourse.hardware.quantize import dequantize, ops, quantize
 
@@ -272,7 +273,7 @@ def close(got, exact, tolerance):
     return ((got - exact).abs().max() <= tolerance * exact.abs().max()).item()
 
 HALF = torch.finfo(torch.float16).eps
-SHAPES = [(1, 1, 1), (3, 5, 33), (17, 64, 7), (70, 300, 65)]
+SHAPES = [(9, 1, 1), (3, 5, 33), (70, 300, 33)]
 for M, K, N in SHAPES:
     x8, w8 = (torch.randint(-128, 128, (rows, K), dtype=torch.int8) for rows in (M, N))
     exact = x8.long() @ w8.long().t()
@@ -295,12 +296,28 @@ for M, K, N in SHAPES:
     for got, expected in zip(ops.launch_quantize_per_token(x), quantize(x), strict=True):
         check(("quantize", M, K, N), torch.equal(got, expected))
 
+# Without tl.dot, float32 and bfloat16 are interpreted too.
+enough = ops.ENOUGH_PROGRAMS
+for M, K, N, dtype in ((1, 1, 1, torch.float32), (4, 1100, 9, torch.bfloat16), (2, 600, 17, torch.float32)):
+    ops.ENOUGH_PROGRAMS = enough if M > 2 else 1  # with 4, with 8 rows of weights a program
+    x, bias, tolerance = torch.randn(M, K).to(dtype), torch.randn(N), max(torch.finfo(dtype).eps, 2e-6)
+    w8, w_scale = quantize(torch.randn(N, K))
+    real = F.linear(x.double(), dequantize(w8, w_scale).double(), bias.double())
+    check(("few w8a16", M, K, N, str(dtype)), close(ops.launch_w8a16(x, w8, w_scale, bias), real, tolerance))
+    for group in (32, 256):
+        packed, scales = four_bit(torch.randn(N, K), group)
+        real = F.linear(x.double(), ops.dequantize_int4(packed, scales, group, K).double(), bias.double())
+        got = ops.launch_w4a16(x, packed, scales, bias, group)
+        check(("few w4a16", M, K, N, group, str(dtype)), close(got, real, tolerance))
+        check("the same again", torch.equal(got, ops.launch_w4a16(x, packed, scales, bias, group)))
+
+ops.ENOUGH_PROGRAMS = enough
 # more tiles along M than one stripe has
 x8, w8 = (torch.randint(-128, 128, (rows, 16), dtype=torch.int8) for rows in (64 * 9 + 1, 70))
 sums = ops.launch_w8a8(x8, torch.ones(1, 1), w8, torch.ones(70, 1), None, torch.float32)
 check("stripes", torch.equal(sums.long(), x8.long() @ w8.long().t()))
 
-x, weight = torch.randn(5, 64).half(), torch.randn(7, 64)
+x, weight = torch.randn(9, 64).half(), torch.randn(7, 64)
 strided = [tensor.t().contiguous().t() for tensor in quantize(weight)]
 check("strided weight", torch.equal(ops.launch_w8a16(x, *strided, None), ops.launch_w8a16(x, *quantize(weight), None)))
 packed, scales = four_bit(weight, 32)
@@ -337,7 +354,7 @@ def run_python(code: str, **environment: str) -> list:
 
 def test_kernels_compute_what_they_should_on_the_interpreter():
     count, failures = run_python(INTERPRETED, TRITON_INTERPRET="1")
-    assert failures == [] and count == 47
+    assert failures == [] and count == 52
 
 
 COMPILED = """
@@ -352,7 +369,8 @@ def assert_sound(rows: list[dict]) -> None:
     assert rows
     for row in rows:
         wanted = r"s8\.s8|kind::i8" if row["kernel"] == "w8a8" else r"bf16\.bf16|f16\.f16|kind::f16"
-        assert row["instructions"] and all(re.search(wanted, kind) for kind in row["instructions"]), row
+        assert bool(row["instructions"]) != row["kernel"].endswith("_few"), row
+        assert all(re.search(wanted, kind) for kind in row["instructions"]), row
         assert row["spills"] == 0 and row["shared"] <= row["shared_limit"], row
 
 
@@ -366,16 +384,27 @@ def test_a_tile_is_as_large_as_the_chip_and_its_work_allow():
     assert size(197, 3072, 9, 0) == (64, 64) and size(16, 3072, 9, 0) == (16, 32)
 
 
-def test_products_of_integers_use_the_tensor_cores_of_hopper():
-    rows = run_python(COMPILED.format(chosen=[{"capability": 90, "kernel": "w8a8", "dtype": "bf16"}]))
-    assert_sound(rows)
-    assert all("wgmma" in kind for row in rows if row["tile"] != "16x32x128" for kind in row["instructions"])
+def test_few_tokens_make_enough_programs_and_need_no_tensor_cores():
+    for kernel in ("w8a16", "w4a16"):
+        for features, rows in ((768, 4), (1024, 8), (3072, 8)):
+            tile = ops.tiling(kernel, 1, features, (9, 0))
+            assert (tile.block_m, tile.block_n) == (1, rows)
+            assert tile.programs(1, features) >= ops.ENOUGH_PROGRAMS
+        assert ops.tiling(kernel, 8, 768, (9, 0)).block_m == 1 and ops.tiling(kernel, 9, 768, (9, 0)).block_m == 16
+    assert ops.tiling("w8a8", 1, 768, (9, 0)).block_m == 16
 
 
-def test_the_largest_groups_fit_into_shared_memory():
-    wanted = {"kernel": "w4a16", "group_size": 256, "dtype": "bf16"}
-    rows = run_python(COMPILED.format(chosen=[{**wanted, "capability": capability} for capability in (89, 90)]))
+def test_kernels_fit_hopper_and_use_its_tensor_cores():
+    """The largest tile, the largest group, and those without tl.dot."""
+    chosen = [
+        {"kernel": "w8a8", "tile": "128x256x128"},
+        {"kernel": "w8a16_few", "tile": "1x4x1024"},
+        {"kernel": "w4a16", "tile": "128x64x64", "group_size": 256},
+        {"kernel": "w4a16_few", "tile": "1x8x512", "group_size": 32},
+    ]
+    rows = run_python(COMPILED.format(chosen=[{"capability": 90, "dtype": "bf16", **kind} for kind in chosen]))
     assert_sound(rows)
+    assert len(rows) == 4 and all("wgmma" in kind for row in rows for kind in row["instructions"])
 
 
 @pytest.mark.slow

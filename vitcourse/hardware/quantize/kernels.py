@@ -38,8 +38,8 @@ def _row_pointers(pointer, rows, count, width):
 def _load_k(pointers, k, K, WHOLE: tl.constexpr):
     """Columns k of some rows, zero from K on. WHOLE says that there is no such column, which saves the test."""
     if WHOLE:
-        return tl.load(pointers + k[None, :])
-    return tl.load(pointers + k[None, :], mask=k[None, :] < K, other=0)
+        return tl.load(pointers + k)
+    return tl.load(pointers + k, mask=k < K, other=0)
 
 
 @triton.jit
@@ -77,7 +77,7 @@ def w8a8(
     x_rows, weight_rows = _row_pointers(x_ptr, rows, M, K), _row_pointers(weight_ptr, columns, N, K)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
     for first in range(0, K, BLOCK_K):
-        k = first + tl.arange(0, BLOCK_K)
+        k = first + tl.arange(0, BLOCK_K)[None, :]
         x = _load_k(x_rows, k, K, WHOLE)
         weight = _load_k(weight_rows, k, K, WHOLE)
         total = tl.dot(x, tl.trans(weight), total, out_dtype=tl.int32)
@@ -96,7 +96,7 @@ def w8a16(
     x_rows, weight_rows = _row_pointers(x_ptr, rows, M, K), _row_pointers(weight_ptr, columns, N, K)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, K, BLOCK_K):
-        k = first + tl.arange(0, BLOCK_K)
+        k = first + tl.arange(0, BLOCK_K)[None, :]
         x = _load_k(x_rows, k, K, WHOLE)
         weight = _load_k(weight_rows, k, K, WHOLE).to(x.dtype)
         total = tl.dot(x, tl.trans(weight), total)
@@ -124,8 +124,8 @@ def w4a16(
     scale_row = weight_scale_ptr + tl.minimum(columns, N - 1).to(tl.int64) * groups
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for step in range(0, groups * STEPS):
-        byte = tl.arange(0, BYTES)
-        packed = tl.load(packed_rows + (step * BYTES + byte)[None, :])
+        byte = tl.arange(0, BYTES)[None, :]
+        packed = tl.load(packed_rows + step * BYTES + byte)
         k = step // STEPS * GROUP + step % STEPS * BYTES + byte
         x_low = _load_k(x_rows, k, K, WHOLE)
         x_high = _load_k(x_rows, k + HALF, K, WHOLE)
@@ -134,3 +134,51 @@ def w4a16(
         part = tl.dot(x_high, tl.trans(high), part)
         total += part * tl.load(scale_row + step // STEPS)[None, :]
     _store(out_ptr, total, bias_ptr, rows, columns, M, N)
+
+
+# For few tokens, tensor cores would multiply padding, and large tiles would make few programs, that is, few readers of
+# the weights; and reading them is all that takes time. So a program makes BLOCK_N outputs of one token, without tl.dot,
+# and fetches the weights of the next steps while it computes. All tokens but the first find them in the cache.
+
+
+@triton.jit
+def w8a16_few(
+    x_ptr, weight_ptr, weight_scale_ptr, bias_ptr, out_ptr, M, N, K,
+    WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """As :func:`w8a16`, for BLOCK_M = 1."""
+    rows, columns = _tile(M, N, BLOCK_M, BLOCK_N)
+    x_row, weight_rows = _row_pointers(x_ptr, rows, M, K), _row_pointers(weight_ptr, columns, N, K)
+    total = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+    for first in tl.range(0, K, BLOCK_K, num_stages=3):
+        k = first + tl.arange(0, BLOCK_K)[None, :]
+        x, weight = _load_k(x_row, k, K, WHOLE), _load_k(weight_rows, k, K, WHOLE)
+        total += weight.to(tl.float32) * x.to(tl.float32)
+    weight_scale = tl.load(weight_scale_ptr + columns, mask=columns < N, other=0)
+    _store(out_ptr, (tl.sum(total, axis=1) * weight_scale)[None, :], bias_ptr, rows, columns, M, N)
+
+
+@triton.jit
+def w4a16_few(
+    x_ptr, packed_ptr, weight_scale_ptr, bias_ptr, out_ptr, M, N, K,
+    WHOLE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    """As :func:`w4a16`, for BLOCK_M = 1, and several groups a step: a dimension of their own has one scale each."""
+    HALF: tl.constexpr = GROUP // 2
+    COUNT: tl.constexpr = BLOCK_K // GROUP
+    rows, columns = _tile(M, N, BLOCK_M, BLOCK_N)
+    groups = tl.cdiv(K, GROUP)
+    x_row = _row_pointers(x_ptr, rows, M, K)[:, :, None]
+    packed_rows = _row_pointers(packed_ptr, columns, N, groups * HALF)[:, :, None]
+    scale_rows = _row_pointers(weight_scale_ptr, columns, N, groups)
+    total = tl.zeros((BLOCK_N, COUNT), tl.float32)
+    for first in tl.range(0, groups, COUNT, num_stages=3):
+        group = first + tl.arange(0, COUNT)[None, :]
+        byte = tl.arange(0, HALF)[None, None, :]
+        k = group[:, :, None] * GROUP + byte
+        x_low, x_high = _load_k(x_row, k, K, WHOLE), _load_k(x_row, k + HALF, K, WHOLE)
+        packed = _load_k(packed_rows, group[:, :, None] * HALF + byte, groups * HALF, WHOLE)
+        low, high = ((packed << 4) >> 4).to(tl.float32), (packed >> 4).to(tl.float32)
+        part = tl.sum(low * x_low.to(tl.float32) + high * x_high.to(tl.float32), axis=2)
+        total += part * _load_k(scale_rows, group, groups, WHOLE)
+    _store(out_ptr, tl.sum(total, axis=1)[None, :], bias_ptr, rows, columns, M, N)

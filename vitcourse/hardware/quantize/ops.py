@@ -145,7 +145,7 @@ class Tiling:
 
     block_m: int
     block_n: int
-    block_k: int  # inputs of a step; w4a16 takes no more than a group
+    block_k: int  # inputs of a step; with tl.dot, no more than a group
     num_warps: int
     num_stages: int
 
@@ -154,7 +154,7 @@ class Tiling:
 
     def constants(self, in_features: int, group_size: int | None = None) -> dict[str, int]:
         """The kernel's, for a layer of this width."""
-        step = min(self.block_k, group_size or self.block_k)
+        step = min(self.block_k, group_size) if group_size and self.block_m > 1 else self.block_k
         whole = in_features % max(step, group_size or step) == 0
         sizes = {"WHOLE": whole, "BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_K": step}
         return sizes | ({"GROUP": group_size} if group_size else {})
@@ -180,17 +180,31 @@ FOUR_BIT_TILINGS = (  # two sums per element: more of them, or longer steps, wou
     Tiling(block_m=64, block_n=64, block_k=64, num_warps=4, num_stages=3),
     Tiling(block_m=64, block_n=32, block_k=64, num_warps=4, num_stages=4),
 )
-FEW_TOKENS = Tiling(block_m=16, block_n=32, block_k=128, num_warps=4, num_stages=4)
+SOME_TOKENS = Tiling(block_m=16, block_n=32, block_k=128, num_warps=4, num_stages=4)
+FEW_TOKENS = 8
+FEW_TOKENS_TILINGS = (
+    Tiling(block_m=1, block_n=8, block_k=512, num_warps=4, num_stages=3),
+    Tiling(block_m=1, block_n=4, block_k=1024, num_warps=4, num_stages=3),
+)
 ENOUGH_PROGRAMS = 128  # about as many as a data-centre GPU has multiprocessors
 
 
 def tilings(kernel: str, tokens: int, capability: tuple[int, int]) -> tuple[Tiling, ...]:
     """Those among which :func:`tiling` chooses."""
+    if tokens <= FEW_TOKENS and kernel != "w8a8":
+        return FEW_TOKENS_TILINGS
     if tokens <= 32:
-        return (FEW_TOKENS,)
+        return (SOME_TOKENS,)
     if kernel == "w4a16":
         return FOUR_BIT_TILINGS
     return (BIG, *TILINGS) if kernel == "w8a8" and capability in FIT_FOR_BIG else TILINGS
+
+
+def kernel_for(name: str, tile: Tiling) -> Any:
+    """The Triton kernel that makes such tiles."""
+    from . import kernels
+
+    return getattr(kernels, f"{name}_few" if tile.block_m == 1 else name)
 
 
 def tiling(kernel: str, tokens: int, features: int, capability: tuple[int, int]) -> Tiling:
@@ -313,15 +327,13 @@ def _launch(
     group_size: int | None = None,
     **constants: int,
 ) -> Tensor:
-    from . import kernels
-
     (M, K), N = x.shape, weight.shape[0]
     out = x.new_empty(M, N, dtype=dtype)
     if out.numel():
         tile = tiling(name, M, N, _capability(x.device))
         constants |= tile.constants(K, group_size)
         arguments = tuple(argument if argument is None else argument.contiguous() for argument in arguments)
-        launch = getattr(kernels, name)[(tile.programs(M, N),)]
+        launch = kernel_for(name, tile)[(tile.programs(M, N),)]
         with torch.cuda.device_of(x):
             launch(*arguments, out, M, N, K, **constants, **tile.options)
     return out
