@@ -54,7 +54,7 @@ QUADRATIC = "right, but its work grows with the square of the number of tokens"
     why="This one change of brackets turns a cost of N² into a cost of N.",
     hints=[
         "Which of the two products can be made first, so that nothing has two axes of tokens?",
-        "φ(K)ᵀV is a small matrix, (M, D) for each head: all that a query will ever learn of keys and values.",
+        "φ(K)ᵀV is a small matrix, (m, D) for each head: all that a query will ever learn of keys and values.",
         "The weights of a query sum to φ(q)·Σφ(k). Sum the keys first here, too, and divide each query's output by it.",
     ],
 )
