@@ -50,6 +50,7 @@ def test_operators_are_registered_as_pytorch_wants_them():
     int8, (q, scale) = quantize(weight), quantize(x.detach())
     calls = {
         "quantize_per_token": (x.detach(),),
+        "quantize_per_tensor": (x.detach(), torch.full((1, 1), 0.01)),
         "w8a8_linear": (q, scale, *int8, bias.detach(), torch.bfloat16),
         "w8a16_linear": (x, *int8, bias),
         "w4a16_linear": (x, *four_bit(weight, 32), None, 32),
@@ -89,6 +90,7 @@ WRONG = {  # operator, what is changed, what the error begins with and the remed
     "other group size": ("w4a16_linear", {"group_size": 64}, r"weight_scale must .* \(7, 1\).* got .* \(7, 2\)"),
     "signed bytes": ("w4a16_linear", {"packed": torch.zeros(7, 32, dtype=torch.int8)}, "packed must be torch.uint8"),
     "packed of another width": ("w4a16_linear", {"x": torch.zeros(5, 65)}, r"packed must .* \(7, 48\)"),
+    "scale per token": ("quantize_per_tensor", {"scale": torch.ones(5, 1)}, r"scale must .* \(1, 1\).*per_token"),
     "integers to quantize": ("quantize_per_token", {"x": torch.zeros(5, 64).int()}, "x must be torch.float16 or"),
 }
 
@@ -103,6 +105,7 @@ def right_arguments(name: str) -> dict:
     real, eight = {"x": torch.randn(5, 64)}, {"weight": w8, "weight_scale": scale, "bias": None}
     return {
         "quantize_per_token": real,
+        "quantize_per_tensor": real | {"scale": torch.ones(1, 1)},
         "w8a8_linear": {"x": x8, "x_scale": x_scale, **eight, "dtype": torch.float32},
         "w8a16_linear": real | eight,
         "w4a16_linear": {**real, "packed": packed, "weight_scale": scales, "bias": None, "group_size": 32},
@@ -185,6 +188,18 @@ def test_the_scale_is_applied_to_the_sums_and_not_to_the_weights(dtype):
     error = exact_error(x, dequantize(weight, scale), bias, got)
     assert got.dtype == dtype and error <= max(torch.finfo(dtype).eps, 1e-6)
     assert torch.equal(ops.w8a16_linear(x, weight, scale, bias), got)
+
+
+@pytest.mark.parametrize("dtype", ops.FLOATS)
+def test_rows_without_integers_get_a_scale_that_says_so(dtype):
+    x, fixed = torch.randn(4, 64).to(dtype), torch.full((1, 1), 0.01)
+    x[1, 3], x[2, 5], x[3, 0] = torch.nan, -torch.inf, 1e4
+    for per_tensor in (ops.quantize_per_tensor, operators.quantize_per_tensor):
+        q, scale = per_tensor(x, fixed)
+        assert torch.equal(q[0], (x[0].float() / fixed[0]).round().clamp(-127, 127).to(torch.int8)) and q[3, 0] == 127
+        assert scale.isnan().flatten().tolist() == [False, True, True, False] and (scale[[0, 3]] == fixed).all()
+    out = ops.w8a8_linear(q, scale, *quantize(torch.randn(7, 64)), None, dtype)
+    assert out[1:3].isnan().all() and out[[0, 3]].isfinite().all()
 
 
 def test_sums_stay_within_float16():
@@ -331,6 +346,11 @@ got, expected = ops.launch_quantize_per_token(x), quantize(x)
 check("NaN", got[1][1].isnan().item() and expected[1][1].isnan().item())
 check("infinity", got[1][2].isinf().item() and expected[1][2].isinf().item())
 check("the rest", all(torch.equal(a[[0, 3]], b[[0, 3]]) for a, b in zip(got, expected, strict=True)))
+fixed = torch.full((1, 1), 0.01)
+x[3, 0] = 1e30
+(q, scale), (expected_q, expected_scale) = ops.launch_quantize_per_tensor(x, fixed), ops.quantize_per_tensor(x, fixed)
+check("fixed scale", torch.equal(q[[0, 3]], expected_q[[0, 3]]) and torch.equal(scale.isnan(), expected_scale.isnan()))
+check("rows without integers", scale[1:3].isnan().all().item() and (scale[[0, 3]] == fixed).all().item())
 check("no tokens", ops.launch_w8a16(x[:0], torch.ones(3, 40, dtype=torch.int8), one[:3], None).shape == (0, 3))
 print(json.dumps([count, failures]))
 """
@@ -354,7 +374,7 @@ def run_python(code: str, **environment: str) -> list:
 
 def test_kernels_compute_what_they_should_on_the_interpreter():
     count, failures = run_python(INTERPRETED, TRITON_INTERPRET="1")
-    assert failures == [] and count == 52
+    assert failures == [] and count == 54
 
 
 COMPILED = """

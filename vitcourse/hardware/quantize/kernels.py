@@ -53,14 +53,18 @@ def _store(out_ptr, out, bias_ptr, rows, columns, M, N):
 
 
 @triton.jit
-def quantize_rows(x_ptr, q_ptr, scale_ptr, K, BLOCK_K: tl.constexpr):
-    """One program quantizes one row to int8 and stores its scale."""
+def quantize_rows(x_ptr, fixed_ptr, q_ptr, scale_ptr, K, BLOCK_K: tl.constexpr):
+    """One program quantizes one row to int8 and stores its scale: the fixed one, or, if that is None, the row's own."""
     row = tl.program_id(0)
     k = tl.arange(0, BLOCK_K)
     x = tl.load(x_ptr + row.to(tl.int64) * K + k, mask=k < K, other=0).to(tl.float32)
-    largest = tl.max(tl.abs(x), axis=0)
-    scale = tl.maximum(tl.div_rn(largest, 127.5), TINY)
-    scale = tl.where(tl.sum((x != x).to(tl.int32), axis=0) > 0, float("nan"), scale)  # a NaN shall not be lost
+    lost = x != x  # int8 has no NaN: the scale shall have it
+    if fixed_ptr is not None:
+        scale = tl.load(fixed_ptr)
+        lost = lost | (tl.abs(x) == float("inf"))
+    else:
+        scale = tl.maximum(tl.div_rn(tl.max(tl.abs(x), axis=0), 127.5), TINY)
+    scale = tl.where(tl.sum(lost.to(tl.int32), axis=0) > 0, float("nan"), scale)
     q = (tl.div_rn(x, scale) + ROUND) - ROUND
     q = tl.minimum(tl.maximum(q, -127.0), 127.0)
     tl.store(q_ptr + row.to(tl.int64) * K + k, q.to(tl.int8), mask=k < K)

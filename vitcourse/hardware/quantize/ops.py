@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .integers import dequantize, quantize
+from .integers import dequantize, quantize, round_to
 
 HALVES = (torch.float16, torch.bfloat16)
 FLOATS = (*HALVES, torch.float32, torch.float64)
@@ -31,6 +31,20 @@ EXACT_TERMS = 1024  # products of two int8, each at most 2¹⁴, that float32 su
 def quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`quantize` to int8 with a scale per row: (M, K) to (M, K) int8 and (M, 1) float32."""
     return torch.ops.vitcourse.quantize_per_token(x) if _has_operators(x) else quantize(x)
+
+
+def quantize_per_tensor(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Round to steps of a scale that is known before, to int8; what lies beyond the outermost is clipped to it.
+
+    Args:
+        x: (M, K), floating point.
+        scale: (1, 1) float32.
+
+    Returns:
+        q: (M, K) int8.
+        scale: (M, 1) float32, what was given; NaN for rows that hold NaN or infinity, so that they come out as NaN.
+    """
+    return torch.ops.vitcourse.quantize_per_tensor(x, scale) if _has_operators(x) else _per_tensor_plain(x, scale)
 
 
 def w8a8_linear(
@@ -94,6 +108,12 @@ def _nibbles(packed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # ------------------------------------------------------------------------------------------- PyTorch's own operators
+
+
+def _per_tensor_plain(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    real = x.float()
+    largest = real.abs().amax(dim=1, keepdim=True)
+    return round_to(real, scale), torch.where(largest < torch.inf, scale, torch.nan)
 
 
 def _w8a8_plain(
@@ -245,6 +265,11 @@ def _check_bias(bias: Tensor | None, weight: Tensor, x: Tensor) -> None:
         _check("bias", bias, FLOATS, weight.shape[:1], x, "it has a number for every row of the weight")
 
 
+def _check_per_tensor(x: Tensor, scale: Tensor) -> None:
+    _check_x(x)
+    _check("scale", scale, (torch.float32,), (1, 1), x, "pass that of an observer; without one, quantize_per_token")
+
+
 def _check_w8a16(
     x: Tensor,
     weight: Tensor,
@@ -286,16 +311,25 @@ def _check_w4a16(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor |
 
 def launch_quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
     """Run the Triton kernel of :func:`quantize_per_token`."""
+    return _launch_quantize(x, None)
+
+
+def launch_quantize_per_tensor(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Run the Triton kernel of :func:`quantize_per_tensor`."""
+    return _launch_quantize(x, scale)
+
+
+def _launch_quantize(x: Tensor, fixed: Tensor | None) -> tuple[Tensor, Tensor]:
     import triton
 
     from .kernels import quantize_rows
 
-    x = x.contiguous()
     q, scale = _fake_quantize(x)
     if x.numel():
         block = triton.next_power_of_2(x.shape[1])
+        launch = quantize_rows[(x.shape[0],)]
         with torch.cuda.device_of(x):
-            quantize_rows[(x.shape[0],)](x, q, scale, x.shape[1], BLOCK_K=block, num_warps=4 if block <= 4096 else 8)
+            launch(x.contiguous(), fixed, q, scale, x.shape[1], BLOCK_K=block, num_warps=4 if block <= 4096 else 8)
     return q, scale
 
 
@@ -339,7 +373,7 @@ def _launch(
     return out
 
 
-def _fake_quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_quantize(x: Tensor, *fixed: Tensor) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=torch.int8), x.new_empty(x.shape[0], 1, dtype=torch.float32)
 
 
@@ -419,6 +453,14 @@ _register(
     _check_x,
     quantize,
     launch_quantize_per_token,
+    _fake_quantize,
+    FLOATS,
+)
+_register(
+    "quantize_per_tensor(Tensor x, Tensor scale) -> (Tensor, Tensor)",
+    _check_per_tensor,
+    _per_tensor_plain,
+    launch_quantize_per_tensor,
     _fake_quantize,
     FLOATS,
 )
