@@ -304,6 +304,7 @@ if find_spec("triton"):
             ),
             ("last = n\n", 'last = n\n    HIGH = float("inf")\n'),
         ],
+        "never-stored": [("tl.store(out + place, acc / s[:, None], mask=there)", "return acc / s[:, None]")],
         "unmasked-store": [("acc / s[:, None], mask=there", "acc / s[:, None]")],
         "rest-forgotten": [("last = n\n", "last = n - n % BLOCK\n")],
         "one-tile": [("last = n\n", "last = BLOCK\n")],
@@ -338,7 +339,6 @@ if find_spec("triton"):
     unknown(KERNEL)(changed(("v_pointers += BLOCK * stride_token", "v_pointers += 0")))
     unknown(KERNEL)(changed(("p.to(vt.dtype)", "p.to(tl.float16)")))
     unknown(KERNEL)(changed(("m = m_new\n", "m = m_new\n        acc = acc.to(tl.float16).to(tl.float32)\n")))
-    unknown(KERNEL)(changed(("    tl.store(out + place, acc / s[:, None], mask=there)\n", "")))
     unknown(KERNEL)(
         changed(
             (

@@ -131,8 +131,8 @@ class StrayRead(OutOfBounds):
     """A kernel reads outside the tensors that it was given."""
 
 
-class NotStored(Exception):
-    """A kernel has written nothing to its result."""
+class NotStored(OutOfBounds):
+    """A kernel has written nowhere in its result."""
 
 
 def _watch_reads() -> None:

@@ -131,6 +131,11 @@ flash_kernel.mistake(
     _altered("other=0.0)\n        scores", 'other=float("-inf"))\n        scores'),
 )
 flash_kernel.mistake(
+    "never-stored",
+    "nothing reaches `out`: a kernel returns nothing, its caller gets what was stored there",
+    _altered("    tl.store(out + start + rows[:, None] * stride_token, result, mask=rows[:, None] < n)\n", ""),
+)
+flash_kernel.mistake(
     "unmasked-store",
     "the last block writes rows that do not exist: into the next head's, or into somebody else's memory",
     _altered(", result, mask=rows[:, None] < n)", ", result)"),
