@@ -10,8 +10,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .integers import dequantize, pack_int4, quantize, round_to
-from .ops import dequantize_int4, quantize_per_token, w4a16_linear, w8a8_linear, w8a16_linear
+from .integers import dequantize, pack_int4, quantize
+from .ops import dequantize_int4, quantize_per_tensor, quantize_per_token, w4a16_linear, w8a8_linear, w8a16_linear
 
 GROUP_SIZES = (32, 64, 128, 256)
 
@@ -160,13 +160,8 @@ class W8A8Linear(Int8Linear):
                 "rounded activations have no gradient; run under torch.inference_mode(), or quantize with "
                 "scheme='int8' or 'int4', which are differentiable in their input"
             )
-        q, scale = quantize_per_token(x) if self.input_scale is None else self._round_static(x.float())
+        q, scale = quantize_per_token(x) if self.input_scale is None else quantize_per_tensor(x, self.input_scale)
         return w8a8_linear(q, scale, self.weight_int8, self.weight_scale, self.bias, x.dtype)
-
-    def _round_static(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As :func:`quantize_per_token`, by one scale; that of tokens with NaN or infinity is NaN, as no integer is."""
-        finite = x.sum(dim=1, keepdim=True).isfinite()  # (M, 1)
-        return round_to(x, self.input_scale), torch.where(finite, self.input_scale, torch.nan)
 
 
 class Int4Linear(QuantizedLinear):
