@@ -3,18 +3,23 @@
     python -m benchmarks.quantization                     everything, on a GPU where there is one
     python -m benchmarks.quantization --parts accuracy    some of it; the other rows of the file are kept
 
-* layers: every linear layer of ViT-B and ViT-L at batch 1 and 8, against ``F.linear`` (float32 on a CPU, bfloat16 by
-  cuBLAS on a GPU) and against torchao's layers, in turns.
+* layers: every linear layer of ViT-B and ViT-L at batch 1 and 8, and on a GPU also 64 and a single token, against
+  ``F.linear`` (float32 on a CPU, bfloat16 by cuBLAS on a GPU) and against torchao's layers, in turns.
 * models: a whole ViT-B in the same way.
 * sizes: bytes of the saved file over those of float32's.
 * accuracy: of the weights that come with the course, for each scheme, and for weights of 2 to 8 bits.
-* kernels: registers, spills and instructions of every Triton kernel, compiled ahead of time; no GPU is needed.
+* kernels: registers, spills, shared memory and instructions of every Triton kernel with every tiling and group size on
+  every generation of chips, compiled ahead of time; no GPU is needed.
+
+On a GPU everything is captured in CUDA graphs: the clock sees kernels, not Python. Each graph runs many copies of a
+layer one after the other, more than the cache holds: weights come from memory, as they do within a whole model.
 
 Results: ``quantization_<device type>.json``; those of the kernels: ``quantization_kernels.json``.
 """
 
 import argparse
 import itertools
+import math
 import re
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -26,10 +31,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import device_name, in_turns, ratio, read_results, versions, write_results
+from benchmarks.common import captured, device_name, in_turns, ratio, read_results, versions, write_results
 from vitcourse import create_model
 from vitcourse.data import open_dataset
-from vitcourse.hardware.quantize import SCHEMES, dequantize, quantize, quantize_model
+from vitcourse.hardware.quantize import SCHEMES, dequantize, model_bytes, quantize, quantize_model
 from vitcourse.hardware.quantize.linear import GROUP_SIZES
 from vitcourse.hardware.quantize.ops import kernel_for, tilings
 from vitcourse.paths import data_dir
@@ -39,6 +44,7 @@ from vitcourse.train.evaluation import find_mean_std, normalise
 
 TARGETS = {"w8a8": 1 / 1.4, "int4": 1 / 2}  # of a GPU's time, ours over bfloat16's, at most; int4 at batch 1
 TOKENS = 197
+SIZES = {"cpu": ((1, TOKENS), (8, TOKENS)), "cuda": ((1, 1), (1, TOKENS), (8, TOKENS), (64, TOKENS))}  # batch, tokens
 WIDTHS = {"vit_base": 768, "vit_large": 1024}
 
 
@@ -68,37 +74,54 @@ def torchao_peers(device: str) -> dict[str, Callable[[nn.Module], None]]:
     return {scheme: lambda module, config=config: ao.quantize_(module, config) for scheme, config in configs.items()}
 
 
-def candidates(model: nn.Module, x: Tensor) -> dict[str, Callable[[], Any]]:
-    """A step for the real model, for every scheme of ours, and for torchao's."""
+def candidates(
+    model: nn.Module, x: Tensor, copies: int, capture: Callable[[Callable[[], Any]], Callable[[], Any]]
+) -> dict[str, Callable[[], Any]]:
+    """A step for the real model, for every scheme of ours, and for those of torchao's that run here."""
     models = {"real": model}
     for scheme in SCHEMES:
         models[scheme] = quantize_model(model, scheme, batches=[x] if scheme == "w8a8_static" else None)
+    steps = {name: capture(step(module, x, copies)) for name, module in models.items()}
     for scheme, apply in torchao_peers(x.device.type).items():
         peer = deepcopy(model)
         try:
             apply(peer)
-            with torch.inference_mode():
-                peer(x)
+            peers = capture(step(peer, x, copies))
+            peers()
         except (ImportError, NotImplementedError, RuntimeError) as error:
             print(f"torchao's {scheme} does not run here: {str(error).splitlines()[0]}", flush=True)
         else:
-            models[f"torchao {scheme}"] = peer
+            steps[f"torchao {scheme}"] = peers
+    return steps
 
-    def step(module: nn.Module) -> Callable[[], Any]:
-        def run() -> None:
-            with torch.inference_mode():
-                module(x)
 
-        return run
+def step(module: nn.Module, x: Tensor, copies: int) -> Callable[[], None]:
+    """Run a module and its copies, each of which has weights of its own."""
+    modules = [module, *(deepcopy(module) for _ in range(copies - 1))]
 
-    return {name: step(module) for name, module in models.items()}
+    def run() -> None:
+        with torch.inference_mode():
+            for each in modules:
+                each(x)
+
+    return run
+
+
+def copies_beyond_cache(model: nn.Module, device: torch.device) -> int:
+    """So many that even their 4-bit weights fill a GPU's cache twice; one on a CPU, where time goes into computing."""
+    if device.type == "cpu":
+        return 1
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    return math.ceil(2 * cache / model_bytes(quantize_model(model, "int4")))
 
 
 def compare(
     model: nn.Module, x: Tensor, rounds: int, mark: dict[str, Any], keep: Callable[[list[dict[str, Any]]], None]
 ) -> None:
     """A row for each scheme and each of its peers."""
-    taken = in_turns(candidates(model, x), x.device.type, rounds)
+    copies = copies_beyond_cache(model, x.device)
+    steps = candidates(model, x, copies, captured if x.is_cuda else lambda work: work)
+    taken = in_turns(steps, x.device.type, rounds)
     rows = []
     for scheme in SCHEMES:
         for peer in ("real", f"torchao {scheme}"):
@@ -106,7 +129,7 @@ def compare(
                 against = {"scheme": scheme, "peer": peer}
                 if peer != "real":
                     against["peer_version"] = version("torchao")
-                times = {"ours_seconds": min(taken[scheme]), "theirs_seconds": min(taken[peer])}
+                times = {"ours_seconds": min(taken[scheme]) / copies, "theirs_seconds": min(taken[peer]) / copies}
                 rows.append({**mark, **against, **ratio(taken[scheme], taken[peer]), **times})
     for row in rows:
         late = x.is_cuda and row["peer"] == "real" and row["ratio"] > target(row["scheme"], mark["batch"])
@@ -124,11 +147,11 @@ def measure_layers(device: str, rounds: int, keep: Callable[[list[dict[str, Any]
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     for model, width in WIDTHS.items():
         for layer, (inputs, outputs) in layer_shapes(width).items():
-            for batch in (1, 8):
+            for batch, tokens in SIZES[torch.device(device).type]:
                 torch.manual_seed(0)
                 linear = nn.Sequential(nn.Linear(inputs, outputs)).to(device, dtype)
-                x = torch.randn(batch * TOKENS, inputs, device=device, dtype=dtype)
-                mark = {"part": "layers", "model": model, "layer": layer, "batch": batch, "tokens": batch * TOKENS}
+                x = torch.randn(batch * tokens, inputs, device=device, dtype=dtype)
+                mark = {"part": "layers", "model": model, "layer": layer, "batch": batch, "tokens": batch * tokens}
                 compare(linear, x, rounds, mark, keep)
 
 

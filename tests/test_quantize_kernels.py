@@ -1,11 +1,13 @@
 """Quantization's products: operators, Triton kernels on the interpreter and compiled, and their benchmark."""
 
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -442,6 +444,28 @@ def test_the_benchmark_compares_every_scheme_with_the_real_layer(monkeypatch, ca
     benchmark.compare(nn.Sequential(nn.Linear(64, 32)), torch.randn(8, 64), 3, {"part": "layers"}, rows.extend)
     assert [(row["scheme"], row["peer"]) for row in rows] == [(scheme, "real") for scheme in SCHEMES]
     assert all(row["ratio_low"] <= row["ratio"] <= row["ratio_high"] for row in rows)
+
+
+def test_the_benchmark_runs_as_many_weights_as_it_is_told(monkeypatch):
+    """Captured one by one: what a GPU needs, in which weights would otherwise stay in the cache."""
+    monkeypatch.setattr(benchmark, "torchao_peers", lambda device: {})
+    weights, work = [], []
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: weights.append(self.weight.data_ptr()) or x)
+    steps = benchmark.candidates(nn.Sequential(nn.Linear(64, 64)), torch.randn(8, 64), 3, lambda w: work.append(w) or w)
+    assert list(steps) == ["real", *SCHEMES] and list(steps.values()) == work
+    weights.clear()
+    steps["real"]()
+    assert len(weights) == len(set(weights)) == 3
+
+
+def test_the_benchmark_fills_the_cache_of_a_gpu_and_leaves_a_cpu_alone(monkeypatch):
+    properties = SimpleNamespace(L2_cache_size=50 * 2**20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    model = nn.Linear(768, 768, bias=False)
+    copies = benchmark.copies_beyond_cache(model, torch.device("cuda"))
+    stored = 768 * 768 / 2 + 2 * 768 * 768 / 64  # two to a byte, and scales of float16
+    assert copies == math.ceil(100 * 2**20 / stored)
+    assert benchmark.copies_beyond_cache(model, torch.device("cpu")) == 1
 
 
 def test_the_benchmark_rounds_weights_as_the_layers_do():
