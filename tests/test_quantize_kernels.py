@@ -204,6 +204,17 @@ def test_rows_without_integers_get_a_scale_that_says_so(dtype):
     assert out[1:3].isnan().all() and out[[0, 3]].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", ops.FLOATS)
+def test_the_bias_may_be_of_another_type(dtype):
+    x, bias, (weight, scale) = torch.randn(5, 64).to(dtype), torch.randn(7), quantize(torch.randn(7, 64))
+    packed, scales = four_bit(torch.randn(7, 64), 32)
+    for got, real in (
+        (operators.w8a16_linear(x, weight, scale, bias), dequantize(weight, scale)),
+        (operators.w4a16_linear(x, packed, scales, bias, 32), ops.dequantize_int4(packed, scales, 32, 64)),
+    ):
+        assert got.dtype == dtype and exact_error(x, real, bias, got) <= max(2 * torch.finfo(dtype).eps, 1e-6)
+
+
 def test_sums_stay_within_float16():
     weight, scale = quantize(torch.ones(3, 64))
     out = ops.w8a16_linear(torch.full((2, 64), 100.0).half(), weight, scale, None)

@@ -15,6 +15,8 @@ pytestmark = pytest.mark.gpu
 operators = torch.ops.vitcourse
 SHAPES = [
     (1, 768, 768),
+    (1, 768, 3072),
+    (8, 1100, 1030),
     (16, 64, 100),
     (33, 130, 40),
     (197, 768, 3072),
@@ -35,7 +37,7 @@ def test_sums_of_integer_products_are_exact(shape):
     assert torch.equal(sums.double(), exact.float().double())  # rounded once, to the type of the result
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fused_scales_and_bias_err_no_more_than_the_type_of_the_result(shape, dtype):
     M, K, N = shape
@@ -61,12 +63,32 @@ def test_fused_scales_and_bias_err_no_more_than_the_type_of_the_result(shape, dt
         assert relative_error(got, exact) <= tolerance
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_fixed_scale_rounds_as_on_the_cpu_and_loses_no_nan(dtype):
+    x, scale = torch.randn(33, 1000).to(dtype), torch.full((1, 1), 0.01)
+    x[1, 3], x[2, 999], x[3, 0] = torch.nan, -torch.inf, 1e30
+    (q, rows), (expected_q, expected_rows) = (
+        operators.quantize_per_tensor(*(tensor.to(device) for tensor in (x, scale))) for device in ("cuda", "cpu")
+    )
+    whole = expected_rows.isfinite().flatten()
+    assert whole.sum() == 31
+    assert torch.equal(q.cpu()[whole], expected_q[whole]) and torch.equal(rows.cpu()[whole], expected_rows[whole])
+    assert rows.cpu()[~whole].isnan().all()
+
+
+def test_weights_that_are_not_contiguous_are_read_as_they_are():
+    x, (weight, scale) = torch.randn(33, 64, device="cuda").bfloat16(), quantize(torch.randn(40, 64, device="cuda"))
+    strided = weight.t().contiguous().t()
+    assert torch.equal(operators.w8a16_linear(x, strided, scale, None), operators.w8a16_linear(x, weight, scale, None))
+
+
 def test_operators_are_registered_as_pytorch_wants_them():
     x, bias = torch.randn(5, 64, device="cuda", requires_grad=True), torch.randn(7, device="cuda", requires_grad=True)
     linear = nn.Linear(64, 7, device="cuda")
     int8, int4 = Int8Linear(linear), Int4Linear(linear, group_size=32)
     q, scale = quantize(x.detach())
     torch.library.opcheck(operators.quantize_per_token.default, (x.detach(),))
+    torch.library.opcheck(operators.quantize_per_tensor.default, (x.detach(), torch.ones(1, 1, device="cuda")))
     torch.library.opcheck(
         operators.w8a8_linear.default, (q, scale, int8.weight_int8, int8.weight_scale, int8.bias, torch.bfloat16)
     )

@@ -125,14 +125,19 @@ def _w8a8_plain(
 
 def _w8a16_plain(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     if x.dtype == torch.float16:  # the largest number of which is soon reached by products without their scale
-        return F.linear(x, dequantize(weight, weight_scale).to(x.dtype), bias)
+        return _real_linear(x, dequantize(weight, weight_scale), bias)
     sums = F.linear(x, weight.to(x.dtype))  # integers of 8 bits are exact, and one pass over the weights is saved
     out = (sums.float() if sums.dtype == torch.bfloat16 else sums).mul_(weight_scale.t())
     return (out if bias is None else out.add_(bias)).to(x.dtype)
 
 
 def _w4a16_plain(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor | None, group_size: int) -> Tensor:
-    return F.linear(x, dequantize_int4(packed, weight_scale, group_size, x.shape[1]).to(x.dtype), bias)
+    return _real_linear(x, dequantize_int4(packed, weight_scale, group_size, x.shape[1]), bias)
+
+
+def _real_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """In the type of x, whatever that of the bias, as the kernels do."""
+    return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
 
 def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
