@@ -107,7 +107,7 @@ def _nibbles(packed: Tensor) -> tuple[Tensor, Tensor]:
     return (signed << 4) >> 4, signed >> 4
 
 
-# ------------------------------------------------------------------------------------------- PyTorch's own operators
+# ---------------------------------------------------------------------------------------------- PyTorch's own operators
 
 
 def _per_tensor_plain(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,9 +150,8 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
     if torch.compiler.is_exporting() and _to_onnx():
         shape = x.shape[0], weight.shape[0]
         return torch.onnx.ops.symbolic("MatMulInteger", (x, weight.t()), dtype=torch.int32, shape=shape)
-    if (
-        x.device.type == "cpu" and HAS_FAST_INT8 and x.shape[1] > 1 and not _to_onnx()
-    ):  # of one term 2.11 makes nonsense
+    fast = x.device.type == "cpu" and HAS_FAST_INT8 and x.shape[1] > 1  # of one term PyTorch 2.11 makes nonsense
+    if fast and not _to_onnx():
         return torch._int_mm(x, weight.t())
     total = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.int32, device=x.device)
     with torch.autocast(x.device.type, enabled=False):  # it would round the sums
@@ -161,7 +160,7 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
     return total
 
 
-# ---------------------------------------------------------------------------------------------------------- operators
+# -------------------------------------------------------------------------------------------------------------- tilings
 
 
 @dataclass(frozen=True)
@@ -190,7 +189,7 @@ class Tiling:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
 
 
-# 147 KB of shared memory on Hopper. Consumer chips have less, and Blackwell would spill when it stores the result.
+# It takes up to 147 KB of shared memory, and consumer chips have 99; Blackwell would spill when it stores the result.
 BIG = Tiling(block_m=128, block_n=256, block_k=128, num_warps=8, num_stages=3)
 FIT_FOR_BIG = ((8, 0), (9, 0))
 # From those in which what is read is used most often to those that make the most programs.
@@ -244,6 +243,8 @@ def _capability(device: torch.device) -> tuple[int, int]:
     """(0, 0) for what is not made by NVIDIA."""
     return (0, 0) if device.type == "cpu" or torch.version.hip else torch.cuda.get_device_capability(device)
 
+
+# --------------------------------------------------------------------------------------------------------------- checks
 
 # What an operator is given may come from anywhere, and a kernel reads wherever it is told to.
 
@@ -312,6 +313,9 @@ def _check_w4a16(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor |
     remedy = "pass the scale of quantize(weight, 4, group_size)"
     _check("weight_scale", weight_scale, (torch.float32,), (*rows, groups), x, remedy)
     _check_bias(bias, packed, x)
+
+
+# ------------------------------------------------------------------------------------------------------------ operators
 
 
 def launch_quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
