@@ -157,7 +157,7 @@ def test_only_halves_take_the_kernels_that_multiply_real_numbers(dtype, monkeypa
     assert taken == ["kernel" if dtype in (torch.float16, torch.bfloat16) else "plain"]
 
 
-# ------------------------------------------------------------------------------------------- PyTorch's own operators
+# --------------------------------------------------------------------------------------------- PyTorch's own operators
 
 
 class Sizes(TorchDispatchMode):

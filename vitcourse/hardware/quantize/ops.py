@@ -107,7 +107,7 @@ def _nibbles(packed: Tensor) -> tuple[Tensor, Tensor]:
     return (signed << 4) >> 4, signed >> 4
 
 
-# ---------------------------------------------------------------------------------------------- PyTorch's own operators
+# --------------------------------------------------------------------------------------------- PyTorch's own operators
 
 
 def _per_tensor_plain(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +160,7 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
     return total
 
 
-# -------------------------------------------------------------------------------------------------------------- tilings
+# ------------------------------------------------------------------------------------------------------------- tilings
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return (0, 0) if device.type == "cpu" or torch.version.hip else torch.cuda.get_device_capability(device)
 
 
-# --------------------------------------------------------------------------------------------------------------- checks
+# -------------------------------------------------------------------------------------------------------------- checks
 
 # What an operator is given may come from anywhere, and a kernel reads wherever it is told to.
 
@@ -315,7 +315,7 @@ def _check_w4a16(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor |
     _check_bias(bias, packed, x)
 
 
-# ------------------------------------------------------------------------------------------------------------ operators
+# ----------------------------------------------------------------------------------------------------------- operators
 
 
 def launch_quantize_per_token(x: Tensor) -> tuple[Tensor, Tensor]:
