@@ -35,7 +35,8 @@ from benchmarks.common import captured, device_name, in_turns, ratio, read_resul
 from vitcourse import create_model
 from vitcourse.data import open_dataset
 from vitcourse.hardware.quantize import SCHEMES, dequantize, model_bytes, quantize, quantize_model
-from vitcourse.hardware.quantize.ops import GROUP_SIZES, kernel_for, tilings
+from vitcourse.hardware.quantize.checks import GROUP_SIZES
+from vitcourse.hardware.quantize.tilings import kernel_for, tilings
 from vitcourse.paths import data_dir
 from vitcourse.registry import save_weights
 from vitcourse.train import evaluate

@@ -104,6 +104,33 @@ def quantization_table() -> str:
     return "\n".join(parts)
 
 
+def pruning_table() -> str:
+    """Accuracy and speed of the shipped ViT with 40 % fewer multiply–adds, and what the training alone does."""
+    (result,) = load("pruning")
+    (whole,) = _where(result, question="whole")
+    rows = [["whole", "1", "1", f"{100 * whole['accuracy']:.2f} %", "", "", ""]]
+    trained = _percents(_where(result, question="control"))
+    rows.append(["whole, trained as long", "1", "1", f"{trained} %", "", "", ""])
+    pruned = _where(result, question="finetuned")
+    speeds = [row for row in _where(result, question="speed") if row["target"] == pruned[0]["target"]]
+    rows.append(
+        [
+            "pruned and trained",
+            f"{pruned[0]['macs']:.2f}",
+            f"{pruned[0]['parameters']:.2f}",
+            f"{_percents(pruned)} %",
+            *(f"{row['ratio']:.2f}" for row in speeds),
+        ]
+    )
+    header = ["model", "MACs", "parameters", "accuracy", *(f"speed-up, batch {row['batch']}" for row in speeds)]
+    return markdown(header, rows, numbers=6) + origin(result)
+
+
+def _percents(rows: list[dict[str, Any]]) -> str:
+    """The accuracy of each seed."""
+    return ", ".join(f"{100 * row['accuracy']:.2f}" for row in rows)
+
+
 def _where(result: dict[str, Any], **values: Any) -> list[dict[str, Any]]:
     """The rows that have these values."""
     return [row for row in result["rows"] if all(row.get(key) == value for key, value in values.items())]
@@ -170,6 +197,7 @@ TABLES = {
     "importtime": importtime_table,
     "scaling": scaling_table,
     "quantization": quantization_table,
+    "pruning": pruning_table,
 }
 
 

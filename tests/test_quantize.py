@@ -37,6 +37,7 @@ from vitcourse.hardware.quantize import (
     watch_inputs,
 )
 from vitcourse.hardware.quantize import model as model_module
+from vitcourse.hardware.quantize.ops import HAS_FAST_INT8
 from vitcourse.paths import data_dir
 from vitcourse.registry import save_weights
 from vitcourse.train import evaluate
@@ -196,7 +197,7 @@ def test_what_cannot_be_quantized_or_packed_is_refused():
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_integer_products_are_exact(fast, monkeypatch):
-    if fast and not ops.HAS_FAST_INT8:
+    if fast and not HAS_FAST_INT8:
         pytest.skip("this CPU has no VNNI")
     monkeypatch.setattr(ops, "HAS_FAST_INT8", fast)
     for m, k, n in [(1, 1, 1), (2, 1, 6), (3, 5, 7), (0, 8, 3), (2, 0, 3), (33, 3000, 17), (197, 768, 5)]:
@@ -638,6 +639,8 @@ def test_a_model_runs_in_onnxruntime(scheme, tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     model = nn.Sequential(nn.Conv2d(3, 32, 4, 4), nn.Flatten(), nn.Linear(512, 600), nn.GELU(), nn.Linear(600, 10))
+    if scheme.startswith("w8a8") and not HAS_FAST_INT8:
+        pytest.skip("ONNX Runtime may let sums of this CPU saturate")
     small, x, path = quantized(model, scheme), images(3), tmp_path / "small.onnx"
     torch.onnx.export(small, (x[:2],), path, dynamo=True, dynamic_shapes=[{0: "batch"}], verbose=False)
     assert path.stat().st_size <= (0.2 if scheme == "int4" else 0.3) * model_bytes(model)
@@ -648,10 +651,7 @@ def test_a_model_runs_in_onnxruntime(scheme, tmp_path):
     assert relative_error(torch.from_numpy(theirs), small(x)) <= limit
 
 
-UNTRACEABLE = pytest.mark.xfail(reason="torch.jit.trace knows no view of bytes as signed ones")
-
-
-@pytest.mark.parametrize("scheme", ["int8", "w8a8", "w8a8_static", pytest.param("int4", marks=UNTRACEABLE)])
+@pytest.mark.parametrize("scheme", ["int8", "w8a8", "w8a8_static", "int4"])
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_is_traced(scheme):
     small, x = quantized(small_vit(depth=1), scheme), images(2)

@@ -25,8 +25,11 @@ from vitcourse.hardware.quantize import (
     ops,
     pack_int4,
     quantize,
+    tilings,
     unpack_int4,
 )
+from vitcourse.hardware.quantize.checks import GROUP_SIZES
+from vitcourse.hardware.quantize.ops import HAS_FAST_INT8
 
 
 @pytest.fixture(autouse=True)
@@ -222,7 +225,7 @@ def test_sums_stay_within_float16():
 
 
 @pytest.mark.parametrize("inputs", [128, 100])
-@pytest.mark.parametrize("group_size", ops.GROUP_SIZES)
+@pytest.mark.parametrize("group_size", GROUP_SIZES)
 def test_four_bits_are_made_real_with_one_copy_in_real_numbers(group_size, inputs):
     packed, scale = four_bit(torch.randn(24, inputs), group_size)
     with Sizes() as sizes:
@@ -254,6 +257,8 @@ def test_products_become_those_of_onnx(tmp_path):
     """Of weights so large that the exporter does not compute with them itself."""
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
+    if not HAS_FAST_INT8:
+        pytest.skip("ONNX Runtime may let sums of this CPU saturate")
     inputs = 1500
     model, path = Products(inputs).eval(), tmp_path / "products.onnx"
     shapes = ({0: torch.export.Dim("tokens")},)
@@ -286,7 +291,7 @@ INTERPRETED = """
 import json, torch
 import torch.nn.functional as F
 from tests.test_quantize_kernels import four_bit
-from vitcourse.hardware.quantize import dequantize, ops, quantize
+from vitcourse.hardware.quantize import dequantize, ops, quantize, tilings
 
 torch.manual_seed(0)
 failures, count = [], 0
@@ -325,9 +330,9 @@ for M, K, N in SHAPES:
         check(("quantize", M, K, N), torch.equal(got, expected))
 
 # Without tl.dot, float32 and bfloat16 are interpreted too.
-enough = ops.ENOUGH_PROGRAMS
+enough = tilings.ENOUGH_PROGRAMS
 for M, K, N, dtype in ((1, 1, 1, torch.float32), (4, 1100, 9, torch.bfloat16), (2, 600, 17, torch.float32)):
-    ops.ENOUGH_PROGRAMS = enough if M > 2 else 1  # with 4, with 8 rows of weights a program
+    tilings.ENOUGH_PROGRAMS = enough if M > 2 else 1  # with 4, with 8 rows of weights a program
     x, bias, tolerance = torch.randn(M, K).to(dtype), torch.randn(N), max(torch.finfo(dtype).eps, 2e-6)
     w8, w_scale = quantize(torch.randn(N, K))
     real = F.linear(x.double(), dequantize(w8, w_scale).double(), bias.double())
@@ -339,7 +344,7 @@ for M, K, N, dtype in ((1, 1, 1, torch.float32), (4, 1100, 9, torch.bfloat16), (
         check(("few w4a16", M, K, N, group, str(dtype)), close(got, real, tolerance))
         check("the same again", torch.equal(got, ops.launch_w4a16(x, packed, scales, bias, group)))
 
-ops.ENOUGH_PROGRAMS = enough
+tilings.ENOUGH_PROGRAMS = enough
 # more tiles along M than one stripe has
 x8, w8 = (torch.randint(-128, 128, (rows, 16), dtype=torch.int8) for rows in (64 * 9 + 1, 70))
 sums = ops.launch_w8a8(x8, torch.ones(1, 1), w8, torch.ones(70, 1), None, torch.float32)
@@ -409,7 +414,7 @@ def assert_sound(rows: list[dict]) -> None:
 
 def test_a_tile_is_as_large_as_the_chip_and_its_work_allow():
     def size(tokens: int, features: int, *capability: int) -> tuple[int, int]:
-        tile = ops.tiling("w8a8", tokens, features, capability)
+        tile = tilings.tiling("w8a8", tokens, features, capability)
         return tile.block_m, tile.block_n
 
     assert size(12_608, 3072, 9, 0) == size(12_608, 3072, 8, 0) == (128, 256)
@@ -420,11 +425,13 @@ def test_a_tile_is_as_large_as_the_chip_and_its_work_allow():
 def test_few_tokens_make_enough_programs_and_need_no_tensor_cores():
     for kernel in ("w8a16", "w4a16"):
         for features, rows in ((768, 4), (1024, 8), (3072, 8)):
-            tile = ops.tiling(kernel, 1, features, (9, 0))
+            tile = tilings.tiling(kernel, 1, features, (9, 0))
             assert (tile.block_m, tile.block_n) == (1, rows)
-            assert tile.programs(1, features) >= ops.ENOUGH_PROGRAMS
-        assert ops.tiling(kernel, 8, 768, (9, 0)).block_m == 1 and ops.tiling(kernel, 9, 768, (9, 0)).block_m == 16
-    assert ops.tiling("w8a8", 1, 768, (9, 0)).block_m == 16
+            assert tile.programs(1, features) >= tilings.ENOUGH_PROGRAMS
+        assert (
+            tilings.tiling(kernel, 8, 768, (9, 0)).block_m == 1 and tilings.tiling(kernel, 9, 768, (9, 0)).block_m == 16
+        )
+    assert tilings.tiling("w8a8", 1, 768, (9, 0)).block_m == 16
 
 
 def test_kernels_fit_hopper_and_use_its_tensor_cores():
@@ -441,8 +448,9 @@ def test_kernels_fit_hopper_and_use_its_tensor_cores():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 86, 89, 90, 100, 120])
-def test_every_kernel_fits_every_chip(capability):
+@pytest.mark.parametrize("capability", [89, 90])
+def test_every_kernel_fits_the_chip(capability):
+    """One with the least shared memory, and Hopper; all: ``python -m benchmarks.quantization --parts kernels``."""
     assert_sound(run_python(COMPILED.format(chosen=[{"capability": capability}])))
 
 

@@ -10,10 +10,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from .checks import GROUP_SIZES
 from .integers import dequantize, pack_int4, quantize
-from .ops import dequantize_int4, quantize_per_tensor, quantize_per_token, w4a16_linear, w8a8_linear, w8a16_linear
-
-GROUP_SIZES = (32, 64, 128, 256)
+from .ops import (
+    dequantize_int4,
+    quantize_per_tensor,
+    quantize_per_token,
+    w4a16_linear,
+    w8a8_linear,
+    w8a16_linear,
+)
 
 
 class Quantized(nn.Module):

@@ -16,7 +16,8 @@ from vitcourse.hardware.patterns import as_patterns, matches
 from vitcourse.registry import tensors_to_save
 
 from .calibration import OBSERVERS, Observer, watch_inputs
-from .linear import GROUP_SIZES, Int4Linear, Int8Conv2d, Int8Linear, Quantized, SplitAttention, W8A8Linear
+from .checks import GROUP_SIZES
+from .linear import Int4Linear, Int8Conv2d, Int8Linear, Quantized, SplitAttention, W8A8Linear
 from .ops import HAS_FAST_INT8
 
 SCHEMES = {

@@ -8,7 +8,6 @@ carries without this library.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -17,11 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import FLOATS, HALVES, check_per_tensor, check_w4a16, check_w8a8, check_w8a16, check_x
 from .integers import dequantize, quantize, round_to
-
-HALVES = (torch.float16, torch.bfloat16)
-FLOATS = (*HALVES, torch.float32, torch.float64)
-GROUP_SIZES = (32, 64, 128, 256)  # of 4-bit weights
+from .tilings import kernel_for, tiling
 
 # Whether this CPU has instructions that multiply 8-bit integers and let no sum saturate (x86's VNNI).
 HAS_FAST_INT8 = torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
@@ -100,7 +97,7 @@ def dequantize_int4(packed: Tensor, weight_scale: Tensor, group_size: int, in_fe
 
 def _nibbles(packed: Tensor) -> tuple[Tensor, Tensor]:
     """What the low and the high four bits stand for."""
-    if _to_onnx():  # where signed bytes cannot be shifted, and those without a sign become signed on the way
+    if torch.jit.is_tracing() or _to_onnx():  # neither shifts signed bytes
         raised = packed.int() ^ 0x88  # with its top bit flipped, each nibble is 8 more than what it stands for
         return (raised & 15) - 8, (raised >> 4) - 8
     signed = packed.view(torch.int8)
@@ -145,7 +142,8 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
 
     A CPU with VNNI has instructions for it: 3 to 4 times as fast as float32. Without them, oneDNN may let 16-bit sums
     saturate, and other devices have no such product at all: there, stretches of K so short that float32 sums them
-    without rounding are multiplied in float32. In an ONNX file it becomes MatMulInteger.
+    without rounding are multiplied in float32. In an ONNX file it becomes MatMulInteger, for which
+    ONNX Runtime, too, may let sums saturate on an x86 without VNNI.
     """
     if torch.compiler.is_exporting() and _to_onnx():
         shape = x.shape[0], weight.shape[0]
@@ -158,161 +156,6 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
         for a, b in zip(x.split(EXACT_TERMS, dim=1), weight.split(EXACT_TERMS, dim=1), strict=True):
             total += F.linear(a.float(), b.float()).int()
     return total
-
-
-# ------------------------------------------------------------------------------------------------------------- tilings
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """How a kernel cuts its work."""
-
-    block_m: int
-    block_n: int
-    block_k: int  # inputs of a step; with tl.dot, no more than a group
-    num_warps: int
-    num_stages: int
-
-    def programs(self, tokens: int, features: int) -> int:
-        return -(-tokens // self.block_m) * -(-features // self.block_n)
-
-    def constants(self, in_features: int, group_size: int | None = None) -> dict[str, int]:
-        """The kernel's, for a layer of this width."""
-        step = min(self.block_k, group_size) if group_size and self.block_m > 1 else self.block_k
-        whole = in_features % max(step, group_size or step) == 0
-        sizes = {"WHOLE": whole, "BLOCK_M": self.block_m, "BLOCK_N": self.block_n, "BLOCK_K": step}
-        return sizes | ({"GROUP": group_size} if group_size else {})
-
-    @property
-    def options(self) -> dict[str, int]:
-        """What Triton is told besides."""
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
-
-
-# It takes up to 147 KB of shared memory, and consumer chips have 99; Blackwell would spill when it stores the result.
-BIG = Tiling(block_m=128, block_n=256, block_k=128, num_warps=8, num_stages=3)
-FIT_FOR_BIG = ((8, 0), (9, 0))
-# From those in which what is read is used most often to those that make the most programs.
-TILINGS = (
-    Tiling(block_m=128, block_n=128, block_k=64, num_warps=8, num_stages=3),
-    Tiling(block_m=128, block_n=64, block_k=64, num_warps=8, num_stages=3),
-    Tiling(block_m=64, block_n=64, block_k=128, num_warps=4, num_stages=3),
-    Tiling(block_m=64, block_n=32, block_k=128, num_warps=4, num_stages=4),
-)
-FOUR_BIT_TILINGS = (  # two sums per element: more of them, or longer steps, would not fit into registers
-    Tiling(block_m=128, block_n=64, block_k=64, num_warps=8, num_stages=3),
-    Tiling(block_m=64, block_n=64, block_k=64, num_warps=4, num_stages=3),
-    Tiling(block_m=64, block_n=32, block_k=64, num_warps=4, num_stages=4),
-)
-SOME_TOKENS = Tiling(block_m=16, block_n=32, block_k=128, num_warps=4, num_stages=4)
-FEW_TOKENS = 8
-FEW_TOKENS_TILINGS = (
-    Tiling(block_m=1, block_n=8, block_k=512, num_warps=4, num_stages=3),
-    Tiling(block_m=1, block_n=4, block_k=1024, num_warps=4, num_stages=3),
-)
-ENOUGH_PROGRAMS = 128  # about as many as a data-centre GPU has multiprocessors
-
-
-def tilings(kernel: str, tokens: int, capability: tuple[int, int]) -> tuple[Tiling, ...]:
-    """Those among which :func:`tiling` chooses."""
-    if tokens <= FEW_TOKENS and kernel != "w8a8":
-        return FEW_TOKENS_TILINGS
-    if tokens <= 32:
-        return (SOME_TOKENS,)
-    if kernel == "w4a16":
-        return FOUR_BIT_TILINGS
-    return (BIG, *TILINGS) if kernel == "w8a8" and capability in FIT_FOR_BIG else TILINGS
-
-
-def kernel_for(name: str, tile: Tiling) -> Any:
-    """The Triton kernel that makes such tiles."""
-    from . import kernels
-
-    return getattr(kernels, f"{name}_few" if tile.block_m == 1 else name)
-
-
-def tiling(kernel: str, tokens: int, features: int, capability: tuple[int, int]) -> Tiling:
-    """The first that keeps the whole chip busy, for a result (tokens, features)."""
-    choices = tilings(kernel, tokens, capability)
-    busy = (tile for tile in choices if tile.programs(tokens, features) >= ENOUGH_PROGRAMS)
-    return next(busy, choices[-1])
-
-
-@cache
-def _capability(device: torch.device) -> tuple[int, int]:
-    """(0, 0) for what is not made by NVIDIA."""
-    return (0, 0) if device.type == "cpu" or torch.version.hip else torch.cuda.get_device_capability(device)
-
-
-# -------------------------------------------------------------------------------------------------------------- checks
-
-# What an operator is given may come from anywhere, and a kernel reads wherever it is told to.
-
-
-def _check(name: str, tensor: Tensor, types: tuple[torch.dtype, ...], shape: tuple, x: Tensor, remedy: str) -> None:
-    if tensor.shape != shape or tensor.dtype not in types or tensor.device != x.device:
-        wanted = " or ".join(map(str, types))
-        raise ValueError(
-            f"{name} must be {wanted} of shape {tuple(shape)} on {x.device}, as x is, "
-            f"got {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}; {remedy}"
-        )
-
-
-def _check_x(x: Tensor, types: tuple[torch.dtype, ...] = FLOATS) -> None:
-    if x.dim() != 2 or x.dtype not in types:
-        raise ValueError(
-            f"x must be {' or '.join(map(str, types))} of shape (M, K), got {x.dtype} of shape {tuple(x.shape)}; "
-            "flatten its leading dimensions, and cast or quantize it"
-        )
-
-
-def _check_bias(bias: Tensor | None, weight: Tensor, x: Tensor) -> None:
-    if bias is not None:
-        _check("bias", bias, FLOATS, weight.shape[:1], x, "it has a number for every row of the weight")
-
-
-def _check_per_tensor(x: Tensor, scale: Tensor) -> None:
-    _check_x(x)
-    _check("scale", scale, (torch.float32,), (1, 1), x, "pass that of an observer; without one, quantize_per_token")
-
-
-def _check_w8a16(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    types: tuple[torch.dtype, ...] = FLOATS,
-) -> None:
-    _check_x(x, types)
-    _check("weight", weight, (torch.int8,), (*weight.shape[:1], x.shape[1]), x, "pass the integers of quantize(weight)")
-    _check(
-        "weight_scale", weight_scale, (torch.float32,), (weight.shape[0], 1), x, "pass the scale of quantize(weight)"
-    )
-    _check_bias(bias, weight, x)
-
-
-def _check_w8a8(
-    x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, dtype: torch.dtype
-) -> None:
-    _check_w8a16(x, weight, weight_scale, bias, (torch.int8,))
-    count = x_scale.numel()
-    tokens = 1 if isinstance(count, int) and count == 1 else x.shape[0]  # an unknown number of tokens is not asked
-    _check("x_scale", x_scale, (torch.float32,), (tokens, 1), x, "pass the scale of quantize(x), or (1, 1) for all")
-    if dtype not in FLOATS:
-        raise ValueError(f"dtype {dtype} must be {' or '.join(map(str, FLOATS))}")
-
-
-def _check_w4a16(x: Tensor, packed: Tensor, weight_scale: Tensor, bias: Tensor | None, group_size: int) -> None:
-    _check_x(x)
-    if group_size not in GROUP_SIZES:
-        raise ValueError(f"group_size {group_size} must be 32, 64, 128 or 256")
-    groups = -(-x.shape[1] // group_size)
-    rows = packed.shape[:1]
-    remedy = "pack the integers of quantize(weight, 4, group_size) with pack_int4, group by group"
-    _check("packed", packed, (torch.uint8,), (*rows, groups * group_size // 2), x, remedy)
-    remedy = "pass the scale of quantize(weight, 4, group_size)"
-    _check("weight_scale", weight_scale, (torch.float32,), (*rows, groups), x, remedy)
-    _check_bias(bias, packed, x)
 
 
 # ----------------------------------------------------------------------------------------------------------- operators
@@ -451,6 +294,12 @@ def _to_onnx() -> bool:
 
 
 @cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    """(0, 0) for what is not made by NVIDIA."""
+    return (0, 0) if device.type == "cpu" or torch.version.hip else torch.cuda.get_device_capability(device)
+
+
+@cache
 def _has_kernels(device: torch.device) -> bool:
     if find_spec("triton") is None:
         return False
@@ -459,7 +308,7 @@ def _has_kernels(device: torch.device) -> bool:
 
 _register(
     "quantize_per_token(Tensor x) -> (Tensor, Tensor)",
-    _check_x,
+    check_x,
     quantize,
     launch_quantize_per_token,
     _fake_quantize,
@@ -467,7 +316,7 @@ _register(
 )
 _register(
     "quantize_per_tensor(Tensor x, Tensor scale) -> (Tensor, Tensor)",
-    _check_per_tensor,
+    check_per_tensor,
     _per_tensor_plain,
     launch_quantize_per_tensor,
     _fake_quantize,
@@ -476,7 +325,7 @@ _register(
 _register(
     "w8a8_linear(Tensor x, Tensor x_scale, Tensor weight, Tensor weight_scale, Tensor? bias, ScalarType dtype)"
     " -> Tensor",
-    _check_w8a8,
+    check_w8a8,
     _w8a8_plain,
     launch_w8a8,
     _fake_w8a8,
@@ -484,14 +333,14 @@ _register(
 )
 _register(
     "w8a16_linear(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias) -> Tensor",
-    _check_w8a16,
+    check_w8a16,
     _w8a16_plain,
     launch_w8a16,
     _fake_weight_only,
 )
 _register(
     "w4a16_linear(Tensor x, Tensor packed, Tensor weight_scale, Tensor? bias, int group_size) -> Tensor",
-    _check_w4a16,
+    check_w4a16,
     _w4a16_plain,
     launch_w4a16,
     _fake_weight_only,
