@@ -564,6 +564,16 @@ def test_padding_adds_zeros_on_the_right_and_below():
     assert torch.equal(model(x), model(F.pad(x, (0, 6, 0, 3))))
 
 
+def test_padding_compiles_for_a_second_size():
+    """To one graph, in which sizes are symbols."""
+    torch._dynamo.reset()
+    model = tiny(pad=True)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for size in ((32, 32), (29, 18), (20, 37)):
+        x = torch.randn(2, 3, *size)
+        torch.testing.assert_close(compiled(x), model(x))
+
+
 def test_sincos_positions_are_fixed():
     model = VisionTransformer(**TINY, pos_embed="sincos")
     assert not model.pos_embed.requires_grad

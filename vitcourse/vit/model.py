@@ -289,7 +289,7 @@ class VisionTransformer(nn.Module):
         check_images(x, self.in_chans)
         (p1, p2), (H, W) = self.patch_size, x.shape[-2:]
         if self.pad:
-            x = F.pad(x, (0, -W % p2, 0, -H % p1))
+            x = F.pad(x, (0, (p2 - W % p2) % p2, 0, (p1 - H % p1) % p1))  # a compiler has no remainder of −W
         else:
             check_divisible((H, W), self.patch_size)
 
