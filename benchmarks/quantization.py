@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import captured, device_name, in_turns, ratio, read_results, versions, write_results
+from benchmarks.common import captured, in_turns, ratio, with_earlier, write_results
 from vitcourse import create_model
 from vitcourse.data import open_dataset
 from vitcourse.hardware.quantize import SCHEMES, dequantize, model_bytes, quantize, quantize_model
@@ -301,15 +301,12 @@ NUMBERS = ("ratio", "ratio_low", "ratio_high", "ours_seconds", "theirs_seconds",
 
 
 def merged(name: str, rows: list[dict[str, Any]], device: str) -> list[dict[str, Any]]:
-    """The rows of an earlier run on the same device and versions, where they were not measured anew, and these."""
-    earlier = read_results(name)
-    if earlier is None or (earlier["device"], earlier["versions"]) != (device_name(device), versions()):
-        return rows
-    table = {
-        tuple((key, value) for key, value in row.items() if key not in NUMBERS): row
-        for row in [*earlier["rows"], *rows]
-    }
-    return sorted(table.values(), key=lambda row: list(PARTS).index(row["part"]))
+    """These rows, and those of an earlier run, part by part."""
+
+    def key(row: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+        return tuple((name, value) for name, value in row.items() if name not in NUMBERS)
+
+    return sorted(with_earlier(name, rows, device, key), key=lambda row: list(PARTS).index(row["part"]))
 
 
 def main() -> None:

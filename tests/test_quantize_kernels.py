@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import common
 from benchmarks import quantization as benchmark
 from vitcourse.hardware.quantize import (
     SCHEMES,
@@ -495,8 +496,8 @@ def test_the_benchmark_rounds_weights_as_the_layers_do():
 
 
 def test_the_benchmark_replaces_rows_that_were_measured_anew(monkeypatch):
-    earlier = {"device": benchmark.device_name("cpu"), "versions": benchmark.versions()}
-    monkeypatch.setattr(benchmark, "read_results", lambda name: earlier)
+    earlier = {"device": common.device_name("cpu"), "versions": common.versions()}
+    monkeypatch.setattr(common, "read_results", lambda name: earlier)
     row, other = {"part": "layers", "scheme": "int8", "ratio": 1.0}, {"part": "accuracy", "scheme": "int8", "loss": 2.0}
     earlier["rows"] = [other, row]
     assert benchmark.merged("q", [{**row, "ratio": 3.0}], "cpu") == [{**row, "ratio": 3.0}, other]
