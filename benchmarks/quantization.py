@@ -38,9 +38,9 @@ from vitcourse.hardware.quantize import SCHEMES, dequantize, model_bytes, quanti
 from vitcourse.hardware.quantize.checks import GROUP_SIZES
 from vitcourse.hardware.quantize.tilings import kernel_for, tilings
 from vitcourse.paths import data_dir
-from vitcourse.registry import save_weights
 from vitcourse.train import evaluate
 from vitcourse.train.evaluation import find_mean_std, normalise
+from vitcourse.weights import save_weights
 
 TARGETS = {"w8a8": 1 / 1.4, "int4": 1 / 2}  # of a GPU's time, ours over bfloat16's, at most; int4 at batch 1
 TOKENS = 197

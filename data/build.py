@@ -92,8 +92,8 @@ def weights(run: Path, source: Path) -> dict[str, bytes]:
 
     from vitcourse import create_model
     from vitcourse.data import open_dataset
-    from vitcourse.registry import read_metadata
     from vitcourse.train import evaluate
+    from vitcourse.weights import read_metadata
 
     file = run / "final.safetensors"
     model, metadata = create_model(file).eval(), read_metadata(file)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitcourse import create_model
 from vitcourse.efficient_attention import (
     BigBirdAttention,
     EfficientAttention,
@@ -38,7 +39,6 @@ from vitcourse.efficient_attention import (
     unmerge,
 )
 from vitcourse.layers import attention_weights
-from vitcourse.registry import create_model
 from vitcourse.vit import Attention, Block, VisionTransformer, record_attention
 
 SPARSE = {

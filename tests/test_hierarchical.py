@@ -11,6 +11,7 @@ from timm.models.swin_transformer import SwinTransformerBlock as TimmBlock
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitcourse import create_model, list_models, load_weights, save_weights
 from vitcourse.hierarchical import (
     V2,
     CosineWindowAttention,
@@ -24,7 +25,6 @@ from vitcourse.hierarchical import (
     window_reverse,
 )
 from vitcourse.hierarchical.windows import cached_shift_mask
-from vitcourse.registry import create_model, list_models, load_weights, save_weights
 from vitcourse.vit import VisionTransformer, record_attention
 
 SMALL = {"embed_dim": 16, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8), "num_classes": 11}

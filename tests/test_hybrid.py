@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitcourse import create_model, list_models, load_weights, save_weights
 from vitcourse.hierarchical.windows import relative_position_index
 from vitcourse.hybrid import (
     CoAtNet,
@@ -18,7 +19,6 @@ from vitcourse.hybrid import (
     RelativeBlock,
     SqueezeExcite,
 )
-from vitcourse.registry import create_model, list_models, load_weights, save_weights
 from vitcourse.vit import VisionTransformer, record_attention
 
 SMALL = {"stem_dim": 8, "embed_dim": (8, 16, 32, 32), "depths": (1, 2, 2, 1), "head_dim": 8, "num_classes": 5}

@@ -29,8 +29,8 @@ from vitcourse.hardware.prune import (
     taylor_score,
 )
 from vitcourse.hierarchical import SwinTransformer
-from vitcourse.registry import read_metadata, save_weights
 from vitcourse.vit import VisionTransformer, record_attention
+from vitcourse.weights import read_metadata, save_weights
 
 SIZES = {"img_size": 16, "patch_size": 4, "in_chans": 1, "num_classes": 5, "embed_dim": 24, "depth": 2, "num_heads": 3}
 KEEP = {"blocks.0.attn": [0, 2], "blocks.0.mlp": [*range(5), 17, 40], "blocks.1.attn": [1], "blocks.1.mlp": [95, 3]}

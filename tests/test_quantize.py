@@ -39,9 +39,9 @@ from vitcourse.hardware.quantize import (
 from vitcourse.hardware.quantize import model as model_module
 from vitcourse.hardware.quantize.ops import HAS_FAST_INT8
 from vitcourse.paths import data_dir
-from vitcourse.registry import save_weights
 from vitcourse.train import evaluate
 from vitcourse.train.evaluation import find_mean_std, normalise
+from vitcourse.weights import save_weights
 
 LAYERS = {"int8": Int8Linear, "w8a8": W8A8Linear, "int4": Int4Linear}
 EPS = torch.finfo(torch.float32).eps

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
+from vitcourse import create_model, load_weights
 from vitcourse.data import ImageDataset, open_dataset, subset
-from vitcourse.registry import create_model, load_weights, read_metadata
 from vitcourse.train import (
     Ema,
     TrainConfig,
@@ -36,6 +36,7 @@ from vitcourse.train.evaluation import evaluating, normalise
 from vitcourse.train.record import COLUMNS, write_atomically
 from vitcourse.train.runtime import resolve_precision
 from vitcourse.vit import VisionTransformer
+from vitcourse.weights import read_metadata
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _train_worker import DOUBLE, double_run

@@ -12,10 +12,11 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "create_model": "registry",
+    "create_model": "factory",
     "list_models": "registry",
-    "load_weights": "registry",
+    "load_weights": "weights",
     "register_model": "registry",
+    "save_weights": "weights",
     "VisionTransformer": "vit",
 }
 __all__ = [*_EXPORTS]

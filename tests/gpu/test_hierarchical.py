@@ -4,9 +4,9 @@ import pytest
 import timm
 import torch
 
+from vitcourse import create_model
 from vitcourse.hierarchical import V2, SwinTransformer
 from vitcourse.hierarchical.windows import cached_shift_mask
-from vitcourse.registry import create_model
 
 from .parity import (
     assert_as_exact_as_theirs,

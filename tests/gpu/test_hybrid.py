@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
+from vitcourse import create_model, load_weights
 from vitcourse.hybrid import CoAtNet
-from vitcourse.registry import create_model, load_weights
 
 from .parity import (
     assert_as_exact_as_theirs,

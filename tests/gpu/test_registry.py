@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vitcourse.registry import create_model, load_weights, save_weights
+from vitcourse import create_model, load_weights, save_weights
 
 from .parity import randomise, relative_error
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from vitcourse import create_model
 from vitcourse.data import ImageDataset, open_dataset, subset
-from vitcourse.registry import create_model, read_metadata
 from vitcourse.train import TrainConfig, TrainingError, evaluate, fit
 from vitcourse.train import augment as aug
 from vitcourse.train.runtime import resolve_precision
 from vitcourse.vit import VisionTransformer
+from vitcourse.weights import read_metadata
 
 from .parity import relative_error
 

@@ -215,7 +215,7 @@ class RandomFeatureAttention(TokenMixer):
     """Softmax attention approximated by positive orthogonal random features (Choromanski et al. 2021): O(N · m · D).
 
     The projection is a buffer and saved with the weights; a checkpoint of softmax attention, which has none, loads too
-    and leaves it as it was drawn (through :func:`vitcourse.registry.load_weights` with ``strict=False``).
+    and leaves it as it was drawn (through :func:`vitcourse.load_weights` with ``strict=False``).
 
     Args:
         dim: width D.

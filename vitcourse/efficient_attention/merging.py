@@ -207,6 +207,11 @@ class TokenMerging(nn.Module):
     else is found in ``.model``. ``feature_maps`` are un-merged: each patch shows the token that it went into.
     """
 
+    wraps = "model"  # for those who save, load or train the weights
+    left_out_of_files = (
+        "the file holds the model without its merging of tokens; merge_tokens(create_model(path), r) merges"
+    )
+
     def __init__(self, model: VisionTransformer, r: int | Sequence[int], proportional: bool = True) -> None:
         super().__init__()
         if isinstance(model, TokenMerging):

@@ -63,3 +63,19 @@ for _size in ("tiny", "small", "base"):
             img_size=256,
             window_size=_window,
         )
+for _size in ("base", "large"):
+    register_model(
+        f"swinv2_{_size}_window12_192", SwinTransformer, Preprocess(img_size=192, crop_pct=0.9), **SIZES[_size], **V2,
+        img_size=192, window_size=12,
+    )  # fmt: skip
+    for _window, _side, _crop in ((16, 256, 0.9), (24, 384, 1.0)):  # fine-tuned from the one above
+        register_model(
+            f"swinv2_{_size}_window12to{_window}_192to{_side}",
+            SwinTransformer,
+            Preprocess(img_size=_side, crop_pct=_crop),
+            **SIZES[_size],
+            **V2,
+            img_size=_side,
+            window_size=_window,
+            pretrained_window_sizes=(12, 12, 12, 6),
+        )

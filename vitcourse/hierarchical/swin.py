@@ -4,10 +4,11 @@ Parameter names are timm's, so its checkpoints load as they are.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from functools import partial
+from inspect import signature
 from itertools import islice
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitcourse.hierarchical.checkpoints import adapt_checkpoint
+from vitcourse.hierarchical.checkpoints import adapt_checkpoint, checkpoint_names, pretrained_window
 from vitcourse.hierarchical.windows import Pair, cached_relative_position_index, cached_shift_mask
 from vitcourse.layers import attention, attention_weights, check_images, drop_path_rates, init_linear, to_pair
 from vitcourse.vit.model import Block, Grid
@@ -269,6 +270,8 @@ class SwinTransformer(nn.Module):
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth at the last block; it grows linearly from 0 at the first.
         mask_padding: hide padding and strangers exactly, instead of what timm does.
+        pretrained_window_sizes: for Swin V2 with other windows than it was trained with: those of each stage then, 0
+            where they are the same. Weights that tell them bring them along.
         attn_layer, block_layer, merge_layer: build the parts; :mod:`vitcourse.hierarchical.swin_v2` has others.
 
     Raises:
@@ -300,6 +303,7 @@ class SwinTransformer(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         mask_padding: bool = False,
+        pretrained_window_sizes: Sequence[int | Pair] | None = None,
         attn_layer: Callable[..., nn.Module] = WindowAttention,
         block_layer: Callable[..., nn.Module] = SwinBlock,
         merge_layer: Callable[..., nn.Module] = PatchMerging,
@@ -319,11 +323,14 @@ class SwinTransformer(nn.Module):
         self.layers = nn.ModuleList()
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         size = tuple(-(-n // p) for n, p in zip(self.img_size, self.patch_size, strict=True))
+        pretrained = _pretrained_windows(pretrained_window_sizes, len(depths))
+        if any(pretrained) and "pretrained_window_size" not in signature(attn_layer).parameters:
+            raise ValueError("pretrained_window_sizes are for Swin V2, whose biases are a function of the distance")
         for i, (dim, depth, heads) in enumerate(zip(dims, depths, num_heads, strict=True)):
             if i > 0:
                 size = tuple(-(-n // 2) for n in size)
             mixers = [
-                partial(attn_layer, mask_padding=mask_padding, **windows)
+                partial(attn_layer, mask_padding=mask_padding, **windows, **pretrained[i])
                 for windows in _windows(size, self.window_size, depth)
             ]
             blocks = [
@@ -403,9 +410,27 @@ class SwinTransformer(nn.Module):
             maps[-1] = self.norm(x)
         return [rearrange(maps[i], "b h w d -> b d h w") for i in wanted]
 
-    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def checkpoint_names(self, names: Collection[str]) -> Callable[[str], str]:
+        """How to call what a checkpoint with these names has; see :mod:`vitcourse.hierarchical.checkpoints`."""
+        return checkpoint_names(names)
+
+    def adapt_state_dict(
+        self, state: Mapping[str, Tensor], facts: MutableMapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
         """Another library's checkpoint in this model's names, its position biases in this model's windows."""
-        return adapt_checkpoint(state, self)
+        return adapt_checkpoint(state, self, facts)
+
+    def adopt(self, facts: Mapping[str, Any]) -> None:
+        """Take over what the parameters of a checkpoint depend on: the windows that it was trained with."""
+        stages = []
+        for i, stage in enumerate(self.layers):
+            for j, block in enumerate(stage.blocks):
+                told = pretrained_window(facts, f"layers.{i}.blocks.{j}.attn")
+                if told is not None and hasattr(block.attn, "pretrained_window_size"):
+                    block.attn.pretrained_window_size = None if told == block.attn.window_size else told
+            stages.append(getattr(stage.blocks[0].attn, "pretrained_window_size", None) or 0)
+        if any(stages) and hasattr(self, "model_args"):
+            self.model_args["pretrained_window_sizes"] = tuple(stages)
 
 
 def _check_stages(dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int]) -> None:
@@ -419,6 +444,15 @@ def _check_stages(dims: Sequence[int], depths: Sequence[int], num_heads: Sequenc
                 f"stage {i} is {dim} wide (embed_dim · 2^{i}), which num_heads {heads} does not divide; "
                 "change embed_dim or num_heads"
             )
+
+
+def _pretrained_windows(windows: Sequence[int | Pair] | None, stages: int) -> list[dict[str, Pair]]:
+    """The argument of each stage's attention, where one is due."""
+    windows = (0,) * stages if windows is None else windows
+    if len(windows) != stages:
+        raise ValueError(f"pretrained_window_sizes {tuple(windows)} must have one entry for each of {stages} stages")
+    none = (0, (0, 0), [0, 0])
+    return [{} if w in none else {"pretrained_window_size": to_pair(w, "pretrained_window_sizes")} for w in windows]
 
 
 def _windows(size: Sequence[int], window: Pair, depth: int) -> list[dict[str, Pair]]:

@@ -4,7 +4,7 @@ Built as ``SwinTransformer(attn_layer=CosineWindowAttention, block_layer=PostNor
 """
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,18 @@ from vitcourse.hierarchical.windows import Pair, once_per_size
 from vitcourse.vit.model import Grid
 
 
-def log_spaced_offsets(window_size: Pair, device: torch.device | None = None) -> Tensor:
+def log_spaced_offsets(
+    window_size: Pair, pretrained_window_size: Pair | None = None, device: torch.device | None = None
+) -> Tensor:
     """All distances inside a window on a logarithmic scale (sec. 3.3, eq. 4).
 
-    Distance d in a window of n tokens is ±log₈(1 + 8 |d| / (n − 1)).
+    Distance d is ±log₈(1 + 8 |d| / (n − 1)), where n is the length of the window that the bias was trained for: what it
+    learnt of a distance then holds in a larger window too.
+
+    Args:
+        window_size: (height, width) in tokens.
+        pretrained_window_size: the same in pre-training; ``window_size`` where None.
+        device: where the offsets are wanted.
 
     Returns:
         ((2p − 1) · (2q − 1), 2) rows and columns, in the order of :func:`relative_position_index`.
@@ -27,8 +35,8 @@ def log_spaced_offsets(window_size: Pair, device: torch.device | None = None) ->
     tensor([-1.0566, -0.7740,  0.0000,  0.7740,  1.0566])
     """
     axes = []
-    for n in window_size:
-        distance = torch.arange(1 - n, n, device=device, dtype=torch.float32) * (8 / max(n - 1, 1))
+    for n, trained in zip(window_size, pretrained_window_size or window_size, strict=True):
+        distance = torch.arange(1 - n, n, device=device, dtype=torch.float32) * (8 / max(trained - 1, 1))
         axes.append(distance.sign() * distance.abs().log1p() / math.log(8))
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).flatten(0, 1)
 
@@ -41,8 +49,11 @@ class CosineWindowAttention(WindowAttention):
 
     Scores are cos(q, k) / τ with a learnt τ of at least 0.01 for each head (``logit_scale`` is −log τ), so no pair of
     tokens can dominate the others. The bias comes from a small MLP on log-spaced distances, which carries over to
-    windows of another size; it lies between 0 and 16. Keys have no bias. Arguments are those of
-    :class:`WindowAttention`.
+    windows of another size; it lies between 0 and 16. Keys have no bias.
+
+    Args:
+        pretrained_window_size: window that the MLP was trained for, if another; see :func:`log_spaced_offsets`.
+        args, kwargs: those of :class:`WindowAttention`.
     """
 
     head_axes: ClassVar[dict[str, int | None]] = {
@@ -52,6 +63,10 @@ class CosineWindowAttention(WindowAttention):
         "cpb_mlp.0": None,
         "cpb_mlp.2": 0,
     }
+
+    def __init__(self, *args: Any, pretrained_window_size: Pair | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.pretrained_window_size = pretrained_window_size
 
     def _make_projection(self, dim: int, bias: bool) -> None:
         self.logit_scale = nn.Parameter(torch.full((self.num_heads, 1, 1), math.log(10)))
@@ -69,7 +84,8 @@ class CosineWindowAttention(WindowAttention):
         return self.qkv(x).add_(bias)  # in place, so that it stays in the type of autocast
 
     def position_bias(self, like: Tensor) -> Tensor:
-        offsets = cached_log_spaced_offsets(self.window_size, like=like).to(self.logit_scale.dtype)
+        offsets = cached_log_spaced_offsets(self.window_size, self.pretrained_window_size, like=like)
+        offsets = offsets.to(self.logit_scale.dtype)
         return self._spread(16 * self.cpb_mlp(offsets).sigmoid(), like)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float | None = None) -> Tensor:

@@ -1,11 +1,12 @@
 """CoAtNet (Dai et al. 2021, "CoAtNet: Marrying Convolution and Attention for All Data Sizes"), from top to bottom."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import islice
-from math import isqrt, prod
+from math import prod
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from vitcourse.hybrid.blocks import MBConv, RelativeAttention, RelativeBlock, table_size
 from vitcourse.hybrid.stem import init_conv
 from vitcourse.layers import check_images, drop_path_rates, init_linear, to_pair
-from vitcourse.vit import resize_pos_embed
+from vitcourse.vit import grid_of_checkpoint, resize_pos_embed
 
 
 class CoAtNet(nn.Module):
@@ -182,22 +183,38 @@ class CoAtNet(nn.Module):
             maps[-1] = rearrange(self.norm(rearrange(maps[-1], "b d h w -> b h w d")), "b h w d -> b d h w")
         return [maps[i] for i in wanted]
 
-    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    def checkpoint_names(self, names: Collection[str]) -> Callable[[str], str]:
+        """How to call what a checkpoint with these names has: timm's names become this model's."""
+        return _from_timm if any(name.startswith("stem.conv1.") for name in names) else str
+
+    def adapt_state_dict(
+        self, state: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
         """Another checkpoint in this model's names and sizes: timm's names, tables of offsets interpolated.
 
         timm's ``coatnet_0_224`` to ``coatnet_4_224`` are this architecture with ``downsample="depthwise"``. Its
         pretrained weights are all of its own ``_rw`` variants (SiLU, other expansion, a norm with activation before
         each MBConv), which this model does not have.
+
+        Args:
+            state: its tensors by name.
+            facts: what else is known of it: ``"img_size"``, (height, width) of its images.
+
+        Raises:
+            ValueError: a table could be that of several maps.
         """
-        if "head.pre_logits.fc.weight" in state:
-            state = _from_timm(state, self.head_dim)
+        rename, size = self.checkpoint_names(state), (facts or {}).get("img_size")
+        if rename is _from_timm:
+            state = {name: _in_our_layout(name, tensor, self.head_dim) for name, tensor in state.items()}
+        state = {rename(name): tensor for name, tensor in state.items()}
         for name, module in self.named_modules():
             key = f"{name}.relative_position_bias_table"
             if isinstance(module, RelativeAttention) and key in state:
-                side = isqrt(len(state[key]))
-                if len(state[key]) != len(module.relative_position_bias_table) and side * side == len(state[key]):
-                    resized = resize_pos_embed(state[key][None], (side, side), table_size(module.grid_size))
-                    state = {**state, key: resized[0]}
+                stride, own = self.img_size[0] // module.grid_size[0], table_size(module.grid_size)
+                known = size and table_size((size[0] // stride, size[1] // stride))
+                table = grid_of_checkpoint(len(state[key]), own, known, key)
+                if table is not None:
+                    state[key] = resize_pos_embed(state[key][None], table, own)[0]
         return state
 
 
@@ -253,6 +270,7 @@ def _frozen_statistics(block: nn.Module) -> Iterator[None]:
 
 
 _TIMM_NAMES = (
+    (r"^stem\.norm1\.act\.", "stem.2."),
     (r"^stem\.conv1\.", "stem.0."),
     (r"^stem\.norm1\.", "stem.1."),
     (r"^stem\.conv2\.", "stem.3."),
@@ -262,22 +280,25 @@ _TIMM_NAMES = (
     (r"\.conv2_kxk\.", ".depthwise."),
     (r"\.conv3_1x1\.", ".project."),
     (r"\.norm1\.norm\.", ".norm1."),
+    (r"\.norm1\.act\.", ".act."),
     (r"\.attn\.rel_pos\.", ".attn."),
     (r"^head\.norm\.", "norm."),
     (r"^head\.pre_logits\.fc\.", "pre_logits.0."),
+    (r"^head\.pre_logits\.act\.", "pre_logits.1."),
     (r"^head\.fc\.", "head."),
 )
 
 
-def _from_timm(state: dict[str, Tensor], head_dim: int) -> dict[str, Tensor]:
-    """timm's names and layouts in ours: its linear layers are 1×1 convolutions, its q, k and v lie together by head."""
-    renamed = {}
-    for name, tensor in state.items():
-        for theirs, ours in _TIMM_NAMES:
-            name = re.sub(theirs, ours, name)
-        if re.search(r"\.(qkv|attn\.proj|fc1|fc2)\.weight$", name):
-            tensor = tensor.flatten(1)
-        if ".qkv." in name:
-            tensor = rearrange(tensor, "(heads three d) ... -> (three heads d) ...", three=3, d=head_dim)
-        renamed[name] = tensor
-    return renamed
+def _from_timm(name: str) -> str:
+    for theirs, ours in _TIMM_NAMES:
+        name = re.sub(theirs, ours, name)
+    return name
+
+
+def _in_our_layout(name: str, tensor: Tensor, head_dim: int) -> Tensor:
+    """timm's linear layers are 1×1 convolutions, its q, k and v lie together by head."""
+    if re.search(r"\.(qkv|attn\.proj|fc1|fc2)\.weight$", name):
+        tensor = tensor.flatten(1)
+    if ".qkv." in name:
+        tensor = rearrange(tensor, "(heads three d) ... -> (three heads d) ...", three=3, d=head_dim)
+    return tensor

@@ -40,7 +40,7 @@ def run(argv: list[str]) -> None:
     options, config, recipe = parse(argv)
     import torch
 
-    from vitcourse.registry import create_model
+    from vitcourse import create_model
 
     from .engine import fit
 

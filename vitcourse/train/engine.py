@@ -378,7 +378,7 @@ class _Trainer:
         self.epoch_loss, self.epoch_norm, self.epoch_images, self.epoch_seconds = state["epoch"]
 
     def _save_weights(self, name: str, row: dict[str, Any]) -> None:
-        from vitcourse.registry import save_weights
+        from vitcourse.weights import save_weights
 
         model = self.ema.model if self.ema else self.model
         measured = {k: row[k] for k in ("epoch", "step", "val_loss", "val_accuracy") if row[k] is not None}

@@ -84,6 +84,8 @@ class Ema:
     0.9
     """
 
+    wraps = "model"  # see vitcourse.weights.unwrap
+
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)

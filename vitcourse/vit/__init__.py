@@ -8,7 +8,7 @@ from typing import Any
 from vitcourse.registry import Preprocess, register_model
 from vitcourse.vit.model import Attention, Block, Grid, VisionTransformer, record_attention
 from vitcourse.vit.patches import LinearPatchEmbed, PatchEmbed, image_to_patch, patch_to_image
-from vitcourse.vit.positions import resize_matrix, resize_pos_embed, sincos_2d
+from vitcourse.vit.positions import grid_of_checkpoint, resize_matrix, resize_pos_embed, sincos_2d
 
 __all__ = [
     "Attention",
@@ -17,6 +17,7 @@ __all__ = [
     "LinearPatchEmbed",
     "PatchEmbed",
     "VisionTransformer",
+    "grid_of_checkpoint",
     "image_to_patch",
     "patch_to_image",
     "record_attention",

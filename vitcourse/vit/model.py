@@ -1,8 +1,8 @@
 """The Vision Transformer, read from top to bottom. Parameter names are timm's, so its checkpoints load as they are."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from vitcourse.layers import (
     to_pair,
 )
 from vitcourse.vit.patches import PatchEmbed, check_divisible
-from vitcourse.vit.positions import resize_pos_embed, sincos_2d
+from vitcourse.vit.positions import grid_of_checkpoint, resize_pos_embed, sincos_2d
 
 Grid = tuple[int, int, int]  # rows and columns of patches, then the number of prefix tokens ([CLS], registers)
 
@@ -351,17 +351,31 @@ class VisionTransformer(nn.Module):
                 outputs[i] = rearrange(tokens, "b (h w) d -> b d h w", h=h)
         return [outputs[i] for i in wanted]
 
-    def adapt_state_dict(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Another library's checkpoint in this model's names and sizes: torchvision's names, positions interpolated."""
-        if "conv_proj.weight" in state:
-            state = _from_torchvision(state)
+    def checkpoint_names(self, names: Collection[str]) -> Callable[[str], str]:
+        """How to call what a checkpoint with these names has: torchvision's names become this model's."""
+        return _from_torchvision if "conv_proj.weight" in names else str
+
+    def adapt_state_dict(
+        self, state: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """Another checkpoint in this model's names and sizes: torchvision's names, positions interpolated.
+
+        Args:
+            state: its tensors by name.
+            facts: what else is known of it: ``"img_size"``, (height, width) of its images.
+
+        Raises:
+            ValueError: the positions could be those of several grids.
+        """
+        rename = self.checkpoint_names(state)
+        state = {rename(name): tensor for name, tensor in state.items()}
         pos = state.get("pos_embed")
-        if pos is not None and self.pos_embed is not None and pos.shape[1] != self.pos_embed.shape[1]:
-            patches = pos.shape[1] - self.num_embedded_prefix_tokens
-            side = int(patches**0.5)
-            if side * side == patches:
-                resized = resize_pos_embed(pos, (side, side), self.grid_size, self.num_embedded_prefix_tokens)
-                state = {**state, "pos_embed": resized}
+        if pos is not None and self.pos_embed is not None:
+            size, prefix = (facts or {}).get("img_size"), self.num_embedded_prefix_tokens
+            known = size and (-(-size[0] // self.patch_size[0]), -(-size[1] // self.patch_size[1]))
+            grid = grid_of_checkpoint(pos.shape[1] - prefix, self.grid_size, known, "pos_embed")
+            if grid is not None:
+                state["pos_embed"] = resize_pos_embed(pos, grid, self.grid_size, prefix)
         return state
 
 
@@ -374,19 +388,18 @@ _TORCHVISION_NAMES = (
     (".ln_2.", ".norm2."),
     (".self_attention.in_proj_", ".attn.qkv."),
     (".self_attention.out_proj.", ".attn.proj."),
+    (".self_attention.", ".attn."),
     (".mlp.linear_1.", ".mlp.fc1."),
     (".mlp.linear_2.", ".mlp.fc2."),
     (".mlp.0.", ".mlp.fc1."),
+    (".mlp.1.", ".mlp.act."),
     (".mlp.3.", ".mlp.fc2."),
     ("encoder.ln.", "norm."),
     ("heads.head.", "head."),
 )
 
 
-def _from_torchvision(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    def rename(name: str) -> str:
-        for theirs, ours in _TORCHVISION_NAMES:
-            name = name.replace(theirs, ours)
-        return name
-
-    return {rename(name): tensor for name, tensor in state.items()}
+def _from_torchvision(name: str) -> str:
+    for theirs, ours in _TORCHVISION_NAMES:
+        name = name.replace(theirs, ours)
+    return name

@@ -2,6 +2,7 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
+from math import isqrt
 
 import torch
 import torch.nn.functional as F
@@ -136,3 +137,42 @@ def resize_pos_embed(
         grid = rearrange(patches.to(exact), "1 (h w) d -> h w d", h=old_grid[0])
         resized = torch.einsum("yh,xw,hwd->yxd", rows.to(exact), columns.to(exact), grid)
     return torch.cat([prefix, rearrange(resized, "y x d -> 1 (y x) d").to(prefix.dtype)], dim=1)
+
+
+def grid_of_checkpoint(
+    count: int, own: tuple[int, int], known: tuple[int, int] | None, what: str
+) -> tuple[int, int] | None:
+    """Rows and columns of a table that comes with a checkpoint.
+
+    Args:
+        count: positions in the table.
+        own: rows and columns that the model has.
+        known: those that the checkpoint's model or file tells, or the caller.
+        what: the table's name.
+
+    Returns:
+        rows and columns; None where nobody knows them, and the table cannot be the model's.
+
+    Raises:
+        ValueError: what is known has another count; nobody knows, and the model is not square, so that the table may or
+            may not be.
+
+    >>> grid_of_checkpoint(196, (24, 24), None, "pos_embed")
+    (14, 14)
+    """
+    if known is not None:
+        if known[0] * known[1] != count:
+            raise ValueError(
+                f"{what} of the weights has {count} positions, but their img_size makes {known[0]}×{known[1]}"
+            )
+        return known
+    side = isqrt(count)
+    if own[0] == own[1] or count == 1:
+        return (side, side) if side * side == count else None
+    if count == own[0] * own[1] or side * side == count:
+        raise ValueError(
+            f"{what} of the weights has {count} positions, and nothing says of how many rows and columns: "
+            f"{own[0]}×{own[1]}, as in the model, is not the only reading; say of what size the images were: "
+            "load_weights(…, source_img_size=(height, width))"
+        )
+    return None

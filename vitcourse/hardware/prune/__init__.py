@@ -1,5 +1,7 @@
 """Pruning: a smaller model (:mod:`~vitcourse.hardware.prune.structured`), or zeros in the old one (``sparsity``)."""
 
+from vitcourse.registry import register_form
+
 from .sparsity import accelerate_2_4, magnitude_prune, make_permanent
 from .structured import (
     count_macs,
@@ -23,3 +25,5 @@ __all__ = [
     "taylor_importance",
     "taylor_score",
 ]
+
+register_form("structure", lambda model: model.structure, prune_like)

@@ -36,7 +36,7 @@ def magnitude_prune(
 
     The matrices keep their size, so this alone saves no time: it shows what a model can do without, and the pattern
     ``"2:4"`` is what :func:`accelerate_2_4` needs. :func:`make_permanent` ends it, and so does a file of
-    :func:`vitcourse.registry.save_weights`, which holds plain weights. Of equal ones the first become zero.
+    :func:`vitcourse.save_weights`, which holds plain weights. Of equal ones the first become zero.
 
     Args:
         model: any module with linear layers.

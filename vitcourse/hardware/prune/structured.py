@@ -348,7 +348,7 @@ def prune_model(
         min_heads: heads that every attention layer keeps. Each MLP keeps ``channel_multiple`` channels, or what it has.
 
     Returns:
-        an ordinary module. A file of :func:`vitcourse.registry.save_weights` is opened by ``create_model(path)``.
+        an ordinary module. A file of :func:`vitcourse.save_weights` is opened by ``create_model(path)``.
 
     Raises:
         ValueError: a value out of range; a ratio that cannot be reached; nothing to prune; no images; scores that do

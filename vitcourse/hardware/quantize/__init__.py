@@ -13,10 +13,12 @@ Xiao et al. 2023, SmoothQuant: Accurate and Efficient Post-Training Quantization
 Frantar et al. 2023, GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers.
 """
 
+from vitcourse.registry import register_form
+
 from .calibration import MinMaxObserver, Observer, PercentileObserver, watch_inputs
 from .integers import dequantize, pack_int4, quantize, unpack_int4
 from .linear import Int4Linear, Int8Conv2d, Int8Linear, QuantizedLinear, W8A8Linear
-from .model import SCHEMES, model_bytes, quantize_like, quantize_model
+from .model import SCHEMES, describe_quantization, model_bytes, quantize_like, quantize_model
 from .smoothing import smooth, smoothing_factors
 
 __all__ = [
@@ -40,3 +42,5 @@ __all__ = [
     "unpack_int4",
     "watch_inputs",
 ]
+
+register_form("quantization", describe_quantization, quantize_like)

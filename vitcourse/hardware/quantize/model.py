@@ -13,7 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from vitcourse.hardware.patterns import as_patterns, matches
-from vitcourse.registry import tensors_to_save
+from vitcourse.weights import tensors_to_save
 
 from .calibration import OBSERVERS, Observer, watch_inputs
 from .checks import GROUP_SIZES
@@ -53,7 +53,7 @@ def quantize_model(
       fast path) gets real numbers, made of the integers at every use, and rounds no activations.
 
     All that remains real is frozen, since the model is for inference now. The file that
-    :func:`vitcourse.registry.save_weights` writes is as much smaller, and ``create_model(path)`` builds the same model
+    :func:`vitcourse.save_weights` writes is as much smaller, and ``create_model(path)`` builds the same model
     from it. The state dict loads into another model that went through the same call, too:
 
     >>> from vitcourse import create_model
@@ -136,6 +136,13 @@ def quantize_like(model: nn.Module, how: Mapping[str, Any]) -> nn.Module:
     patterns = _patterns(model, how["skip"])
     _split_attentions(model, patterns)
     return _quantize(model, how["scheme"], patterns, how["group_size"])
+
+
+def describe_quantization(model: nn.Module) -> dict[str, Any]:
+    """What :func:`quantize_like` needs to make the same of a real model: a head that was exchanged since stays real."""
+    known = model.quantization
+    real = [name for name, m in model.named_modules() if type(m) in QUANTIZABLE and not matches(name, known["skip"])]
+    return {**known, "skip": [*known["skip"], *real]}
 
 
 def _check(scheme: str, group_size: int) -> None:

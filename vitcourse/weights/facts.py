@@ -1,0 +1,81 @@
+"""What makes a model compute what it does, beside its parameters: heads, activations, norms, strides, pooling.
+
+Two models whose parameters have the same names and shapes may differ in these, and then the weights of one make another
+function of the other. A fact has a dotted name, as a parameter has, so that whoever translates names translates both.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+Facts = dict[str, Any]
+_COMPARED = ("num_heads", "eps", "stride", "global_pool", "mixer", "activation")
+
+
+def facts_of(model: nn.Module) -> Facts:
+    """All facts of a model of ours, timm's or torchvision's, by dotted name, and ``img_size`` and windows as well."""
+    facts: Facts = {}
+    embed = getattr(model, "patch_embed", None)
+    for owner, name in ((model, "img_size"), (embed, "img_size"), (model, "image_size")):
+        size = getattr(owner, name, None)
+        if size is not None:
+            facts.setdefault("img_size", _pair(size))
+    if isinstance(getattr(model, "global_pool", None), str):
+        facts["global_pool"] = model.global_pool
+    for path, module in model.named_modules():
+        facts |= {f"{path}.{name}".lstrip("."): value for name, value in _facts_of_module(module).items()}
+    return facts
+
+
+def _facts_of_module(module: nn.Module) -> Facts:
+    facts: Facts = {}
+    if isinstance(getattr(module, "num_heads", None), int):
+        facts["num_heads"] = module.num_heads
+    for name in ("window_size", "pretrained_window_size"):
+        value = getattr(module, name, None)
+        if isinstance(value, (int, tuple, list)):
+            facts[name] = _pair(value)
+    if isinstance(getattr(module, "eps", None), float):
+        facts["eps"] = module.eps
+    if isinstance(module, nn.Conv2d):
+        facts["stride"] = tuple(module.stride)
+    if hasattr(module, "recorder") and type(module).__module__.startswith("vitcourse."):
+        facts["mixer"] = type(module).__name__
+    if not any(True for _ in module.children()) and not module.state_dict():
+        facts["activation"] = module  # or dropout, or whatever else has nothing to learn
+    return facts
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def differences(theirs: Mapping[str, Any], own: nn.Module) -> list[str]:
+    """What both models know of themselves, and say differently, one line for each kind of fact."""
+    found: dict[str, list[str]] = {}
+    for name, value in facts_of(own).items():
+        place, _, kind = name.rpartition(".")
+        if kind in _COMPARED and name in theirs and not _same(kind, theirs[name], value):
+            told = f"{_told(theirs[name])} there, {_told(value)} in the model"
+            found.setdefault(kind, []).append(f"{told}{f' ({place})' if place else ''}")
+    return [f"{kind}: {lines[0]}{_more(lines)}" for kind, lines in found.items()]
+
+
+def _same(kind: str, a: Any, b: Any) -> bool:
+    if kind != "activation":
+        return a == b
+    if not type(b).__module__.endswith(".activation"):  # what is no activation of PyTorch's: dropout, identity
+        return True
+    x = torch.linspace(-4, 4, 65)
+    with torch.no_grad():
+        return torch.allclose(a(x.clone()), b(x.clone()), rtol=0, atol=1e-6)
+
+
+def _told(value: Any) -> str:
+    return repr(value) if isinstance(value, nn.Module) else str(value)
+
+
+def _more(lines: list[str]) -> str:
+    return f" and {len(lines) - 1} more" if len(lines) > 1 else ""

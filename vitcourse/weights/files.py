@@ -1,0 +1,128 @@
+"""`save_weights`: a file that a model can be rebuilt from, or a refusal while the model is still there."""
+
+import functools
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from vitcourse.registry import Preprocess, forms_of
+
+from .sources import skeleton
+from .wrappers import peel, plain_name, unwrap
+
+
+def save_weights(model: nn.Module, path: str | Path, *, half: bool = False, **metadata: Any) -> None:
+    """Write a model's weights to a safetensors file that :func:`vitcourse.create_model` can rebuild the model from.
+
+    Args:
+        model: built by :func:`vitcourse.create_model`; its name, arguments and ``preprocess`` go into the file's
+            header, and so does how it was pruned and quantized. Wrappers (``torch.compile``, replicas, running means,
+            merging of tokens) are seen through.
+        path: where to; replaced in one step, so that a crash leaves the old file or the new one.
+        half: store floating-point tensors as float16, at half the size.
+        metadata: anything else worth keeping beside them (accuracy, command, seed), as JSON can hold it.
+
+    Raises:
+        ValueError: the model was changed in a way from which it cannot be rebuilt.
+    """
+    from safetensors.torch import save_file
+
+    _tell_what_is_left_out(model)
+    model = unwrap(model)
+    tensors = tensors_to_save(model)
+    header = {**_header(model, tensors), **metadata}
+    state = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    if half:
+        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    partial.touch()
+    mode = partial.stat().st_mode  # as the umask has it; safetensors may put a file of its own in its place
+    save_file(state, partial, metadata={"format": "pt", "vitcourse": json.dumps(header)})
+    partial.chmod(mode)
+    partial.replace(path)
+
+
+def check_saveable(model: nn.Module) -> None:
+    """Raise ValueError, as :func:`save_weights` would, before a training whose result it refuses."""
+    model = unwrap(model)
+    _header(model, tensors_to_save(model))
+
+
+@functools.cache
+def _say_once(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _tell_what_is_left_out(model: nn.Module) -> None:
+    for wrapper in peel(model):
+        if told := getattr(type(wrapper), "left_out_of_files", None):
+            _say_once(f"vitcourse: {told}")
+
+
+def tensors_to_save(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict; in float16 what modules list in ``half_in_files``, where nothing is lost by it."""
+    modules = model.named_modules(remove_duplicate=False)
+    halves = {f"{path}.{name}".lstrip(".") for path, m in modules for name in getattr(m, "half_in_files", ())}
+    state = _plain_state(model) if hasattr(model, "name") else model.state_dict()
+    return {plain_name(k): _half_if_exact(v) if k in halves else v for k, v in state.items()}
+
+
+def _plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of what create_model builds: zeros that ``magnitude_prune`` holds are in the weights."""
+    state = model.state_dict()
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name in module.parametrizations if is_parametrized(module) else ():
+            held = f"{path}.parametrizations.{name}."
+            state = {k: v for k, v in state.items() if not k.startswith(held)}
+            state[f"{path}.{name}"] = getattr(module, name).detach()
+    return state
+
+
+def _half_if_exact(tensor: Tensor) -> Tensor:
+    half = tensor.half()
+    return half if torch.equal(half.to(tensor.dtype), tensor) else tensor
+
+
+def _header(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What create_model needs to build ``model`` again: name, arguments, present head and form; and ``preprocess``."""
+    header: dict[str, Any] = {}
+    if isinstance(getattr(model, "preprocess", None), Preprocess):
+        header["preprocess"] = asdict(model.preprocess)
+    if not hasattr(model, "name"):
+        return header
+    arguments = dict(model.model_args)
+    if hasattr(model, "num_classes"):
+        arguments["num_classes"] = model.num_classes
+    try:
+        json.dumps(arguments)
+    except TypeError:  # a class, such as attn_layer
+        _say_once(
+            f"vitcourse: {model.name} was built with arguments no file can hold ({', '.join(model.model_args)}); "
+            "its weights are saved alone: build the model in code, then load_weights"
+        )
+        return header
+    header |= {"model": model.name, "model_args": arguments, **forms_of(model)}
+    _check_rebuilt(header, tensors)
+    return header
+
+
+def _check_rebuilt(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless what create_model builds from this header has these tensors' names and shapes."""
+    rebuilt = skeleton(json.loads(json.dumps(header))).state_dict()
+    differing = sorted(tensors.keys() ^ rebuilt.keys())
+    differing += sorted(k for k in tensors.keys() & rebuilt.keys() if tensors[k].shape != rebuilt[k].shape)
+    if differing:
+        raise ValueError(
+            f"{header['model']} cannot be rebuilt from a file: parts were changed after it was built, such as "
+            f"{', '.join(differing[:3])}; save its state dict (torch.save(model.state_dict(), path)) and build the "
+            "same parts in code, or give the model an argument for the change (vitcourse.register_model)"
+        )

@@ -1,0 +1,227 @@
+"""`load_weights`: bring a checkpoint into a model's names and sizes, or say why it does not fit."""
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .facts import differences
+from .sources import Source, read_metadata, read_source
+from .wrappers import plain_name, unwrap
+
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "encoder.")  # of models inside of others
+Names = Callable[[str], str]
+
+
+def load_weights(
+    model: nn.Module,
+    source: str | Path | Mapping[str, Tensor] | nn.Module,
+    *,
+    strict: bool = True,
+    new_head: bool = False,
+    source_img_size: int | tuple[int, int] | None = None,
+) -> nn.Module:
+    """Load weights into ``model``, in place, and the mean, std, interpolation and crop that they were trained with.
+
+    Positions and tables of offsets are brought to the model's size. Filters of the first convolution are brought to
+    the model's channels as timm does it: summed for one, otherwise repeated and rescaled. Prefixes of wrappers
+    (``module.``, ``_orig_mod.``, ``model.``, ``backbone.``, ``encoder.``) are taken off where the names then fit. A
+    line on stderr says so of prefixes and channels.
+
+    Args:
+        model: one of this library's models, perhaps compiled or otherwise wrapped.
+        source: ``"timm:NAME"`` or ``"torchvision:NAME[.WEIGHTS]"`` (downloads pretrained weights on first use), the
+            path of a ``.safetensors`` file or of a ``.pth``/``.pt`` file (read with ``weights_only=True``), a state
+            dict, or a model of timm or torchvision.
+        strict: every parameter must find its tensor, and every tensor its parameter; otherwise one line on stderr says
+            what did not.
+        new_head: where the classes differ in number, keep the model's own, untrained head, and say so on stderr; for
+            a model without a head, leave out that of the checkpoint.
+        source_img_size: size of the images that the checkpoint was trained on, or (height, width), in pixels. Models
+            and files of this library know it; a state dict does not: it is taken to be of square images, if the model
+            is.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: an unknown source; a corrupt file; parameters that are missing, left over or of another shape;
+            positions that several grids could have; a model or file that computes otherwise (another number of heads,
+            another activation …), though the parameters fit.
+        FileNotFoundError: no such file.
+        ImportError: timm or torchvision is needed and not installed.
+    """
+    target, what = unwrap(model), str(source) if isinstance(source, (str, Path)) else type(unwrap(source)).__name__
+    fitted = _fit(target, read_source(source), what, strict, new_head, source_img_size)
+    for line in fitted.lines:
+        print(f"vitcourse: {line}", file=sys.stderr)
+    names = {plain_name(name): name for name in target.state_dict()}  # parts of it may be compiled
+    target.load_state_dict({names.get(k, k): v for k, v in fitted.state.items()}, strict=strict)
+    if hasattr(target, "adopt"):
+        target.adopt(fitted.source.facts)
+    if fitted.source.preprocess is not None:
+        target.preprocess = fitted.source.preprocess.for_model(target)
+    return model
+
+
+@dataclass
+class _Fitted:
+    state: dict[str, Tensor]
+    source: Source
+    lines: list[str]
+
+
+def _fit(
+    model: nn.Module,
+    source: Source,
+    what: str,
+    strict: bool,
+    new_head: bool,
+    img_size: int | tuple[int, int] | None,
+) -> _Fitted:
+    """The checkpoint as the model takes it, and what there is to say of it; nothing is changed yet."""
+    own, lines = {plain_name(name): tensor for name, tensor in model.state_dict().items()}, []
+    source, prefix = _without_prefix(source, model, own)
+    if prefix:
+        lines.append(f"names of the weights begin with {prefix!r}, which was taken off")
+    rename = _names(model, source.state)
+    source.facts = {rename(name): value for name, value in source.facts.items()}
+    if img_size is not None:
+        source.facts["img_size"] = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    adapt = getattr(model, "adapt_state_dict", None)
+    state = adapt(dict(source.state), source.facts) if adapt else dict(source.state)
+    state, line = _fit_channels(state, own, getattr(model, "in_chans", None))
+    lines += line
+    if new_head:
+        state, line = _keep_head(state, own)
+        lines += line
+
+    missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    reshaped = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
+    if reshaped or (strict and (missing or unexpected)):
+        raise ValueError("\n".join(_misfits(what, model, own, state, missing, unexpected, reshaped)))
+    if others := differences(source.facts, model):
+        raise ValueError(
+            f"weights from {what} fit {_name(model)} in name and shape, but are of a model that computes otherwise:\n  "
+            + "\n  ".join(others)
+            + "\n  build the model as theirs is; to load them all the same, give the bare state dict"
+        )
+    if missing or unexpected:
+        lines.append(f"weights loaded in part; missing: {_some(missing)}; left over: {_some(unexpected)}")
+    return _Fitted(state, source, lines)
+
+
+# ------------------------------------------------------------------------------------------------------------- names
+
+
+def _names(model: nn.Module, names: Mapping[str, Any]) -> Names:
+    """How a checkpoint with these names calls what the model has."""
+    translation = getattr(model, "checkpoint_names", None)
+    return translation(names) if translation else lambda name: name
+
+
+def _without_prefix(source: Source, model: nn.Module, own: Mapping[str, Tensor]) -> tuple[Source, str]:
+    """The checkpoint without the prefix, or prefixes, that keeps most of its names from fitting, and that prefix."""
+
+    def fitting(cut: Names) -> int:
+        names = {cut(name): None for name in source.state}
+        rename = _names(model, names)
+        return len(own.keys() & {rename(name) for name in names})
+
+    best = max(("", *_prefixes(source.state)), key=lambda prefix: fitting(_cutting(prefix)))  # the first of equals
+    cut = _cutting(best)
+    state = {cut(name): tensor for name, tensor in source.state.items()}
+    if not best or len(state) < len(source.state):  # two names would become one
+        return source, ""
+    return Source(state, source.preprocess, {cut(name): value for name, value in source.facts.items()}), best
+
+
+def _prefixes(names: Mapping[str, Any], so_far: str = "", depth: int = 3) -> Iterator[str]:
+    for prefix in PREFIXES if depth else ():
+        longer = so_far + prefix
+        if any(name.startswith(longer) for name in names):
+            yield longer
+            yield from _prefixes(names, longer, depth - 1)
+
+
+def _cutting(prefix: str) -> Names:
+    return lambda name: name.removeprefix(prefix)
+
+
+# ------------------------------------------------------------------------------------------- channels and the head
+
+
+def _fit_channels(
+    state: dict[str, Tensor], own: Mapping[str, Tensor], in_chans: int | None
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Filters for other channels: summed for grey images, otherwise repeated and rescaled (timm, adapt_input_conv)."""
+    changed = {}
+    for name in own.keys() & state.keys():
+        theirs, ours = state[name].shape, own[name].shape
+        if len(ours) == 4 and ours[1] == in_chans != theirs[1] and (theirs[0], *theirs[2:]) == (ours[0], *ours[2:]):
+            changed[name] = theirs[1]
+            state = {**state, name: _filters(state[name], in_chans)}
+    how = "summed" if in_chans == 1 else "repeated and rescaled"
+    return state, [f"{name} is for {n} channels, not {in_chans}: {how}" for name, n in changed.items()]
+
+
+def _filters(weight: Tensor, in_chans: int) -> Tensor:
+    """(D, C, p, q) -> (D, in_chans, p, q), with the same answer to an image whose channels are all alike."""
+    if in_chans == 1:
+        return weight.float().sum(dim=1, keepdim=True).to(weight.dtype)
+    repeats = math.ceil(in_chans / weight.shape[1])
+    repeated = weight.float().repeat(1, repeats, 1, 1)[:, :in_chans] * (weight.shape[1] / in_chans)
+    return repeated.to(weight.dtype)
+
+
+def _keep_head(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    state = {k: v for k, v in state.items() if k in own or not k.startswith("head.")}
+    heads = [k for k in own if k.startswith("head.") and (k not in state or state[k].shape != own[k].shape)]
+    lines = []
+    if heads:
+        classes = next((state[k].shape[0] for k in heads if k in state), "no")
+        lines.append(f"weights are for {classes} classes, not {own[heads[0]].shape[0]}: the head starts untrained")
+    return {**state, **{k: own[k] for k in heads}}, lines
+
+
+# -------------------------------------------------------------------------------------------------- what does not fit
+
+
+def _name(model: nn.Module) -> str:
+    return getattr(model, "name", type(model).__name__)
+
+
+def _some(names: list[str]) -> str:
+    return (", ".join(names[:4]) or "none") + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _misfits(
+    what: str,
+    model: nn.Module,
+    own: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    reshaped: list[str],
+) -> list[str]:
+    """The lines of a message, with the remedies there are."""
+    lines = [f"weights from {what} do not fit {_name(model)}:"]
+    if missing:
+        lines.append(f"  missing: {_some(missing)}")
+    if unexpected:
+        lines.append(f"  not in the model: {_some(unexpected)}")
+    if reshaped:
+        shapes = [f"{k} is {tuple(state[k].shape)}, the model's {tuple(own[k].shape)}" for k in reshaped]
+        lines.append(f"  of another shape: {_some(shapes)}")
+    if any(k.startswith("head.") for k in reshaped):
+        lines.append("  for other classes and an untrained head: load_weights(…, new_head=True), or num_classes in")
+        lines.append("  create_model(name, num_classes=…, weights=…)")
+    if any(k.endswith(("pos_embed", "relative_position_bias_table")) for k in reshaped):
+        lines.append("  for positions of images that were not square: load_weights(…, source_img_size=(height, width))")
+    if what.endswith(".safetensors") and read_metadata(what).keys() & {"structure", "quantization"}:
+        lines.append("  the file holds a pruned or quantized model, which create_model(path) builds")
+    return lines
