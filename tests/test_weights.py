@@ -1,5 +1,6 @@
 """Weights from everywhere they come from, and back: as they went, or refused."""
 
+import copy
 import json
 import os
 import pickle
@@ -11,17 +12,21 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import nn
 
 from vitcourse import create_model, load_weights
-from vitcourse.data import open_dataset
+from vitcourse.data import ImageDataset, eval_transform, open_dataset
+from vitcourse.efficient_attention import LinearAttention, merge_tokens
+from vitcourse.hardware import quantize_model
+from vitcourse.hardware.prune import keep_units
 from vitcourse.paths import data_dir
 from vitcourse.registry import Preprocess
-from vitcourse.train import evaluate
+from vitcourse.train import Ema, TrainConfig, evaluate, fit
 from vitcourse.vit import Attention, resize_pos_embed
-from vitcourse.weights import read_metadata, save_weights, sources
+from vitcourse.weights import files, read_metadata, save_weights, sources, unwrap
 
 SMALL = {"img_size": 32, "patch_size": 8, "num_classes": 7, "embed_dim": 48, "depth": 2, "num_heads": 3}
 ODD = Preprocess(img_size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bilinear", crop_pct=0.8)
@@ -376,6 +381,394 @@ def test_positions_are_resized_for_another_grid(no_embed_class):
     torch.testing.assert_close(model.pos_embed, resize_pos_embed(other.pos_embed, (4, 4), (3, 7), prefix))
     x = torch.randn(1, 3, 24, 56)
     torch.testing.assert_close(model(x), other(x))
+
+
+# ----------------------------------------------------------------------------------------------- wrapped, or changed
+
+WRAPPERS = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "replicated": nn.DataParallel,
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "timm's running mean": lambda model: timm.utils.ModelEmaV3(model),
+    "merging": lambda model: merge_tokens(model, 2),
+    "ours": lambda model: Ema(model, decay=0.9),
+    "several": lambda model: nn.DataParallel(torch.compile(merge_tokens(model, 2), backend="eager")),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_wrappers_are_seen_through_when_saving_and_loading(tmp_path, wrap):
+    model, path = randomised(small()), tmp_path / "model.safetensors"
+    save_weights(wrap(model), path)
+    rebuilt = create_model(path)
+    assert same_weights(rebuilt, model) and rebuilt.preprocess == model.preprocess
+    assert same_weights(load_weights(small(), wrap(model)), model)  # as a source …
+    wrapped = wrap(small())
+    assert load_weights(wrapped, path) is wrapped  # … and as a target
+    assert same_weights(unwrap(wrapped), model)
+
+
+def test_whoever_saves_a_merging_model_is_told_what_the_file_has(tmp_path, capsys):
+    files._say_once.cache_clear()
+    for _ in range(2):
+        save_weights(merge_tokens(small(), 2), tmp_path / "model.safetensors")
+    assert capsys.readouterr().err.count("the file holds the model without its merging of tokens") == 1
+
+
+def test_parts_may_be_compiled(tmp_path):
+    model, path = randomised(small()), tmp_path / "model.safetensors"
+    parts = copy.deepcopy(model)
+    parts.blocks[0] = torch.compile(parts.blocks[0], backend="eager")
+    save_weights(parts, path)
+    assert same_weights(create_model(path), model)
+    load_weights(parts, randomised(small()))
+    load_weights(parts, path)
+    x = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(parts(x), model(x), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scheme", ["int8", "w8a8", "int4"])
+def test_a_quantized_model_keeps_a_new_real_head(tmp_path, scheme):
+    model, path = quantize_model(randomised(small()), scheme, skip="blocks.0.mlp"), tmp_path / "model.safetensors"
+    model.reset_classifier(3)
+    save_weights(randomised(model), path)
+    rebuilt, x = create_model(path).eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(rebuilt(x), model.eval()(x))
+    assert type(rebuilt.head) is nn.Linear and type(rebuilt.blocks[1].mlp.fc1) is not nn.Linear
+
+
+def test_what_cannot_be_rebuilt_is_refused_before_it_is_trained_or_saved(tmp_path):
+    model, path = small(), tmp_path / "model.safetensors"
+    model.blocks[1].mlp = nn.Linear(48, 48)
+    with pytest.raises(ValueError, match=r"vit_tiny cannot be rebuilt from a file: .*blocks\.1\.mlp"):
+        save_weights(model, path)
+    images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    data = ImageDataset(images, [0, 1, 2, 3], "abcdefg", mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(ValueError, match="cannot be rebuilt"):
+        fit(model, data, config=TrainConfig(epochs=1, batch_size=2), out_dir=tmp_path / "run", progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrap", ["compiled", "merging"])
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_fit_of_a_wrapped_model_leaves_files_that_open(tmp_path, wrap, ema):
+    model, images = small(num_classes=2), torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
+    data = ImageDataset(images, [0, 1] * 4, "ab", mean=(0.5,) * 3, std=(0.5,) * 3)
+    config = TrainConfig(epochs=1, batch_size=4, ema=ema, device="cpu")
+    fit(WRAPPERS[wrap](model), data, data, config, out_dir=tmp_path, progress=False)
+    for name in ("best", "final"):
+        assert same_weights(create_model(tmp_path / f"{name}.safetensors"), model)
+
+
+# ---------------------------------------------------------------------------------------------- prefixes of checkpoints
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "model.", "backbone.", "encoder.", "module.model.backbone."]
+)
+@pytest.mark.parametrize("theirs", ["timm", "torchvision"])
+def test_prefixes_are_taken_off_where_the_names_then_fit(prefix, theirs, capsys):
+    if theirs == "timm":
+        other = randomised(TimmVisionTransformer(**SMALL))
+    else:
+        other = randomised(torchvision.models.VisionTransformer(32, 8, 2, 3, 48, 192, num_classes=7)).eval()
+    model, x = small(), torch.randn(2, 3, 32, 32)
+    load_weights(model, {prefix + name: tensor for name, tensor in other.state_dict().items()})
+    torch.testing.assert_close(model(x), other.eval()(x))
+    told = prefix.replace("_orig_mod.", "")  # torch.compile's own is no news
+    err = capsys.readouterr().err
+    assert err == (f"vitcourse: names of the weights begin with {told!r}, which was taken off\n" if told else "")
+
+
+def test_names_that_fit_keep_their_prefix(capsys):
+    """torchvision's own names begin with ``encoder.``."""
+    other = torchvision.models.VisionTransformer(32, 8, 2, 3, 48, 192, num_classes=7)
+    load_weights(small(), other.state_dict())
+    assert capsys.readouterr().err == ""
+
+
+def test_a_backbone_with_a_head_beside_it(capsys):
+    other = randomised(small())
+    state = {(k if k.startswith("head.") else f"backbone.{k}"): v for k, v in other.state_dict().items()}
+    assert same_weights(load_weights(small(), state), other)
+
+
+def test_no_word_of_heads_before_the_names_fit(capsys):
+    state = {f"strange.{k}": v for k, v in small(num_classes=5).state_dict().items()}
+    with pytest.raises(ValueError, match=r"(?s)missing: .*not in the model: strange"):
+        load_weights(small(), state, new_head=True)
+    assert capsys.readouterr().err == ""
+
+
+# ---------------------------------------------------------------------------------- preprocessing, and its image size
+
+
+def test_weights_bring_mean_and_crop_but_not_their_size(tmp_path):
+    theirs, path = small(), tmp_path / "model.safetensors"
+    theirs.preprocess = ODD
+    save_weights(theirs, path)
+    for size in (48, (24, 56)):
+        model = create_model("vit_tiny", **{**SMALL, "img_size": size}, weights=path)
+        assert model.preprocess == replace(ODD, img_size=size)
+        for source in (path, tmp_path / "again.safetensors"):
+            again = create_model(source, **({"img_size": size} if source == path else {}))
+            assert again.preprocess == model.preprocess
+            save_weights(again, tmp_path / "again.safetensors")
+        image = eval_transform(**asdict(model.preprocess))(torch.rand(3, 70, 80))
+        assert image.shape[1:] == model.img_size and model.eval()(image[None]).shape == (1, 7)
+
+
+def test_a_timm_module_of_another_size_brings_no_size_either():
+    theirs = timm.create_model("vit_tiny_patch16_224", img_size=(32, 64), depth=2, num_classes=7)
+    ours = create_model("vit_tiny_patch16_224", img_size=(32, 64), depth=2, num_classes=7, weights=theirs)
+    assert ours.preprocess.img_size == (32, 64)
+
+
+# ---------------------------------------------------------------------------------------- positions that are not square
+
+
+def of_any_origin(model, tmp_path):
+    """A model's weights as the model itself, as a file, and as a state dict with its size."""
+    save_weights(model, tmp_path / "model.safetensors")
+    return [
+        (model, {}),
+        (tmp_path / "model.safetensors", {}),
+        (model.state_dict(), {"source_img_size": model.img_size}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [((16, 64), (32, 32)), ((32, 64), (64, 32)), ((32, 64), (48, 48)), (32, (16, 64))]
+)
+def test_positions_of_any_shape_are_read_as_they_were_laid_out(tmp_path, old, new):
+    other = randomised(small(img_size=old))
+    expected = resize_pos_embed(other.pos_embed, other.grid_size, small(img_size=new).grid_size, 1)
+    for source, more in of_any_origin(other, tmp_path):
+        model = load_weights(small(img_size=new), source, **more)
+        torch.testing.assert_close(model.pos_embed, expected)
+
+
+def test_positions_of_a_timm_module_are_read_as_they_were_laid_out():
+    other = randomised(TimmVisionTransformer(**{**SMALL, "img_size": (16, 64)}))
+    model = load_weights(small(), other)
+    torch.testing.assert_close(model.pos_embed, resize_pos_embed(other.pos_embed, (2, 8), (4, 4), 1))
+
+
+@pytest.mark.parametrize("old", [(32, 64), (64, 32), 64])
+def test_positions_that_could_lie_in_several_ways_are_refused(old):
+    model, state = small(img_size=(64, 32)), small(img_size=old).state_dict()
+    with pytest.raises(ValueError, match=r"8×4.*not the only reading.*source_img_size=\(height, width\)"):
+        load_weights(model, state)
+    load_weights(model, state, source_img_size=old)
+
+
+def test_a_wrong_size_of_the_source_is_an_error():
+    with pytest.raises(ValueError, match="pos_embed of the weights has 16 positions, but their img_size makes 8×8"):
+        load_weights(small(), small().state_dict(), source_img_size=64)
+    with pytest.raises(ValueError, match=r"(?s)pos_embed is \(1, 33, 48\).*source_img_size"):
+        load_weights(small(), small(img_size=(32, 64)).state_dict())
+
+
+COATNET = {"stem_dim": 8, "embed_dim": (16, 32), "depths": (1, 1), "layout": "CT", "stem_stride": 1, "strides": (2, 2),
+           "head_dim": 16, "num_classes": 7}  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new"), [((16, 64), (32, 32)), ((32, 64), (64, 32)), (32, (16, 64))])
+def test_tables_of_coatnet_are_read_as_they_were_laid_out(tmp_path, old, new):
+    other = randomised(create_model("coatnet_0", img_size=old, **COATNET))
+    fresh, key = create_model("coatnet_0", img_size=new, **COATNET), "stages.1.0.attn.relative_position_bias_table"
+    sizes = [[2 * (side // 4) - 1 for side in model.img_size] for model in (other, fresh)]
+    expected = resize_pos_embed(other.state_dict()[key][None], *sizes)[0]
+    for source, more in of_any_origin(other, tmp_path):
+        torch.testing.assert_close(load_weights(fresh, source, **more).state_dict()[key], expected)
+    if old != 32 and new != (32, 32):
+        with pytest.raises(ValueError, match="not the only reading"):
+            load_weights(fresh, other.state_dict())
+
+
+SWIN = {"img_size": (24, 40), "patch_size": 2, "embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4), "num_classes": 7}
+
+
+def test_tables_of_swin_are_read_as_they_were_laid_out(tmp_path):
+    other = randomised(create_model("swin_tiny", **SWIN, window_size=(3, 5)))
+    key, table = "layers.0.blocks.1.attn.relative_position_bias_table", other.layers[0].blocks[1].attn
+    grid = table.relative_position_bias_table.view(5, 9, 2)
+    for source, _ in of_any_origin(other, tmp_path)[:2]:
+        turned = create_model("swin_tiny", **SWIN, window_size=(5, 3), weights=source).state_dict()[key]
+        expected = F.interpolate(grid.permute(2, 0, 1)[None], (9, 9), mode="bicubic")[0, :, :, 2:-2]
+        torch.testing.assert_close(turned, expected.permute(1, 2, 0).reshape(45, 2))
+    with pytest.raises(ValueError, match="not the only reading"):
+        create_model("swin_tiny", **SWIN, window_size=(5, 3), weights=other.state_dict())
+
+
+# ----------------------------------------------------------------------------------- Swin V2 at another window
+
+V2 = {"img_size": 64, "patch_size": 4, "embed_dim": 32, "depths": (2, 2), "num_heads": (2, 4), "num_classes": 7}
+
+
+def timms_v2(window, pretrained, side=64):
+    sizes = {**V2, "img_size": side, "window_size": window, "pretrained_window_sizes": pretrained}
+    return randomised(timm.models.swin_transformer_v2.SwinTransformerV2(**sizes)).eval()
+
+
+@pytest.mark.parametrize("pretrained", [(0, 0), (4, 4), (12, 6)])
+def test_windows_of_the_pretraining_come_with_timms_module(tmp_path, pretrained):
+    theirs, x = timms_v2(8, pretrained), torch.randn(2, 3, 64, 64)
+    ours = create_model("swinv2_tiny_window8_256", **V2, weights=theirs).eval()
+    torch.testing.assert_close(ours(x), theirs(x))
+    save_weights(ours, tmp_path / "model.safetensors")
+    torch.testing.assert_close(create_model(tmp_path / "model.safetensors").eval()(x), theirs(x))
+    if any(pretrained):
+        told = create_model("swinv2_tiny_window8_256", **V2, pretrained_window_sizes=pretrained)
+        torch.testing.assert_close(load_weights(told, theirs.state_dict()).eval()(x), theirs(x))
+
+
+def test_windows_of_the_pretraining_are_read_off_the_offsets_in_a_checkpoint():
+    theirs, x = timms_v2(8, (12, 6)), torch.randn(2, 3, 64, 64)
+    buffers = {name: b for name, b in theirs.named_buffers() if name.endswith("relative_coords_table")}
+    ours = create_model("swinv2_tiny_window8_256", **V2, weights={**theirs.state_dict(), **buffers}).eval()
+    torch.testing.assert_close(ours(x), theirs(x))
+    other = torchvision.models.swin_transformer.SwinTransformer(
+        [4, 4], 32, [2, 2], [2, 4], [8, 8], num_classes=7,
+        block=torchvision.models.swin_transformer.SwinTransformerBlockV2,
+        downsample_layer=torchvision.models.swin_transformer.PatchMergingV2,
+    )  # fmt: skip
+    for source in (other, other.state_dict()):
+        wide = create_model("swinv2_tiny_window16_256", **V2, weights=source)
+        assert wide.layers[0].blocks[0].attn.window_size == (16, 16)
+        assert wide.model_args["pretrained_window_sizes"] == ((8, 8), 0)
+
+
+def test_our_own_weights_count_offsets_as_they_were_trained(tmp_path):
+    """A pair of tokens keeps its bias when the window grows."""
+    small_windows = randomised(create_model("swinv2_tiny_window8_256", **V2))
+    save_weights(small_windows, tmp_path / "model.safetensors")
+    for source in (small_windows, tmp_path / "model.safetensors"):
+        wide = create_model("swinv2_tiny_window16_256", **V2, weights=source)
+        near, far = (m.layers[0].blocks[0].attn.position_bias(torch.zeros(1)) for m in (small_windows, wide))
+        torch.testing.assert_close(far.view(2, 16, 16, 16, 16)[:, :8, :8, :8, :8], near.view(2, 8, 8, 8, 8))
+
+
+def test_other_windows_than_the_weights_say_are_refused():
+    with pytest.raises(
+        ValueError, match="trained with a window of 4×4, but the model's pretrained_window_sizes say 6×6"
+    ):
+        create_model("swinv2_tiny_window8_256", **V2, pretrained_window_sizes=(6, 6), weights=timms_v2(8, (4, 4)))
+    with pytest.raises(ValueError, match="pretrained_window_sizes are for Swin V2"):
+        create_model("swin_tiny", pretrained_window_sizes=(6, 6, 6, 6))
+    with pytest.raises(ValueError, match=r"pretrained_window_sizes \(6,\) must have one entry for each of 4 stages"):
+        create_model("swinv2_tiny_window8_256", pretrained_window_sizes=(6,))
+
+
+@pytest.mark.parametrize(
+    "name", ["swinv2_base_window12_192", "swinv2_base_window12to16_192to256", "swinv2_large_window12to24_192to384"]
+)
+def test_swin_v2_names_are_timms(name):
+    with torch.device("meta"):
+        ours, theirs = create_model(name), timm.create_model(name)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for mine, other in zip(ours.layers, theirs.layers, strict=True):
+        windows = [
+            (b.attn.window_size, getattr(b.attn, "pretrained_window_size", None) or (0, 0))
+            for s in (mine, other)
+            for b in s.blocks[:1]
+        ]
+        assert windows[0] == windows[1]
+    assert ours.preprocess.img_size == theirs.pretrained_cfg["input_size"][-1]
+
+
+# ------------------------------------------------------------------------------------- differences without parameters
+
+
+def quick_gelu():
+    class QuickGELU(nn.Module):
+        def forward(self, x):
+            return x * torch.sigmoid(1.702 * x)
+
+    return QuickGELU
+
+
+DIFFERENT = {
+    "num_heads": ({"num_heads": 6}, r"num_heads: 6 there, 3 in the model \(blocks\.0\.attn\) and 1 more"),
+    "activation": ({"act_layer": nn.ReLU}, r"activation: ReLU\(\) there, GELU\(approximate='none'\) in the model"),
+    "its approximation": ({"act_layer": lambda: nn.GELU("tanh")}, "activation: GELU"),
+    "a class of its own": ({"act_layer": quick_gelu()}, "activation: QuickGELU"),
+    "eps": ({"norm_layer": lambda dim, **_: nn.LayerNorm(dim, eps=1e-3)}, "eps: 0.001 there, 1e-06 in the model"),
+    "pooling": ({"global_pool": "avg", "fc_norm": False}, "global_pool: avg there, token in the model"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), DIFFERENT.values(), ids=DIFFERENT)
+def test_a_module_that_computes_otherwise_is_refused(change, message):
+    theirs = TimmVisionTransformer(**{**SMALL, **change})
+    model = small()
+    before = copy.deepcopy(model)
+    with pytest.raises(
+        ValueError, match=rf"(?s)fit vit_tiny in name and shape, but .*otherwise.*{message}.*bare state dict"
+    ):
+        load_weights(model, theirs)
+    assert same_weights(model, before)
+    assert same_weights(load_weights(model, theirs.state_dict()), theirs)  # asked for
+
+
+def test_a_file_of_a_model_that_computes_otherwise_is_refused(tmp_path):
+    save_weights(small(num_heads=6), tmp_path / "vit.safetensors")
+    for build in (
+        lambda: small(weights=tmp_path / "vit.safetensors"),
+        lambda: create_model(tmp_path / "vit.safetensors", num_heads=3),
+    ):
+        with pytest.raises(ValueError, match="num_heads: 6 there, 3 in the model"):
+            build()
+    save_weights(create_model("coatnet_0", img_size=32, **COATNET), tmp_path / "coatnet.safetensors")
+    with pytest.raises(
+        ValueError, match=r"stride: \(2, 2\) there, \(1, 1\) in the model \(stages\.0\.0\.expand\) and 1 more"
+    ):
+        create_model(tmp_path / "coatnet.safetensors", downsample="depthwise")
+    save_weights(create_model("swin_tiny", **SWIN), tmp_path / "swin.safetensors")
+    with pytest.raises(ValueError, match="global_pool: avg there, max in the model"):
+        create_model(tmp_path / "swin.safetensors", global_pool="max")
+
+
+def test_another_mixer_with_the_same_parameters_is_refused():
+    with pytest.raises(ValueError, match="mixer: Attention there, LinearAttention in the model"):
+        small(attn_layer=LinearAttention, weights=small())
+
+
+def test_a_pruned_file_is_compared_with_what_it_became(tmp_path):
+    model = keep_units(randomised(small()), {"blocks.0.attn": [0, 2], "blocks.1.mlp": range(64)})
+    save_weights(model, tmp_path / "pruned.safetensors")
+    assert same_weights(create_model(tmp_path / "pruned.safetensors", drop_path_rate=0.1), model)
+
+
+# --------------------------------------------------------------------------------------- images of other channels
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 7])
+@pytest.mark.parametrize("name", ["vit_tiny", "convvit_tiny", "coatnet_0", "swin_tiny"])
+def test_filters_are_fitted_to_other_channels_as_timm_does(name, channels, capsys):
+    sizes = {"vit": SMALL, "con": {**SMALL}, "coa": {"img_size": 32, **COATNET}, "swi": SWIN}[name[:3]]
+    theirs = randomised(create_model(name, **sizes))
+    ours = create_model(name, **sizes, in_chans=channels, weights=theirs)
+    key = next(k for k, v in theirs.state_dict().items() if v.ndim == 4 and v.shape[1] == 3)
+    expected = timm.models.adapt_input_conv(channels, theirs.state_dict()[key])
+    torch.testing.assert_close(ours.state_dict()[key], expected)
+    how = "summed" if channels == 1 else "repeated and rescaled"
+    assert capsys.readouterr().err == f"vitcourse: {key} is for 3 channels, not {channels}: {how}\n"
+    assert len(ours.preprocess.mean) == len(ours.preprocess.std) == channels
+
+
+def test_filters_for_grey_images_see_the_same_in_colour():
+    theirs, x = randomised(small(in_chans=1)), torch.randn(2, 1, 32, 32)
+    ours = small(weights=theirs)
+    torch.testing.assert_close(ours(x.expand(-1, 3, -1, -1)), theirs(x))
+
+
+def test_mean_and_std_follow_the_channels():
+    theirs = small()
+    theirs.preprocess = ODD
+    assert small(in_chans=1, weights=theirs).preprocess == replace(ODD, mean=(0.2,), std=(0.5,))
+    assert small(in_chans=4, weights=theirs).preprocess.mean == (0.1, 0.2, 0.3, 0.1)
 
 
 # ------------------------------------------------------------------------------------- what comes with the course

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from vitcourse.weights import check_saveable, save_weights, unwrap
+
 from .augment import Mixer, augment, seed_of
 from .batches import Plan, check_data, even_slices, train_batches
 from .config import TrainConfig, TrainingError
@@ -163,7 +165,8 @@ class _Trainer:
         self.mean_std = find_mean_std(model, self.train_set, self.device)
         self.ema = Ema(model, config.ema) if config.ema else None
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        self.optimizer = make_optimizer(groups or param_groups(model, config.weight_decay), config)
+        # A wrapper's names have a prefix, by which no_weight_decay would not find its parameters.
+        self.optimizer = make_optimizer(groups or param_groups(unwrap(model), config.weight_decay), config)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.replica = self.processes.wrap(model)
         self.net = torch.compile(self.replica) if config.compile else self.replica
@@ -172,6 +175,7 @@ class _Trainer:
         """Keep records in ``out_dir``, and take up the run that is there if ``resume``."""
         self.about.update(about)
         self.command = command
+        check_saveable(self.model)  # now, not after the training
         self.folder = RunFolder(out_dir)
         with self.processes.main_first():
             if self.processes.is_main:
@@ -378,8 +382,6 @@ class _Trainer:
         self.epoch_loss, self.epoch_norm, self.epoch_images, self.epoch_seconds = state["epoch"]
 
     def _save_weights(self, name: str, row: dict[str, Any]) -> None:
-        from vitcourse.weights import save_weights
-
         model = self.ema.model if self.ema else self.model
         measured = {k: row[k] for k in ("epoch", "step", "val_loss", "val_accuracy") if row[k] is not None}
         facts = {

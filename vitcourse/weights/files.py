@@ -72,7 +72,7 @@ def tensors_to_save(model: nn.Module) -> dict[str, Tensor]:
     """The state dict; in float16 what modules list in ``half_in_files``, where nothing is lost by it."""
     modules = model.named_modules(remove_duplicate=False)
     halves = {f"{path}.{name}".lstrip(".") for path, m in modules for name in getattr(m, "half_in_files", ())}
-    state = _plain_state(model) if hasattr(model, "name") else model.state_dict()
+    state = _plain_state(model) if hasattr(model, "model_args") else model.state_dict()
     return {plain_name(k): _half_if_exact(v) if k in halves else v for k, v in state.items()}
 
 
@@ -97,7 +97,7 @@ def _header(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     header: dict[str, Any] = {}
     if isinstance(getattr(model, "preprocess", None), Preprocess):
         header["preprocess"] = asdict(model.preprocess)
-    if not hasattr(model, "name"):
+    if not hasattr(model, "model_args"):  # create_model did not build it
         return header
     arguments = dict(model.model_args)
     if hasattr(model, "num_classes"):
