@@ -17,19 +17,25 @@ import torchvision
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import nn
 
-from vitcourse import create_model, load_weights
+from vitcourse import create_model, load_weights, registry
 from vitcourse.data import ImageDataset, eval_transform, open_dataset
 from vitcourse.efficient_attention import LinearAttention, merge_tokens
 from vitcourse.hardware import quantize_model
 from vitcourse.hardware.prune import keep_units
 from vitcourse.paths import data_dir
-from vitcourse.registry import Preprocess
+from vitcourse.registry import Preprocess, register_model
 from vitcourse.train import Ema, TrainConfig, evaluate, fit
 from vitcourse.vit import Attention, resize_pos_embed
 from vitcourse.weights import files, read_metadata, save_weights, sources, unwrap
 
 SMALL = {"img_size": 32, "patch_size": 8, "num_classes": 7, "embed_dim": 48, "depth": 2, "num_heads": 3}
 ODD = Preprocess(img_size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bilinear", crop_pct=0.8)
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """A copy of the registry, which a test may add to."""
+    monkeypatch.setattr(registry, "_models", dict(registry._registered()))
 
 
 def small(**changes):
@@ -448,6 +454,25 @@ def test_what_cannot_be_rebuilt_is_refused_before_it_is_trained_or_saved(tmp_pat
     with pytest.raises(ValueError, match="cannot be rebuilt"):
         fit(model, data, config=TrainConfig(epochs=1, batch_size=2), out_dir=tmp_path / "run", progress=False)
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_were_tied_are_refused_and_those_that_are_come_back(tmp_path, registered):
+    model, path = small(), tmp_path / "model.safetensors"
+    model.blocks[1].mlp = model.blocks[0].mlp
+    with pytest.raises(ValueError, match=r"blocks\.0\.mlp\.fc1\.bias = blocks\.1\.mlp\.fc1\.bias"):
+        save_weights(model, path)
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inward, self.outward = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.outward.weight = self.inward.weight
+
+    register_model("tied", Tied)
+    model = randomised(create_model("tied"))
+    save_weights(model, path)
+    rebuilt = create_model(path)
+    assert same_weights(rebuilt, model) and rebuilt.outward.weight is rebuilt.inward.weight
 
 
 @pytest.mark.parametrize("wrap", ["compiled", "merging"])

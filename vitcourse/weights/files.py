@@ -41,6 +41,8 @@ def save_weights(model: nn.Module, path: str | Path, *, half: bool = False, **me
     state = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     if half:
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
+    for name in (name for names in _shared(model) for name in names[1:]):
+        state[name] = state[name].clone()  # the format knows no tensor of two names
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)
@@ -111,15 +113,25 @@ def _header(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         )
         return header
     header |= {"model": model.name, "model_args": arguments, **forms_of(model)}
-    _check_rebuilt(header, tensors)
+    _check_rebuilt(header, model, tensors)
     return header
 
 
-def _check_rebuilt(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Raise ValueError unless what create_model builds from this header has these tensors' names and shapes."""
-    rebuilt = skeleton(json.loads(json.dumps(header))).state_dict()
+def _shared(model: nn.Module) -> set[tuple[str, ...]]:
+    """Names that one tensor has together, for each that has several."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(plain_name(name))
+    return {tuple(sorted(group)) for group in names.values() if len(group) > 1}
+
+
+def _check_rebuilt(header: Mapping[str, Any], model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError unless what create_model builds from this header has these tensors' names, shapes and ties."""
+    again = skeleton(json.loads(json.dumps(header)))
+    rebuilt = again.state_dict()
     differing = sorted(tensors.keys() ^ rebuilt.keys())
     differing += sorted(k for k in tensors.keys() & rebuilt.keys() if tensors[k].shape != rebuilt[k].shape)
+    differing += sorted(" = ".join(names) for names in _shared(model) ^ _shared(again))
     if differing:
         raise ValueError(
             f"{header['model']} cannot be rebuilt from a file: parts were changed after it was built, such as "
