@@ -8,6 +8,7 @@
 
 from vitcourse.data.datasets import Augmented, ImageDataset, check_batch, subset
 from vitcourse.data.embedded import photo, photo_names, texture, texture_names
+from vitcourse.data.reading import read_image
 from vitcourse.data.sources import open_dataset
 from vitcourse.data.transforms import IMAGENET_MEAN, IMAGENET_STD, as_image, eval_transform, train_transform
 
@@ -22,6 +23,7 @@ __all__ = [
     "open_dataset",
     "photo",
     "photo_names",
+    "read_image",
     "subset",
     "texture",
     "texture_names",

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision import tv_tensors
 
+from vitcourse.data.reading import read_image
 from vitcourse.data.transforms import apply, as_image, split_fixed_tail
 
 # What every data set of this package tells about itself.
@@ -23,14 +23,16 @@ class ImageDataset(Dataset):
     """Pairs (image, label), and the facts that a model and a recipe ask for.
 
     Args:
-        images: a tensor (N, C, H, W), uint8 or float in 0..1, kept in memory; or N image files, read as RGB.
+        images: a tensor (N, C, H, W), uint8 or float in 0..1, kept in memory; or N image files, read as RGB
+            by ``read_image``.
         targets: N integer labels, counted from 0.
         classes: the names of the classes.
         mean, std: a value per channel, of pixels scaled to 0..1.
         transform: called with each image; without one, an image is a ``tv_tensors.Image`` (C, H, W).
 
-    ``in_chans`` is the number of channels; ``img_size`` the side of the images, or None where it varies. A pipeline
-    that draws no random numbers is applied to whole batches of in-memory images, which is many times faster.
+    ``in_chans`` is the number of channels; ``img_size`` the side of the images, (height, width) where they are not
+    square, or None where it varies. A pipeline that draws no random numbers is applied to whole batches of in-memory
+    images, which is many times faster.
 
     Raises ValueError if images, targets and classes do not fit together or a file cannot be decoded, and as
     ``as_image`` does.
@@ -58,7 +60,7 @@ class ImageDataset(Dataset):
                 raise ValueError(f"images have shape {tuple(images.shape)}; give (N, C, H, W)")
             images = as_image(images).as_subclass(Tensor)
             self.in_chans, height, width = images.shape[1:]
-            self.img_size = height if height == width else None
+            self.img_size = height if height == width else (height, width)
         self.images = images
         self.targets = [int(label) for label in targets]
         self.classes = list(classes)
@@ -71,7 +73,7 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image = self.images[index]
-        image = tv_tensors.Image(image) if isinstance(image, Tensor) else _read_image(image)
+        image = tv_tensors.Image(image) if isinstance(image, Tensor) else read_image(image, in_chans=3)
         return (image if self.transform is None else self.transform(image)), self.targets[index]
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
@@ -81,21 +83,6 @@ class ImageDataset(Dataset):
             return [self[index] for index in indices]
         images = apply(fixed, tv_tensors.Image(self.images[indices]))
         return list(zip(images, [self.targets[index] for index in indices], strict=True))
-
-
-def _read_image(path: str | Path) -> tv_tensors.Image:
-    """Decode a file to RGB (3, H, W), uint8; an error names the file."""
-    try:
-        with Image.open(path) as picture:
-            if picture.mode.startswith(("I", "F")):  # convert() would clip these to white
-                raise ValueError(f"pixels of type {picture.mode}, not 8-bit")
-            return as_image(picture.convert("RGB"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} is missing; restore it, or open the data set anew") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: from broken PNGs
-        raise ValueError(
-            f"{path} is not a usable image: {error}; replace it with an 8-bit one, or delete it"
-        ) from error
 
 
 class Augmented(Dataset):
