@@ -76,6 +76,12 @@ class ImageDataset(Dataset):
         image = tv_tensors.Image(image) if isinstance(image, Tensor) else read_image(image, in_chans=3)
         return (image if self.transform is None else self.transform(image)), self.targets[index]
 
+    def take(self, indices: Sequence[int]) -> "ImageDataset":
+        """Some of the items, in the given order, with the same facts and transform."""
+        images = self.images[list(indices)] if isinstance(self.images, Tensor) else [self.images[i] for i in indices]
+        targets = [self.targets[i] for i in indices]
+        return ImageDataset(images, targets, self.classes, mean=self.mean, std=self.std, transform=self.transform)
+
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
         """The same items as one by one; a DataLoader fetches its batches here."""
         drawn, fixed = split_fixed_tail(self.transform)
@@ -169,6 +175,40 @@ def subset(dataset: Dataset, n: int, seed: int = 0) -> Subset:
         setattr(part, fact, getattr(dataset, fact))
     part.targets = targets[part.indices].tolist()
     return part
+
+
+def hold_out(dataset: ImageDataset | Subset, share: float = 0.1, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
+    """Cut a training split in two: what is left to train on, and ``share`` of every class to validate on.
+
+    Choosing weights, a learning rate or the end of a training by the test images spoils them: what was chosen because
+    it does well there does less well elsewhere. Same seed, same images; each class gives one image at least, but not
+    its only one. ``dataset`` may be a ``subset``.
+
+    Raises ValueError if share is not between 0 and 1, or nothing can be held out.
+
+    >>> from vitcourse.data import open_dataset
+    >>> train, val = hold_out(open_dataset("fashion_mnist_subset"), 0.05)
+    >>> len(train), len(val), val.targets.count(3)
+    (9500, 500, 50)
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share {share} is no part of the images; use 0 < share < 1")
+    targets = np.asarray(dataset.targets)
+    random = np.random.RandomState(seed)
+    held: list[int] = []
+    for label in np.unique(targets):
+        members = random.permutation(np.flatnonzero(targets == label))
+        held += members[: min(max(1, round(share * len(members))), len(members) - 1)].tolist()
+    if not held:
+        raise ValueError("every class has one image only, so none can be held out; add images, or validate on others")
+    rest = np.setdiff1d(np.arange(len(targets)), held)
+    return _take(dataset, rest.tolist()), _take(dataset, sorted(held))
+
+
+def _take(dataset: Dataset, indices: list[int]) -> ImageDataset:
+    if isinstance(dataset, Subset):
+        return _take(dataset.dataset, [dataset.indices[i] for i in indices])
+    return dataset.take(indices)
 
 
 def check_batch(
