@@ -224,8 +224,8 @@ def _as_in_training(files: dict[str, list[str]], classes: list[str], folder: Pat
             "give the same classes images to train on, or delete these"
         )
     missing = [name for name in classes if not files.get(name)]
-    if len(missing) == len(classes):
-        raise FileNotFoundError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some, or delete the folder")
+    if missing == classes:
+        raise FileNotFoundError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some, or delete it")
     if missing:
         few = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
         print(f"vitcourse: {folder} has no images of {few}, which the model learns all the same", file=sys.stderr)

@@ -27,9 +27,9 @@ def as_image(image: Any, in_chans: int | None = None) -> tv_tensors.Image:
     A picture is what ``read_image`` takes, which also converts it to ``in_chans``: a path, bytes, a file object, a PIL
     image. Arrays and tensors are taken as they are.
 
-    Raises as ``read_image`` does, TypeError for integers other than uint8 (nobody knows their range), and ValueError for a wrong rank, for
-    channels other than ``in_chans`` (None: 1 or 3), and for floats that are NaN, infinite or clearly not in 0..1
-    (what a bicubic resize overshoots is let through).
+    Raises as ``read_image`` does, TypeError for integers other than uint8 (nobody knows their range), and ValueError
+    for a wrong rank, for channels other than ``in_chans`` (None: 1 or 3), and for floats that are NaN, infinite or
+    clearly not in 0..1 (what a bicubic resize overshoots is let through).
 
     >>> as_image(torch.full((1, 2, 2), 255.0))
     Traceback (most recent call last):
