@@ -521,11 +521,10 @@ def test_eval_transform_has_timms_pixels(interpolation, crop_pct, img_size):
 
 def test_batches_and_floats_are_resized_alike():
     batch = torch.stack([photo("cat"), photo("coffee")])[:, :, 9:, 20:]
-    ready = eval_transform((64, 48), *RGB, crop_pct=0.8)
+    ready = eval_transform((64, 48), *RGB, crop_pct=0.8, interpolation="bilinear")
     assert torch.equal(ready(batch), torch.stack([ready(image) for image in batch]))
     levels = (ready(batch / 255) - ready(batch)) * torch.tensor(RGB[1]).view(3, 1, 1) * 255
-    assert levels[:, :, 2:-2, 2:-2].abs().max() < 1.6  # Pillow rounds to whole levels twice, and clips
-    assert levels.abs().mean() < 0.35
+    assert levels.abs().max() < 1.1 and levels.abs().mean() < 0.4  # Pillow rounds to whole levels, twice
 
 
 @pytest.mark.parametrize("crop", ["resized", "pad"])
