@@ -244,3 +244,21 @@ def test_fine_tuning_at_another_size(pictures, tmp_path, capsys):
         assert main(command(pictures, out, *start, size=size)) == 0, capsys.readouterr().err
         model = create_model(out / "final.safetensors")
         assert model.img_size == expected and read_metadata(out / "final.safetensors")["test_accuracy"] >= 0
+
+
+def test_images_get_the_channels_of_the_model(pictures, tmp_path, capsys):
+    grey = command(pictures, tmp_path / "grey", "--quiet", size="8,in_chans=1")
+    assert main(grey) == 0, capsys.readouterr().err
+    model = create_model(tmp_path / "grey" / "final.safetensors")
+    assert model.in_chans == 1 and model.preprocess.mean == pytest.approx([np.mean((0.485, 0.456, 0.406))])
+    sized = cli.fit_size(open_dataset(f"imagefolder:{pictures}"), model, TrainConfig(), train=False)
+    assert sized.in_chans == 1
+    with Image.open(sized.images[3]) as picture:
+        expected = eval_transform(8, (0.0,), (1.0,))(picture.convert("L"))
+    assert torch.equal(sized[3][0] / 255, expected)
+
+    few = open_dataset("fashion_mnist_subset", "test").take(range(4))
+    model = VisionTransformer(img_size=28, patch_size=7, in_chans=3, embed_dim=8, depth=1, num_heads=2)
+    model.preprocess = Preprocess(28, (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
+    sized = cli.fit_size(few, model, TrainConfig(), train=True)
+    assert sized.in_chans == 3 and torch.equal(sized.images, few.images.expand(-1, 3, -1, -1))

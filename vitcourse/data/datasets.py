@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 from torchvision import tv_tensors
 
 from vitcourse.data.reading import read_image
-from vitcourse.data.transforms import apply, as_image, split_fixed_tail
+from vitcourse.data.transforms import apply, as_image, split_fixed_tail, to_channels
 
 # What every data set of this package tells about itself.
 FACTS = ("classes", "targets", "in_chans", "img_size", "mean", "std")
@@ -29,6 +29,7 @@ class ImageDataset(Dataset):
         classes: the names of the classes.
         mean, std: a value per channel, of pixels scaled to 0..1.
         transform: called with each image; without one, an image is a ``tv_tensors.Image`` (C, H, W).
+        in_chans: 1 or 3 makes grey or colour of the images; None leaves a tensor as it is and reads files as RGB.
 
     ``in_chans`` is the number of channels; ``img_size`` the side of the images, (height, width) where they are not
     square, or None where it varies. A pipeline that draws no random numbers is applied to whole batches of in-memory
@@ -51,14 +52,16 @@ class ImageDataset(Dataset):
         mean: Sequence[float],
         std: Sequence[float],
         transform: Callable | None = None,
+        in_chans: int | None = None,
     ) -> None:
         if len(images) != len(targets) or not len(images):
             raise ValueError(f"{len(images)} images and {len(targets)} targets; give one label per image, at least one")
-        self.in_chans, self.img_size = 3, None
+        self.in_chans, self.img_size = in_chans or 3, None
         if isinstance(images, Tensor):
             if images.ndim != 4:
                 raise ValueError(f"images have shape {tuple(images.shape)}; give (N, C, H, W)")
-            images = as_image(images).as_subclass(Tensor)
+            images = as_image(images)
+            images = (to_channels(images, in_chans) if in_chans else images).as_subclass(Tensor)
             self.in_chans, height, width = images.shape[1:]
             self.img_size = height if height == width else (height, width)
         self.images = images
@@ -73,14 +76,21 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image = self.images[index]
-        image = tv_tensors.Image(image) if isinstance(image, Tensor) else read_image(image, in_chans=3)
+        image = tv_tensors.Image(image) if isinstance(image, Tensor) else read_image(image, self.in_chans)
         return (image if self.transform is None else self.transform(image)), self.targets[index]
 
     def take(self, indices: Sequence[int]) -> "ImageDataset":
         """Some of the items, in the given order, with the same facts and transform."""
         images = self.images[list(indices)] if isinstance(self.images, Tensor) else [self.images[i] for i in indices]
-        targets = [self.targets[i] for i in indices]
-        return ImageDataset(images, targets, self.classes, mean=self.mean, std=self.std, transform=self.transform)
+        return self._like(images, [self.targets[i] for i in indices], self.in_chans)
+
+    def to_channels(self, in_chans: int) -> "ImageDataset":
+        """The same items in grey (1) or colour (3)."""
+        return self._like(self.images, self.targets, in_chans)
+
+    def _like(self, images: Any, targets: list[int], in_chans: int) -> "ImageDataset":
+        facts = {"mean": self.mean, "std": self.std, "transform": self.transform, "in_chans": in_chans}
+        return ImageDataset(images, targets, self.classes, **facts)
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
         """The same items as one by one; a DataLoader fetches its batches here."""

@@ -222,6 +222,8 @@ def to_channels(image: Tensor, in_chans: int) -> Tensor:
     >>> to_channels(torch.full((3, 1, 1), 255, dtype=torch.uint8), 1).item()
     255
     """
+    if in_chans not in (1, 3):
+        raise ValueError(f"in_chans {in_chans!r} cannot be made; use 1 (grey) or 3 (RGB)")
     if image.shape[-3] == in_chans:
         return image
     plain = image.as_subclass(Tensor)

@@ -223,7 +223,7 @@ class _Words(ast.NodeTransformer):
 
 
 def fit_size(dataset: Any, model: Any, config: TrainConfig, *, train: bool) -> Any:
-    """``dataset`` with uint8 images of ``model.img_size``; what is in memory at that size already stays as it is.
+    """``dataset`` with uint8 images of ``model.img_size`` and ``model.in_chans``; what fits already stays as it is.
 
     For validation and testing they are what ``eval_transform(**asdict(model.preprocess))`` makes of them, but for the
     normalisation. With ``loader="memory"`` files are read now, once, and held.
@@ -241,6 +241,8 @@ def fit_size(dataset: Any, model: Any, config: TrainConfig, *, train: bool) -> A
     preprocess = model.preprocess
     size = to_pair(getattr(model, "img_size", preprocess.img_size), "img_size")
     resize, crop = resize_and_crop(size, preprocess.interpolation, 1.0 if train else preprocess.crop_pct)
+    if getattr(model, "in_chans", dataset.in_chans) != dataset.in_chans and model.in_chans in (1, 3):
+        dataset = dataset.to_channels(model.in_chans)
     held_size = to_pair(dataset.img_size, "img_size") if isinstance(dataset.images, torch.Tensor) else None
     if held_size == size == resize.size:
         return dataset
