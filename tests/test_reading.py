@@ -7,13 +7,22 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 from torchvision import tv_tensors
 
 from vitcourse.data import ImageDataset, as_image, eval_transform, photo, read_image, train_transform
 
 COLOUR = Image.fromarray(photo("coffee")[:, 40:64, 30:61].permute(1, 2, 0).numpy())  # 31 wide, 24 high
 RAMP = np.linspace(0, 65535, 24 * 31).round().astype(np.uint16).reshape(24, 31)
+
+
+@pytest.fixture(autouse=True)
+def _built_in(request):
+    """Pillow's wheels have all of these; a build of one's own may not."""
+    asked = getattr(request.node, "callspec", None)
+    for value, feature in (("WEBP", "webp"), ("LAB", "littlecms2"), ("TIFF", "libtiff"), ("JPEG", "jpg")):
+        if asked and value in asked.params.values() and not features.check(feature):
+            pytest.skip(f"Pillow was built without {feature}")
 
 
 def _alpha() -> Image.Image:

@@ -17,7 +17,7 @@ Picture = str | Path | bytes | BinaryIO | Image.Image
 BACKGROUND = (255, 255, 255)  # white, as a page or a browser shows transparent pictures
 _GREY = ("1", "L", "LA", "La", "F")  # and those that begin with I
 _ALPHA = ("LA", "La", "PA", "RGBA", "RGBa")
-# What Pillow's readers let through when a file is damaged.
+# What Pillow's readers let through when a file is damaged, or the library for it (LittleCMS for LAB) was not built in.
 _DAMAGED = (
     OSError,
     SyntaxError,
@@ -26,6 +26,7 @@ _DAMAGED = (
     ArithmeticError,
     LookupError,
     AttributeError,
+    ImportError,
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
