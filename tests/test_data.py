@@ -16,7 +16,16 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from vitcourse import data, paths
-from vitcourse.data import Augmented, ImageDataset, eval_transform, open_dataset, photo, subset, train_transform
+from vitcourse.data import (
+    Augmented,
+    ImageDataset,
+    eval_transform,
+    open_dataset,
+    photo,
+    split_names,
+    subset,
+    train_transform,
+)
 
 GREY = ((0.2860,), (0.3530,))
 RGB = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -148,6 +157,8 @@ def _build_script():
         ("zzz", "train", "known are fashion_mnist_subset, cifar10"),
         ("imagefolder", "train", "write imagefolder:PATH"),
         ("fashion_mnist_subset", "val", "split 'val' of fashion_mnist_subset does not exist; use 'train' or 'test'"),
+        ("cifar10", "val", "split 'val' of cifar10 does not exist; use 'train' or 'test'"),
+        ("oxford_iiit_pet", "val", "does not exist; use 'train' or 'test'"),
         ("cifar10", "tset", "split 'tset' of cifar10 does not exist"),
         ("imagefolder:anywhere", "dev", "split 'dev' of imagefolder:anywhere does not exist"),
     ],
@@ -271,13 +282,28 @@ def test_imagefolder(folder):
     assert images.shape == (8, 3, 16, 16) and labels.tolist() == dataset.targets
 
 
-def test_val_serves_as_test_only_where_there_is_no_test(folder):
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_val_and_test_are_two_things(folder, name):
+    spec = f"imagefolder:{folder}"
+    assert split_names(spec) == ["train", "test"]
     with pytest.raises(FileNotFoundError, match="has no val split"):
-        open_dataset(f"imagefolder:{folder}", "val")
-    shutil.copytree(folder / "train", folder / "val")
-    assert len(open_dataset(f"imagefolder:{folder}", "test")) == 4
+        open_dataset(spec, "val")
+    shutil.copytree(folder / "train", folder / name)
+    assert split_names(spec) == ["train", "val", "test"]
+    assert len(open_dataset(spec, "test")) == 4 and len(open_dataset(spec, "val")) == 6
     shutil.rmtree(folder / "test")
-    assert len(open_dataset(f"imagefolder:{folder}", "test")) == 6
+    with pytest.raises(FileNotFoundError, match=rf"(?s)has no test split.*holds .*{name}"):
+        open_dataset(spec, "test")
+    (folder / {"val": "valid", "valid": "validation", "validation": "val"}[name]).mkdir()
+    with pytest.raises(ValueError, match=r"has val\w* and val\w*; keep one of them"):
+        open_dataset(spec, "val")
+
+
+def test_split_names_of_torchvisions_sets():
+    assert split_names("dtd") == split_names("flowers102") == ["train", "val", "test"]
+    assert split_names("fashion_mnist_subset") == split_names("oxford_iiit_pet") == ["train", "test"]
+    with pytest.raises(ValueError, match="did you mean 'cifar10'"):
+        split_names("cifar_10")
 
 
 def test_layouts_are_explained(folder, tmp_path):
@@ -298,10 +324,36 @@ def test_an_empty_class_is_named(folder):
         open_dataset(f"imagefolder:{folder}")
 
 
-def test_classes_that_differ_between_splits_are_named(folder):
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_class_may_be_missing_outside_training(folder, empty, capsys):
+    """The numbers of the classes are those of training, whatever a split lacks; nothing else is said."""
+    shutil.rmtree(folder / "test" / "cat")
+    if empty:
+        (folder / "test" / "cat").mkdir()
+    test = open_dataset(f"imagefolder:{folder}", "test")
+    assert capsys.readouterr().err == (
+        f"vitcourse: {folder / 'test'} has no images of cat, which the model learns all the same\n"
+    )
+    assert test.classes == ["cat", "dog"] and test.targets == [1, 1]
+    open_dataset(f"imagefolder:{folder}", "train")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_class_that_is_not_learned_is_named(folder):
     (folder / "test" / "dog").rename(folder / "test" / "hound")
-    with pytest.raises(ValueError, match=r"only train has \['dog'\], only test has \['hound'\]"):
+    with pytest.raises(ValueError, match=r"test has images of hound, which .*train does not have"):
         open_dataset(f"imagefolder:{folder}", "test")
+    for file in (folder / "test" / "hound").iterdir():
+        file.unlink()
+    assert open_dataset(f"imagefolder:{folder}", "test").targets == [0, 0]  # an empty folder is no class
+    shutil.rmtree(folder / "test" / "cat")
+    with pytest.raises(FileNotFoundError, match="test holds no images"):
+        open_dataset(f"imagefolder:{folder}", "test")
+
+
+def test_a_split_alone_has_its_own_classes(folder):
+    shutil.rmtree(folder / "train")
+    assert open_dataset(f"imagefolder:{folder}", "test").classes == ["cat", "dog"]
 
 
 def _truncate(file):
@@ -314,9 +366,9 @@ def _truncate(file):
         _truncate,
         lambda file: file.write_bytes(b""),
         lambda file: file.write_text("<html>404</html>"),
-        lambda file: Image.fromarray(np.full((9, 9), 4000, dtype=np.uint16)).save(file),
+        lambda file: Image.fromarray(np.full((9, 9), 4000.0, dtype=np.float32)).save(file, "TIFF"),
     ],
-    ids=["truncated", "empty", "html", "16-bit"],
+    ids=["truncated", "empty", "html", "floats"],
 )
 def test_an_unusable_image_is_named(folder, damage):
     file = folder / "train" / "cat" / "1.png"
@@ -372,7 +424,8 @@ def test_image_dataset_checks_what_it_is_given():
             ImageDataset(bad_images, targets, classes, mean=(0.5,), std=(0.5,))
     with pytest.raises(TypeError, match=r"torch.int32"):
         ImageDataset(images.int(), [0, 0], ["a"], mean=(0.5,), std=(0.5,))
-    assert ImageDataset(torch.rand(2, 3, 8, 9), np.array([1, 0]), ["a", "b"], mean=(0.5,), std=(0.5,)).img_size is None
+    wide = ImageDataset(torch.rand(2, 3, 8, 9), np.array([1, 0]), ["a", "b"], mean=(0.5,), std=(0.5,))
+    assert wide.img_size == (8, 9)
 
 
 def test_check_batch():
@@ -416,26 +469,69 @@ def test_part_larger_than_the_set(fashion):
         subset(fashion, 0)
 
 
+def test_a_part_is_held_out(fashion):
+    train, val = data.hold_out(fashion, 0.13)
+    assert np.bincount(val.targets).tolist() == [26] * 10 and len(train) + len(val) == 2000
+    pixels = [{image.numpy().tobytes() for image in part.images} for part in (train, val, fashion)]
+    assert not pixels[0] & pixels[1] and pixels[0] | pixels[1] == pixels[2]
+    assert (val.classes, val.in_chans, val.img_size, val.mean) == (fashion.classes, 1, 28, fashion.mean)
+    assert torch.equal(data.hold_out(fashion, 0.13)[1].images, val.images)
+    assert not torch.equal(data.hold_out(fashion, 0.13, seed=1)[1].images, val.images)
+    few = subset(fashion, 100)
+    train, val = data.hold_out(few, 0.2)
+    assert len(train) == 80 and np.bincount(val.targets).tolist() == [2] * 10
+    held = {image.numpy().tobytes() for image in val.images}
+    assert held < {few[i][0].numpy().tobytes() for i in range(100)}
+
+
+def test_rare_classes_keep_an_image_to_train_on(folder):
+    shutil.rmtree(folder / "train" / "dog")
+    (folder / "train" / "dog").mkdir()
+    shutil.copy(folder / "train" / "cat" / "0.png", folder / "train" / "dog" / "0.png")
+    train, val = data.hold_out(open_dataset(f"imagefolder:{folder}"), 0.9)
+    assert sorted(train.targets) == [0, 1] and val.targets == [0, 0]
+    assert train[1][0].shape[0] == 3
+    with pytest.raises(ValueError, match="every class has one image only"):
+        data.hold_out(train)
+    for share in (0, 1, float("nan")):
+        with pytest.raises(ValueError, match=f"share {share} is no part of the images"):
+            data.hold_out(train, share)
+
+
 # --- Transforms ---
 
 
-@pytest.mark.parametrize(("interpolation", "crop_pct"), [("bicubic", 0.9), ("bilinear", 0.875), ("bicubic", 1.0)])
-def test_eval_transform_matches_timm(interpolation, crop_pct):
+SIDES = [160, 33, (160, 96), (31, 90), (64, 64)]
+
+
+@pytest.mark.parametrize("img_size", SIDES, ids=str)
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 0.95, 1.0])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])
+def test_eval_transform_has_timms_pixels(interpolation, crop_pct, img_size):
     create_transform = pytest.importorskip("timm.data").create_transform
-    wide = Image.fromarray(photo("coffee")[:, :200].permute(1, 2, 0).numpy())  # 256 wide, 200 high
-    theirs = create_transform((3, 160, 160), interpolation=interpolation, crop_pct=crop_pct, mean=RGB[0], std=RGB[1])
-    ours = eval_transform(160, *RGB, interpolation=interpolation, crop_pct=crop_pct)
-    difference = (ours(wide) - theirs(wide)) * torch.tensor(RGB[1]).view(3, 1, 1) * 255
-    assert difference.abs().max() < 1.01  # in grey levels: Pillow and torch may round a pixel differently
-    assert difference.abs().mean() < 0.01
+    options = {"interpolation": interpolation, "crop_pct": crop_pct, "mean": RGB[0], "std": RGB[1]}
+    theirs = create_transform((3, *([img_size] * 2 if isinstance(img_size, int) else img_size)), **options)
+    ours = eval_transform(img_size, **options)
+    coffee = Image.fromarray(photo("coffee").permute(1, 2, 0).numpy())
+    for box in ((0, 0, 256, 200), (0, 0, 131, 256), (3, 3, 20, 16), (0, 0, 101, 101), (0, 0, 255, 254)):
+        picture = coffee.crop(box)
+        assert torch.equal(ours(picture), theirs(picture))
+        assert torch.equal(ours(data.read_image(picture)), theirs(picture))
 
 
-def test_eval_transform_matches_torchvision():
-    image = photo("cat")[:, 20:]
-    expected = v2.functional.resize(tv_tensors.Image(image), [int(128 / 0.8)], v2.InterpolationMode.BICUBIC)
-    expected = v2.functional.center_crop(expected, [128, 128]) / 255
-    expected = (expected - torch.tensor(RGB[0]).view(3, 1, 1)) / torch.tensor(RGB[1]).view(3, 1, 1)
-    torch.testing.assert_close(eval_transform(128, *RGB, crop_pct=0.8)(image), expected, atol=1e-6, rtol=1e-6)
+def test_batches_and_floats_are_resized_alike():
+    batch = torch.stack([photo("cat"), photo("coffee")])[:, :, 9:, 20:]
+    ready = eval_transform((64, 48), *RGB, crop_pct=0.8, interpolation="bilinear")
+    assert torch.equal(ready(batch), torch.stack([ready(image) for image in batch]))
+    levels = (ready(batch / 255) - ready(batch)) * torch.tensor(RGB[1]).view(3, 1, 1) * 255
+    assert levels.abs().max() < 1.1 and levels.abs().mean() < 0.4  # Pillow rounds to whole levels, twice
+
+
+@pytest.mark.parametrize("crop", ["resized", "pad"])
+def test_train_transform_makes_any_shape(crop):
+    for size, shape in ((24, (24, 24)), ((16, 40), (16, 40)), ([40, 16], (40, 16))):
+        transform = train_transform(size, *RGB, crop=crop)
+        assert transform(photo("cat")).shape == transform(photo("cat")[:, :50]).shape == (3, *shape)
 
 
 @pytest.mark.parametrize("options", [{}, {"crop": "pad"}, {"randaugment": 9, "random_erasing": 1.0}], ids=str)
@@ -482,6 +578,8 @@ def test_each_option_of_train_transform_does_its_work():
     ("options", "message"),
     [
         ({"img_size": 0}, "img_size 0"),
+        ({"img_size": (8, 0)}, r"img_size \(8, 0\)"),
+        ({"img_size": (8, 8, 3)}, r"img_size \(8, 8, 3\) must be a positive integer or a pair"),
         ({"img_size": 2.5}, "img_size 2.5"),
         ({"mean": (0.5, 0.5)}, "do not fit"),
         ({"std": (0.0,)}, "must be positive"),

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -673,8 +674,9 @@ def test_out_of_memory_gives_advice(error):
 )
 def test_command_line_errors_are_one_line(argv, message, capsys, tmp_path):
     assert main([*argv.split(), "--out-dir", str(tmp_path), "--quiet"]) == 1
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and message in err and "Traceback" not in err
+    *notices, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and message in error
+    assert all(line.startswith("vitcourse: ") for line in notices)
 
 
 def test_missing_tensorboard_is_said(monkeypatch, tmp_path):
@@ -696,14 +698,40 @@ def test_recipes_build(name):
     assert asdict(config)["epochs"] == recipe["train"]["epochs"]
 
 
-def test_model_arguments_are_read_as_in_python_and_as_in_a_recipe():
+def test_model_arguments_are_read_as_in_python_and_as_in_a_recipe(capsys):
     from vitcourse.train.cli import parse
 
+    def read(text):
+        return parse(["--model", "vit_tiny", "--data", "cifar10", "--model-args", text])[0].model_args
+
     text = "img_size=32,class_token=false,no_embed_class=True,global_pool=avg"
-    with pytest.raises(SystemExit):
-        parse(["--model", "vit_tiny", "--data", "cifar10", "--model-args", "depth"])
-    options, _, _ = parse(["--model", "vit_tiny", "--data", "cifar10", "--model-args", text])
-    assert options.model_args == {"img_size": 32, "class_token": False, "no_embed_class": True, "global_pool": "avg"}
+    assert read(text) == {"img_size": 32, "class_token": False, "no_embed_class": True, "global_pool": "avg"}
+    for text, expected in (
+        ("depths=(2,2,6,2),img_size=(32, 64)", {"depths": (2, 2, 6, 2), "img_size": (32, 64)}),
+        ("a=[1,2],b=(3,)", {"a": [1, 2], "b": (3,)}),
+        ("a=((1,2),[3,(4,)]),b=()", {"a": ((1, 2), [3, (4,)]), "b": ()}),
+        ("a=(true,avg,'x,y'),b=none,c=None", {"a": (True, "avg", "x,y"), "b": "none", "c": None}),
+        ("a='(1,2',b=\"it's, so\"", {"a": "(1,2", "b": "it's, so"}),
+        ("a={'k':(1,2)},b=-1e-3, c = 4 ,", {"a": {"k": (1, 2)}, "b": -1e-3, "c": 4}),
+        ("a=timm:x/y.z,b=1x,c=a=b", {"a": "timm:x/y.z", "b": "1x", "c": "a=b"}),
+        ("", {}),
+    ):
+        assert read(text) == expected
+    for text, message in (
+        ("depth", "'depth' is not KEY=VALUE"),
+        ("depth=2,6", "'6' is not KEY=VALUE"),
+        ("depth=", "'depth=' is not KEY=VALUE"),
+        ("=2", "'=2' is not KEY=VALUE"),
+        ("depth=2,depth=3", "'depth=3' gives depth a second time"),
+        ("a=1,depths=(2,2", r"'depths=\(2,2' has brackets without a partner"),
+        ("depths=2,2)", r"brackets without a partner"),
+        ("a='b,c=2", '"a=\'b,c=2" has a quote without a partner'),
+        ("a=1,depths=(2;2)", r"'depths=\(2;2\)' cannot be read; write it as in Python"),
+        ("a=(f(1),2)", r"'a=\(f\(1\),2\)' cannot be read"),
+    ):
+        with pytest.raises(SystemExit):
+            read(text)
+        assert re.search(message, capsys.readouterr().err), text
 
 
 def test_flags_override_the_recipe(tmp_path):

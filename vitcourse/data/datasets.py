@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchvision import tv_tensors
 
-from vitcourse.data.transforms import apply, as_image, split_fixed_tail
+from vitcourse.data.reading import read_image
+from vitcourse.data.transforms import apply, as_image, split_fixed_tail, to_channels
 
 # What every data set of this package tells about itself.
 FACTS = ("classes", "targets", "in_chans", "img_size", "mean", "std")
@@ -23,14 +23,17 @@ class ImageDataset(Dataset):
     """Pairs (image, label), and the facts that a model and a recipe ask for.
 
     Args:
-        images: a tensor (N, C, H, W), uint8 or float in 0..1, kept in memory; or N image files, read as RGB.
+        images: a tensor (N, C, H, W), uint8 or float in 0..1, kept in memory; or N image files, read as RGB
+            by ``read_image``.
         targets: N integer labels, counted from 0.
         classes: the names of the classes.
         mean, std: a value per channel, of pixels scaled to 0..1.
         transform: called with each image; without one, an image is a ``tv_tensors.Image`` (C, H, W).
+        in_chans: 1 or 3 makes grey or colour of the images; None leaves a tensor as it is and reads files as RGB.
 
-    ``in_chans`` is the number of channels; ``img_size`` the side of the images, or None where it varies. A pipeline
-    that draws no random numbers is applied to whole batches of in-memory images, which is many times faster.
+    ``in_chans`` is the number of channels; ``img_size`` the side of the images, (height, width) where they are not
+    square, or None where it varies. A pipeline that draws no random numbers is applied to whole batches of in-memory
+    images, which is many times faster.
 
     Raises ValueError if images, targets and classes do not fit together or a file cannot be decoded, and as
     ``as_image`` does.
@@ -49,16 +52,18 @@ class ImageDataset(Dataset):
         mean: Sequence[float],
         std: Sequence[float],
         transform: Callable | None = None,
+        in_chans: int | None = None,
     ) -> None:
         if len(images) != len(targets) or not len(images):
             raise ValueError(f"{len(images)} images and {len(targets)} targets; give one label per image, at least one")
-        self.in_chans, self.img_size = 3, None
+        self.in_chans, self.img_size = in_chans or 3, None
         if isinstance(images, Tensor):
             if images.ndim != 4:
                 raise ValueError(f"images have shape {tuple(images.shape)}; give (N, C, H, W)")
-            images = as_image(images).as_subclass(Tensor)
+            images = as_image(images)
+            images = (to_channels(images, in_chans) if in_chans else images).as_subclass(Tensor)
             self.in_chans, height, width = images.shape[1:]
-            self.img_size = height if height == width else None
+            self.img_size = height if height == width else (height, width)
         self.images = images
         self.targets = [int(label) for label in targets]
         self.classes = list(classes)
@@ -71,8 +76,21 @@ class ImageDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         image = self.images[index]
-        image = tv_tensors.Image(image) if isinstance(image, Tensor) else _read_image(image)
+        image = tv_tensors.Image(image) if isinstance(image, Tensor) else read_image(image, self.in_chans)
         return (image if self.transform is None else self.transform(image)), self.targets[index]
+
+    def take(self, indices: Sequence[int]) -> "ImageDataset":
+        """Some of the items, in the given order, with the same facts and transform."""
+        images = self.images[list(indices)] if isinstance(self.images, Tensor) else [self.images[i] for i in indices]
+        return self._like(images, [self.targets[i] for i in indices], self.in_chans)
+
+    def to_channels(self, in_chans: int) -> "ImageDataset":
+        """The same items in grey (1) or colour (3)."""
+        return self._like(self.images, self.targets, in_chans)
+
+    def _like(self, images: Any, targets: list[int], in_chans: int) -> "ImageDataset":
+        facts = {"mean": self.mean, "std": self.std, "transform": self.transform, "in_chans": in_chans}
+        return ImageDataset(images, targets, self.classes, **facts)
 
     def __getitems__(self, indices: list[int]) -> list[tuple[Any, int]]:
         """The same items as one by one; a DataLoader fetches its batches here."""
@@ -81,21 +99,6 @@ class ImageDataset(Dataset):
             return [self[index] for index in indices]
         images = apply(fixed, tv_tensors.Image(self.images[indices]))
         return list(zip(images, [self.targets[index] for index in indices], strict=True))
-
-
-def _read_image(path: str | Path) -> tv_tensors.Image:
-    """Decode a file to RGB (3, H, W), uint8; an error names the file."""
-    try:
-        with Image.open(path) as picture:
-            if picture.mode.startswith(("I", "F")):  # convert() would clip these to white
-                raise ValueError(f"pixels of type {picture.mode}, not 8-bit")
-            return as_image(picture.convert("RGB"))
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{path} is missing; restore it, or open the data set anew") from error
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # SyntaxError: from broken PNGs
-        raise ValueError(
-            f"{path} is not a usable image: {error}; replace it with an 8-bit one, or delete it"
-        ) from error
 
 
 class Augmented(Dataset):
@@ -182,6 +185,40 @@ def subset(dataset: Dataset, n: int, seed: int = 0) -> Subset:
         setattr(part, fact, getattr(dataset, fact))
     part.targets = targets[part.indices].tolist()
     return part
+
+
+def hold_out(dataset: ImageDataset | Subset, share: float = 0.1, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
+    """Cut a training split in two: what is left to train on, and ``share`` of every class to validate on.
+
+    Choosing weights, a learning rate or the end of a training by the test images spoils them: what was chosen because
+    it does well there does less well elsewhere. Same seed, same images; each class gives one image at least, but not
+    its only one. ``dataset`` may be a ``subset``.
+
+    Raises ValueError if share is not between 0 and 1, or nothing can be held out.
+
+    >>> from vitcourse.data import open_dataset
+    >>> train, val = hold_out(open_dataset("fashion_mnist_subset"), 0.05)
+    >>> len(train), len(val), val.targets.count(3)
+    (9500, 500, 50)
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share {share} is no part of the images; use 0 < share < 1")
+    targets = np.asarray(dataset.targets)
+    random = np.random.RandomState(seed)
+    held: list[int] = []
+    for label in np.unique(targets):
+        members = random.permutation(np.flatnonzero(targets == label))
+        held += members[: min(max(1, round(share * len(members))), len(members) - 1)].tolist()
+    if not held:
+        raise ValueError("every class has one image only, so none can be held out; add images, or validate on others")
+    rest = np.setdiff1d(np.arange(len(targets)), held)
+    return _take(dataset, rest.tolist()), _take(dataset, sorted(held))
+
+
+def _take(dataset: Dataset, indices: list[int]) -> ImageDataset:
+    if isinstance(dataset, Subset):
+        return _take(dataset.dataset, [dataset.indices[i] for i in indices])
+    return dataset.take(indices)
 
 
 def check_batch(

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from vitcourse import paths
-from vitcourse.data.transforms import as_image
+from vitcourse.data.reading import read_image
 
 
 def photo_names() -> list[str]:
@@ -80,4 +79,4 @@ def _picture(folder: str, name: str) -> Tensor:
     if name not in _names(folder):
         raise ValueError(f"name {name!r} is not in {folder}; use one of {', '.join(_names(folder))}")
     content = read_verified(paths.data_dir() / folder / f"{name}.png")
-    return as_image(Image.open(io.BytesIO(content)).convert("RGB")).as_subclass(Tensor)
+    return read_image(content, in_chans=3).as_subclass(Tensor)

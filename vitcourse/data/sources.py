@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from vitcourse.data.datasets import ImageDataset
 from vitcourse.data.embedded import fashion_mnist_subset
 from vitcourse.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+_VAL_FOLDERS = ("val", "valid", "validation")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ _TORCHVISION = {
 _SPECS = ("fashion_mnist_subset", *_TORCHVISION, "imagefolder:PATH")
 _LAYOUT = """expected a folder per class in a folder per split:
     PATH/train/cat/1.jpg   PATH/train/dog/2.jpg
-    PATH/test/cat/3.jpg    PATH/test/dog/4.jpg     (or PATH/val/...)
+    PATH/val/cat/3.jpg     PATH/val/dog/4.jpg      (or valid, or validation)
+    PATH/test/cat/5.jpg    PATH/test/dog/6.jpg
 """
 
 
@@ -67,8 +70,10 @@ def open_dataset(
         spec: ``"fashion_mnist_subset"`` (embedded: 10 000 images to train on, 2 000 to test); one of torchvision's:
             ``"cifar10"``, ``"cifar100"``, ``"dtd"``, ``"fashion_mnist"``, ``"flowers102"``, ``"food101"``,
             ``"mnist"``, ``"oxford_iiit_pet"``, ``"stl10"``; or ``"imagefolder:PATH"``, a folder of your own with
-            PATH/train/CLASS/*.jpg and PATH/test/CLASS/*.jpg (PATH/val serves as test where there is no PATH/test).
-        split: ``"train"``, ``"test"``, or ``"val"`` where a data set has one.
+            PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg (or valid, or validation), PATH/test/CLASS/*.jpg, or both.
+            Its classes are those of train; that a class has no images in another split is said on stderr.
+        split: ``"train"``, ``"test"``, or ``"val"``, of those that ``split_names`` gives. Where there is no ``"val"``,
+            ``hold_out`` makes one of ``"train"``. (``"train"`` of the pets is what its authors call trainval.)
         transform: applied to each image, such as ``train_transform`` and ``eval_transform`` build.
         root: where torchvision's data sets lie; by default $VITCOURSE_DATASETS, or else ~/.cache/vitcourse.
         download: fetch a torchvision data set that is not there yet.
@@ -76,24 +81,45 @@ def open_dataset(
     An item is (image, label); without a transform the image is a ``tv_tensors.Image`` (C, H, W), uint8.
     ``mean`` and ``std`` are those of the set's own training pixels, or ImageNet's where images come as files.
 
-    Raises ValueError for an unknown spec or split, a corrupt file and classes that differ between splits, and
+    Raises ValueError for an unknown spec or split, a corrupt file and classes that train does not have, and
     FileNotFoundError for what is not there. Each names the file or folder and the remedy.
 
     >>> open_dataset("cifar_10")
     Traceback (most recent call last):
     ValueError: spec 'cifar_10' is no data set; did you mean 'cifar10' or 'cifar100'?
     """
+    known = split_names(spec)
     kind, _, path = spec.partition(":")
     if kind == "imagefolder":
-        return _open_folder(path, split, transform)
+        _check_split(spec, split, ("train", "val", "test"))
+        return _open_folder(Path(path).expanduser(), split, transform)
+    _check_split(spec, split, known)
     if spec == "fashion_mnist_subset":
-        _check_split(spec, split, ("train", "test"))
         images, targets = fashion_mnist_subset(split)
         classes = datasets.FashionMNIST.classes
         return ImageDataset(images, targets, classes, mean=_FASHION.mean, std=_FASHION.std, transform=transform)
+    home = root or os.environ.get("VITCOURSE_DATASETS", "~/.cache/vitcourse")
+    return _open_torchvision(spec, split, transform, Path(home).expanduser(), download)
+
+
+def split_names(spec: str) -> list[str]:
+    """Which of ``"train"``, ``"val"`` and ``"test"`` a data set has.
+
+    Raises ValueError for an unknown spec, and for two folders that could both be ``"val"``.
+
+    >>> split_names("cifar10"), split_names("dtd")
+    (['train', 'test'], ['train', 'val', 'test'])
+    """
+    kind, _, path = spec.partition(":")
+    if kind == "imagefolder":
+        if not path:
+            raise ValueError("spec 'imagefolder' names no folder; write imagefolder:PATH")
+        top = Path(path).expanduser()
+        return [split for split in ("train", "val", "test") if _split_folder(top, split).is_dir()]
+    if spec == "fashion_mnist_subset":
+        return ["train", "test"]
     if spec in _TORCHVISION:
-        home = root or os.environ.get("VITCOURSE_DATASETS", "~/.cache/vitcourse")
-        return _open_torchvision(spec, split, transform, Path(home).expanduser(), download)
+        return [split for split in ("train", "val", "test") if split in _TORCHVISION[spec].splits]
     close = difflib.get_close_matches(kind, _SPECS, n=2)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known are {', '.join(_SPECS)}"
     raise ValueError(f"spec {spec!r} is no data set; {hint}")
@@ -109,7 +135,6 @@ def _check_split(spec: str, split: str, known: Sequence[str]) -> None:
 
 def _open_torchvision(spec: str, split: str, transform: Callable | None, root: Path, download: bool) -> ImageDataset:
     source = _TORCHVISION[spec]
-    _check_split(spec, split, tuple(source.splits))
     folder = root / source.folder
     if not (download or folder.is_dir()):
         raise FileNotFoundError(
@@ -164,28 +189,47 @@ def _to_nchw(images: Tensor) -> Tensor:
 # --- Folders of images ---
 
 
-def _open_folder(path: str, split: str, transform: Callable | None) -> ImageDataset:
-    if not path:
-        raise ValueError("spec 'imagefolder' names no folder; write imagefolder:PATH")
-    top = Path(path).expanduser()
-    _check_split(f"imagefolder:{path}", split, ("train", "test", "val"))
-    folder = top / ("val" if split == "test" and not (top / "test").is_dir() else split)
+def _open_folder(top: Path, split: str, transform: Callable | None) -> ImageDataset:
+    folder, train = _split_folder(top, split), top / "train"
     if not folder.is_dir():
-        raise FileNotFoundError(f"imagefolder:{path} has no {split} split; {_LAYOUT}{_found(top)}")
-    classes = _class_folders(folder)
-    if split != "train" and (top / "train").is_dir():
-        _check_same_classes(top / "train", folder)
-    images: list[str] = []
-    targets: list[int] = []
-    for label, name in enumerate(classes):
-        files = _image_files(folder / name)
-        if not files:
-            raise FileNotFoundError(
-                f"{folder / name} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some, or delete the folder"
-            )
-        images += files
-        targets += [label] * len(files)
-    return ImageDataset(images, targets, classes, mean=IMAGENET_MEAN, std=IMAGENET_STD, transform=transform)
+        raise FileNotFoundError(f"imagefolder:{top} has no {split} split; {_LAYOUT}{_found(top)}")
+    files = {name: _image_files(folder / name) for name in _class_folders(folder)}
+    if split != "train" and train.is_dir():
+        files = _as_in_training(files, _class_folders(train), folder)
+    elif empty := [name for name, found in files.items() if not found]:
+        raise FileNotFoundError(
+            f"{folder / empty[0]} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some, or delete the folder"
+        )
+    images = [file for found in files.values() for file in found]
+    targets = [label for label, found in enumerate(files.values()) for _ in found]
+    return ImageDataset(images, targets, list(files), mean=IMAGENET_MEAN, std=IMAGENET_STD, transform=transform)
+
+
+def _split_folder(top: Path, split: str) -> Path:
+    """Where a split's class folders lie, or should lie."""
+    if split != "val":
+        return top / split
+    there = [top / name for name in _VAL_FOLDERS if (top / name).is_dir()]
+    if len(there) > 1:
+        raise ValueError(f"{top} has {' and '.join(path.name for path in there)}; keep one of them to validate on")
+    return there[0] if there else top / "val"
+
+
+def _as_in_training(files: dict[str, list[str]], classes: list[str], folder: Path) -> dict[str, list[str]]:
+    """A split's files by the classes of the training split; one line says which of them it has no images of."""
+    unknown = sorted(name for name, found in files.items() if found and name not in classes)
+    if unknown:
+        raise ValueError(
+            f"{folder} has images of {', '.join(unknown)}, which {folder.parent / 'train'} does not have; "
+            "give the same classes images to train on, or delete these"
+        )
+    missing = [name for name in classes if not files.get(name)]
+    if missing == classes:
+        raise FileNotFoundError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some, or delete it")
+    if missing:
+        few = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
+        print(f"vitcourse: {folder} has no images of {few}, which the model learns all the same", file=sys.stderr)
+    return {name: files.get(name, []) for name in classes}
 
 
 def _class_folders(folder: Path) -> list[str]:
@@ -204,15 +248,6 @@ def _image_files(folder: Path) -> list[str]:
         images = (name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
         files += [os.path.join(base, name) for name in images]
     return sorted(files)
-
-
-def _check_same_classes(train: Path, other: Path) -> None:
-    in_train, in_other = set(_class_folders(train)), set(_class_folders(other))
-    if in_train != in_other:
-        raise ValueError(
-            f"{train} and {other} differ in classes: only {train.name} has {sorted(in_train - in_other)}, "
-            f"only {other.name} has {sorted(in_other - in_train)}; give both the same class folders"
-        )
 
 
 def _found(folder: Path) -> str:

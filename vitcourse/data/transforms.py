@@ -1,31 +1,43 @@
 """From pixels to what a model eats: checked, augmented, resized, normalised. All pipelines of torchvision's v2."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
+from vitcourse.data.reading import is_picture, read_image
+from vitcourse.layers import to_pair
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 _INTERPOLATIONS = ("nearest", "bilinear", "bicubic")  # torchvision has no others for tensors
+_GREY_WEIGHTS = (19595, 38470, 7471)  # ITU-R 601 in 65536ths, as Pillow has them: grey stays the grey that it was
 
 
 def as_image(image: Any, in_chans: int | None = None) -> tv_tensors.Image:
-    """Turn a PIL image, a uint8 array (H, W[, C]) or a tensor ([B,] C, H, W) into a checked ``tv_tensors.Image``.
+    """Turn a picture, a uint8 array (H, W[, C]) or a tensor ([B,] C, H, W) into a checked ``tv_tensors.Image``.
 
-    Raises TypeError for integers other than uint8 (nobody knows their range), and ValueError for a wrong rank, for
-    channels other than ``in_chans`` (None: 1 or 3), and for floats that are NaN, infinite or clearly not in 0..1
-    (what a bicubic resize overshoots is let through).
+    A picture is what ``read_image`` takes, which also converts it to ``in_chans``: a path, bytes, a file object, a PIL
+    image. Arrays and tensors are taken as they are.
+
+    Raises as ``read_image`` does, TypeError for integers other than uint8 (nobody knows their range), and ValueError
+    for a wrong rank, for channels other than ``in_chans`` (None: 1 or 3), and for floats that are NaN, infinite or
+    clearly not in 0..1 (what a bicubic resize overshoots is let through).
 
     >>> as_image(torch.full((1, 2, 2), 255.0))
     Traceback (most recent call last):
     ValueError: image reaches from 255.0 to 255.0; give floats in 0..1 (divide by 255), or uint8
     """
-    if not isinstance(image, Tensor):
+    if is_picture(image):
+        image = read_image(image, in_chans)
+    elif not isinstance(image, Tensor):
         image = v2.functional.to_image(image)
     if image.ndim not in (3, 4) or image.shape[-3] not in (1, 3) or not image.numel():
         raise ValueError(f"image has shape {tuple(image.shape)}; give (C, H, W) or (B, C, H, W) with C = 1 or 3")
@@ -43,7 +55,7 @@ def as_image(image: Any, in_chans: int | None = None) -> tv_tensors.Image:
 
 
 def train_transform(
-    img_size: int,
+    img_size: int | tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
     *,
@@ -55,9 +67,12 @@ def train_transform(
     interpolation: str = "bicubic",
     in_chans: int | None = None,
 ) -> v2.Compose:
-    """Augment an image for training: uint8 or float (C, H, W) -> float32 (C, img_size, img_size), normalised.
+    """Augment an image for training: what ``as_image`` takes -> float32 (C, height, width), normalised.
 
     Args:
+        img_size: the side of a square, or (height, width).
+        mean, std: one value, or one for each channel, of pixels scaled to 0..1; three make three channels of a grey
+            picture, but of no tensor.
         crop: ``"resized"`` cuts out a random part, of an area in ``scale`` and a shape of 3:4 to 4:3, and resizes it
             (Szegedy et al., 2015, section 6), the rule on ImageNet; ``"pad"`` shifts the image by up to an eighth of
             its side, black coming in (as He et al., 2016, section 4.2), the rule for small images.
@@ -72,7 +87,7 @@ def train_transform(
     >>> train_transform(32, (0.5,), (0.5,), crop="pad", in_chans=3)(torch.rand(1, 28, 28)).shape
     torch.Size([3, 32, 32])
     """
-    mode = _check_transform(img_size, mean, std, interpolation, in_chans)
+    size = _check_transform(img_size, mean, std, interpolation, in_chans)
     if crop not in ("resized", "pad"):
         raise ValueError(f"crop {crop!r} is unknown; use 'resized' or 'pad'")
     if not (isinstance(randaugment, int) and 0 <= randaugment <= 30):
@@ -83,9 +98,10 @@ def train_transform(
         raise ValueError(f"scale {scale} is no range of areas; use 0 < low <= high <= 1")
     steps = _checked(mean, in_chans)
     if crop == "resized":
-        steps.append(v2.RandomResizedCrop(img_size, scale=scale, interpolation=mode))
+        steps.append(v2.RandomResizedCrop(size, scale=scale, interpolation=InterpolationMode(interpolation)))
     else:
-        steps += [v2.Resize(img_size, interpolation=mode), v2.RandomCrop(img_size, padding=max(1, img_size // 8))]
+        shift = [max(1, side // 8) for side in reversed(size)]  # torchvision pads in x first
+        steps += [Resize(size, interpolation), v2.RandomCrop(size, padding=shift)]
     if hflip:
         steps.append(v2.RandomHorizontalFlip())
     if randaugment:
@@ -97,7 +113,7 @@ def train_transform(
 
 
 def eval_transform(
-    img_size: int,
+    img_size: int | tuple[int, int],
     mean: Sequence[float],
     std: Sequence[float],
     *,
@@ -105,24 +121,75 @@ def eval_transform(
     crop_pct: float = 1.0,
     in_chans: int | None = None,
 ) -> v2.Compose:
-    """Prepare an image as timm evaluates: uint8 or float (C, H, W) -> float32 (C, img_size, img_size), normalised.
+    """Prepare an image as timm evaluates: what ``as_image`` takes -> float32 (C, height, width), normalised.
 
-    The short side is resized to ``img_size / crop_pct`` (rounded down) and the central square cut out. Arguments as
-    for ``train_transform``; ``crop_pct`` in (0, 1].
+    The image is resized until it just covers ``img_size / crop_pct`` (rounded down), and its centre is cut out. The
+    pixels are those of ``timm.data.create_transform``, to which 8-bit images, also as tensors, are resized by Pillow.
+    Arguments as for ``train_transform``; ``crop_pct`` in (0, 1].
 
     >>> eval_transform(224, IMAGENET_MEAN, IMAGENET_STD, crop_pct=0.9)(torch.rand(3, 480, 640)).shape
     torch.Size([3, 224, 224])
     """
-    mode = _check_transform(img_size, mean, std, interpolation, in_chans)
-    if not 0 < crop_pct <= 1:
-        raise ValueError(f"crop_pct {crop_pct} is not a part of the image; use 0 < crop_pct <= 1")
-    resize = v2.Resize(int(img_size / crop_pct), interpolation=mode)
-    steps = [*_checked(mean, in_chans), resize, v2.CenterCrop(img_size), *_to_normalised(mean, std)]
+    _check_transform(img_size, mean, std, interpolation, in_chans)
+    steps = [*_checked(mean, in_chans), *resize_and_crop(img_size, interpolation, crop_pct), *_to_normalised(mean, std)]
     return v2.Compose([*steps, v2.ToPureTensor()])
 
 
+def resize_and_crop(
+    img_size: int | tuple[int, int], interpolation: str = "bicubic", crop_pct: float = 1.0
+) -> list[Callable]:
+    """The steps of ``eval_transform`` that bring a ``tv_tensors.Image`` to its size; uint8 stays uint8."""
+    if not 0 < crop_pct <= 1:
+        raise ValueError(f"crop_pct {crop_pct} is not a part of the image; use 0 < crop_pct <= 1")
+    size = to_pair(img_size, "img_size")
+    return [Resize(tuple(math.floor(side / crop_pct) for side in size), interpolation), v2.CenterCrop(size)]
+
+
+class Resize:
+    """Resize images ([B,] C, H, W) so that they just cover ``size`` (height, width), keeping their proportions.
+
+    Sizes are rounded as timm has it. uint8 images are resized by Pillow, to the same pixels on every processor, which
+    PyTorch's kernels do not promise; floats by PyTorch, antialiased.
+
+    >>> Resize((20, 20))(torch.zeros(3, 30, 45, dtype=torch.uint8)).shape
+    torch.Size([3, 20, 30])
+    """
+
+    def __init__(self, size: tuple[int, int], interpolation: str = "bicubic") -> None:
+        self.size, self.interpolation = size, interpolation
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.size}, {self.interpolation!r})"
+
+    def __call__(self, image: Tensor) -> Tensor:
+        size = self.size_of(*image.shape[-2:])
+        if size == tuple(image.shape[-2:]):
+            return image
+        if image.dtype == torch.uint8:
+            return tv_tensors.wrap(_resize_by_pillow(image, size, self.interpolation), like=image)
+        mode = "nearest-exact" if self.interpolation == "nearest" else self.interpolation  # Pillow's nearest
+        return v2.functional.resize(image, list(size), InterpolationMode(mode), antialias=True)
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """What an image of ``height`` × ``width`` is resized to."""
+        short = min(height, width)
+        if self.size[0] == self.size[1]:  # torchvision's rule, which timm follows for squares
+            return tuple(int(self.size[0] * side / short) for side in (height, width))
+        ratio = min(height / self.size[0], width / self.size[1])
+        return round(height / ratio), round(width / ratio)
+
+
+def _resize_by_pillow(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """Every channel by itself, which is what Pillow does with the channels of a colour image."""
+    height, width = size
+    how = Image.Resampling[interpolation.upper()]
+    planes = image.as_subclass(Tensor).cpu().contiguous().flatten(0, -3).numpy()
+    resized = np.stack([np.asarray(Image.fromarray(plane).resize((width, height), how)) for plane in planes])
+    return torch.from_numpy(resized).view(*image.shape[:-2], height, width).to(image.device)
+
+
 # Steps that draw no random numbers, hence may be applied to many images at once.
-_FIXED = (v2.CenterCrop, v2.Grayscale, v2.Normalize, v2.Resize, v2.RGB, v2.ToDtype, v2.ToPureTensor)
+_FIXED = (Resize, v2.CenterCrop, v2.Grayscale, v2.Normalize, v2.Resize, v2.RGB, v2.ToDtype, v2.ToPureTensor)
 
 
 def split_fixed_tail(transform: Callable | None) -> tuple[list[Callable], list[Callable]]:
@@ -133,9 +200,13 @@ def split_fixed_tail(transform: Callable | None) -> tuple[list[Callable], list[C
         return [transform], []
     steps = list(transform.transforms)
     end = len(steps)
-    while end and (type(steps[end - 1]) in _FIXED or getattr(steps[end - 1], "func", None) is as_image):
+    while end and (type(steps[end - 1]) in _FIXED or _function(steps[end - 1]) in (as_image, to_channels, to_float)):
         end -= 1
     return steps[:end], steps[end:]
+
+
+def _function(step: Callable) -> Callable:
+    return step.func if isinstance(step, partial) else step
 
 
 def apply(steps: Sequence[Callable], image: Any) -> Any:
@@ -145,11 +216,35 @@ def apply(steps: Sequence[Callable], image: Any) -> Any:
     return image
 
 
+def to_channels(image: Tensor, in_chans: int) -> Tensor:
+    """Grey ([B,] 1, H, W) to RGB, or RGB to grey as Pillow weighs it (ITU-R 601), which turns equal channels to one.
+
+    >>> to_channels(torch.full((3, 1, 1), 255, dtype=torch.uint8), 1).item()
+    255
+    """
+    if in_chans not in (1, 3):
+        raise ValueError(f"in_chans {in_chans!r} cannot be made; use 1 (grey) or 3 (RGB)")
+    if image.shape[-3] == in_chans:
+        return image
+    plain = image.as_subclass(Tensor)
+    if in_chans == 3:
+        return tv_tensors.wrap(plain.expand(*plain.shape[:-3], 3, -1, -1), like=image)
+    weights = torch.tensor(_GREY_WEIGHTS, device=plain.device).view(3, 1, 1)
+    if plain.is_floating_point():
+        grey = (plain * (weights / 65536).to(plain.dtype)).sum(-3, keepdim=True)
+    else:
+        grey = (((plain * weights).sum(-3, keepdim=True) + 32768) >> 16).to(plain.dtype)
+    return tv_tensors.wrap(grey, like=image)
+
+
+def to_float(image: Tensor) -> Tensor:
+    """uint8 in 0..255 to float32 in 0..1, divided as timm and the engine do; floats become float32."""
+    return tv_tensors.wrap(image.as_subclass(Tensor).float() / (1 if image.is_floating_point() else 255), like=image)
+
+
 def _check_transform(
-    img_size: int, mean: Sequence[float], std: Sequence[float], interpolation: str, in_chans: int | None
-) -> InterpolationMode:
-    if not isinstance(img_size, int) or img_size < 1:
-        raise ValueError(f"img_size {img_size!r} is no side of a square; give a positive integer")
+    img_size: int | tuple[int, int], mean: Sequence[float], std: Sequence[float], interpolation: str, in_chans: Any
+) -> tuple[int, int]:
     if in_chans not in (None, 1, 3):
         raise ValueError(f"in_chans {in_chans!r} cannot be made; use 1 (grey), 3 (RGB) or None (as they are)")
     if len(mean) != len(std) or len(mean) not in (1, in_chans or len(mean)):
@@ -160,14 +255,14 @@ def _check_transform(
         raise ValueError(f"std {std} must be positive")
     if interpolation not in _INTERPOLATIONS:
         raise ValueError(f"interpolation {interpolation!r} is unknown; use one of {', '.join(_INTERPOLATIONS)}")
-    return InterpolationMode(interpolation)
+    return to_pair(img_size, "img_size")
 
 
 def _checked(mean: Sequence[float], in_chans: int | None) -> list[Callable]:
     """The first steps: check the image, convert its channels; three means must not turn grey into colour unasked."""
     due = len(mean) if in_chans is None and len(mean) > 1 else None
-    return [partial(as_image, in_chans=due), *{None: [], 1: [v2.Grayscale(1)], 3: [v2.RGB()]}[in_chans]]
+    return [partial(as_image, in_chans=due), *([partial(to_channels, in_chans=in_chans)] if in_chans else [])]
 
 
 def _to_normalised(mean: Sequence[float], std: Sequence[float]) -> list[v2.Transform]:
-    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+    return [to_float, v2.Normalize(list(mean), list(std))]

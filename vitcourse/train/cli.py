@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import os
 import shlex
 import sys
 import types
@@ -10,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from .config import TrainConfig, TrainingError, config_fields, list_recipes, load_recipe
+from .splits import VAL_SHARE, VALIDATION, Splits, measure_on_test, open_splits, validation_of_earlier_run
 
 _SHOWN = ("train_loss", "val_loss", "val_accuracy")
 
@@ -48,26 +50,54 @@ def run(argv: list[str]) -> None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)  # of the initial weights
     model_args = {**recipe.get("model_args", {}), **options.model_args}
-    train_set, val_set = open_raw(options, "train"), open_raw(options, "test")
-    model_args = {"num_classes": len(train_set.classes), "in_chans": train_set.in_chans, **model_args}
+    out_dir = options.out_dir or f"runs/{options.model}-{options.data.partition(':')[0]}"
+    splits, about = choose_splits(options, recipe, out_dir)
+    model_args = {"num_classes": len(splits.train.classes), "in_chans": splits.train.in_chans, **model_args}
     model = create_model(options.model, weights=options.weights, **model_args)
     if options.weights is None:
-        mean, std = (_per_channel(v, model.in_chans) for v in (train_set.mean, train_set.std))
+        mean, std = (_per_channel(v, model.in_chans) for v in (splits.train.mean, splits.train.std))
         model.preprocess = replace(model.preprocess, mean=mean, std=std, crop_pct=1.0)
 
-    size = model.preprocess.img_size
+    is_main = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch set it
+    if splits.notice and is_main:
+        print(f"vitcourse: {splits.notice}", file=sys.stderr)
     fit(
         model,
-        fit_size(train_set, size, config, train=True),
-        fit_size(val_set, size, config, train=False, crop_pct=model.preprocess.crop_pct),
+        fit_size(splits.train, model, config, train=True),
+        splits.val and fit_size(splits.val, model, config, train=False),
         config,
-        out_dir=options.out_dir or f"runs/{options.model}-{options.data.partition(':')[0]}",
+        out_dir=out_dir,
         resume=options.resume,
         on_epoch_end=None if options.quiet else _print_row,
-        about={"data": options.data, "model_args": model_args, "weights": options.weights},
+        about={"data": options.data, "model_args": model_args, "weights": options.weights, **about},
         command="python -m vitcourse.train " + shlex.join(a for a in argv if a != "--resume"),
         progress=not options.quiet,
     )
+    if splits.test:
+        results = measure_on_test(out_dir, fit_size(splits.test, model, config, train=False), config)
+        if is_main and not options.quiet:
+            _print_test(results)
+
+
+def choose_splits(options: argparse.Namespace, recipe: dict[str, Any], out_dir: str) -> tuple[Splits, dict[str, str]]:
+    """The images, and what the run's folder keeps about them; a run is continued as it was begun.
+
+    Raises:
+        ValueError: the run in ``out_dir`` validates on something else than ``--val`` says.
+    """
+    earlier = validation_of_earlier_run(out_dir, options.data) if options.resume else None
+    if earlier and options.val not in (None, earlier):
+        raise ValueError(
+            f"the run in {out_dir} validates on {earlier}; continue it with --val {earlier}, or choose another folder"
+        )
+    splits = open_splits(
+        options.data,
+        earlier or options.val or recipe.get("val"),
+        options.val_share,
+        root=options.data_root,
+        download=options.download,
+    )
+    return splits, {} if earlier else {"val": splits.chosen_on}
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, TrainConfig, dict[str, Any]]:
@@ -99,7 +129,7 @@ def make_parser(recipe: dict[str, Any]) -> argparse.ArgumentParser:
         type=_model_args,
         default={},
         metavar="KEY=VALUE,…",
-        help="arguments of the model, such as img_size=28,patch_size=4,embed_dim=128",
+        help="arguments of the model, such as img_size=28,depths=(2,2,6,2),global_pool=avg",
     )
     parser.add_argument("--weights", help="weights to start from: a file, timm:NAME or torchvision:NAME")
     parser.add_argument(
@@ -108,11 +138,24 @@ def make_parser(recipe: dict[str, Any]) -> argparse.ArgumentParser:
         required="data" not in recipe,
         help="fashion_mnist_subset, fashion_mnist, cifar10, … or imagefolder:PATH",
     )
+    parser.add_argument(
+        "--val",
+        choices=VALIDATION,
+        help="what validates and chooses best.safetensors: the data set's val split, a part of train, the test images "
+        "(which else are looked at once, at the end), or nothing; val where there is one, else train "
+        f"({recipe.get('val')})",
+    )
+    parser.add_argument(
+        "--val-share",
+        type=float,
+        default=recipe.get("val_share", VAL_SHARE),
+        help="share of the training images that --val train holds out, of each class alike (%(default)s)",
+    )
     parser.add_argument("--data-root", help="folder of torchvision's data sets")
     parser.add_argument("--download", action="store_true", help="download the data set if it is not there")
     parser.add_argument("--out-dir", help="folder for checkpoints, metrics and weights; runs/MODEL-DATA by default")
     parser.add_argument("--resume", action="store_true", help="continue the run in out-dir")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors and notices")
     group = parser.add_argument_group("training")
     for f in config_fields():
         flag = "--" + f.name.replace("_", "-")
@@ -133,53 +176,86 @@ def _scalar_type(kind: Any) -> type:
 
 
 def _model_args(text: str) -> dict[str, Any]:
-    """``a=1,b=true,c=x`` as ``{"a": 1, "b": True, "c": "x"}``: literals of Python or of a recipe, and else strings."""
+    """``a=1,b=true,c=x,d=(2,2)`` as a dict: literals of Python or of a recipe, and else strings.
+
+    >>> _model_args("depths=(2,(2,6)),class_token=false,global_pool=avg,note='a,b'")
+    {'depths': (2, (2, 6)), 'class_token': False, 'global_pool': 'avg', 'note': 'a,b'}
+    """
     pairs: dict[str, Any] = {}
-    for item in filter(None, text.split(",")):
-        key, equals, value = item.partition("=")
-        if not equals:
+    for item in _split_outside_brackets(text):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not (equals and key.isidentifier() and value):
             raise argparse.ArgumentTypeError(f"{item!r} is not KEY=VALUE")
+        if key in pairs:
+            raise argparse.ArgumentTypeError(f"{item!r} gives {key} a second time")
         try:
-            pairs[key.strip()] = ast.literal_eval(value.capitalize() if value in ("true", "false") else value)
+            pairs[key] = ast.literal_eval(_Words().visit(ast.parse(value, mode="eval")))
         except (ValueError, SyntaxError):
-            pairs[key.strip()] = value
+            if value[0] in "([{\"'":
+                raise argparse.ArgumentTypeError(f"{item!r} cannot be read; write it as in Python") from None
+            pairs[key] = value
     return pairs
 
 
-def open_raw(options: argparse.Namespace, split: str) -> Any:
-    from vitcourse.data import open_dataset
+def _split_outside_brackets(text: str) -> list[str]:
+    """Cut at the commas that are in no brackets and no quotes."""
+    items, depth, quote = [""], 0, ""
+    for character in text:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        depth += 0 if quote else (character in "([{") - (character in ")]}")
+        if character == "," and not quote and depth == 0:
+            items.append("")
+        else:
+            items[-1] += character
+    if quote or depth:
+        raise argparse.ArgumentTypeError(f"{items[-1]!r} has {'a quote' if quote else 'brackets'} without a partner")
+    return [item for item in items if item.strip()]
 
-    return open_dataset(options.data, split, root=options.data_root, download=options.download)
+
+class _Words(ast.NodeTransformer):
+    """Bare words stand for strings, but true and false for what they say."""
+
+    def visit_Name(self, node: ast.Name) -> ast.Constant:
+        return ast.Constant({"true": True, "false": False}.get(node.id, node.id))
 
 
-def fit_size(dataset: Any, size: int, config: TrainConfig, *, train: bool, crop_pct: float = 1.0) -> Any:
-    """``dataset`` with uint8 images of ``size``; what is in memory at that size already stays as it is.
+def fit_size(dataset: Any, model: Any, config: TrainConfig, *, train: bool) -> Any:
+    """``dataset`` with uint8 images of ``model.img_size`` and ``model.in_chans``; what fits already stays as it is.
 
-    With ``loader="memory"`` files are read now, once, and held.
+    For validation and testing they are what ``eval_transform(**asdict(model.preprocess))`` makes of them, but for the
+    normalisation. With ``loader="memory"`` files are read now, once, and held.
 
     Raises:
         ValueError: random crops of larger pictures are asked for, of images that are to be held.
     """
     import torch
-    from torchvision.transforms import v2
+    from torchvision.transforms import InterpolationMode, v2
 
     from vitcourse.data import ImageDataset
+    from vitcourse.data.transforms import resize_and_crop
+    from vitcourse.layers import to_pair
 
-    if isinstance(dataset.images, torch.Tensor) and dataset.img_size == size:
+    preprocess = model.preprocess
+    size = to_pair(getattr(model, "img_size", preprocess.img_size), "img_size")
+    resize, crop = resize_and_crop(size, preprocess.interpolation, 1.0 if train else preprocess.crop_pct)
+    if getattr(model, "in_chans", dataset.in_chans) != dataset.in_chans and model.in_chans in (1, 3):
+        dataset = dataset.to_channels(model.in_chans)
+    held_size = to_pair(dataset.img_size, "img_size") if isinstance(dataset.images, torch.Tensor) else None
+    if held_size == size == resize.size:
         return dataset
-    bicubic, random_crop, hold = (
-        v2.InterpolationMode.BICUBIC,
-        train and config.crop_scale < 1,
-        config.loader == "memory",
-    )
+    random_crop, hold = train and config.crop_scale < 1, config.loader == "memory"
     if random_crop and hold:
         raise ValueError(
             "crop_scale crops larger pictures anew in every epoch; use --loader workers, or --crop-scale 1"
         )
     if random_crop:
-        dataset.transform = v2.RandomResizedCrop(size, scale=(config.crop_scale, 1.0), interpolation=bicubic)
+        how = InterpolationMode(preprocess.interpolation)
+        dataset.transform = v2.RandomResizedCrop(size, scale=(config.crop_scale, 1.0), interpolation=how)
     else:
-        dataset.transform = v2.Compose([v2.Resize(round(size / crop_pct), interpolation=bicubic), v2.CenterCrop(size)])
+        dataset.transform = v2.Compose([resize, crop])
     if not hold:
         return dataset
     images = torch.stack([torch.as_tensor(dataset[i][0]) for i in range(len(dataset))])
@@ -196,3 +272,11 @@ def _print_row(row: dict[str, Any]) -> None:
     shown = "  ".join(f"{name} {row[name]:.4f}" for name in _SHOWN if row[name] is not None)
     speed = f"{row['images_per_second']:.0f} images/s"
     tqdm.write(f"epoch {row['epoch']:3d}  step {row['step']:6d}  lr {row['lr']:.2e}  {shown}  {speed}")
+
+
+def _print_test(results: dict[str, dict[str, float]]) -> None:
+    from tqdm.auto import tqdm
+
+    for name, row in results.items():
+        shown = "  ".join(f"{key} {row[key]:.4f}" for key in ("test_loss", "test_accuracy"))
+        tqdm.write(f"epoch {row['epoch']:3d}  {name}.safetensors  {shown}")

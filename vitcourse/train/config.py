@@ -158,7 +158,7 @@ def list_recipes() -> list[str]:
 
 
 def load_recipe(name: str | Path) -> dict[str, Any]:
-    """A recipe by name or ``.toml`` file: ``{"model", "data", "model_args", "train"}``, each optional.
+    """A recipe by name or ``.toml`` file, a dict: model, data, val, val_share, model_args, train, each optional.
 
     Raises:
         ValueError: an unknown recipe, a file that is not TOML, or keys that mean nothing.
@@ -175,7 +175,7 @@ def load_recipe(name: str | Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"recipe {path} is not valid TOML: {error}") from None
     for key in recipe:
-        check_choice(f"key in recipe {path.name}:", key, ("model", "data", "model_args", "train"))
+        check_choice(f"key in recipe {path.name}:", key, ("model", "data", "val", "val_share", "model_args", "train"))
     for key in recipe.get("train", {}):
         check_choice(f"option in recipe {path.name}:", key, [f.name for f in config_fields()])
     return recipe

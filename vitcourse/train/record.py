@@ -46,7 +46,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 class RunFolder:
-    """The folder of one run: ``config.json``, ``last.pt``, ``metrics.csv``, ``best`` and ``final.safetensors``."""
+    """The folder of one run: ``config.json``, ``last.pt``, ``metrics.csv``, ``best`` and ``final.safetensors``; the
+    command line adds ``test.json``."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
