@@ -55,8 +55,8 @@ def run(argv: list[str]) -> None:
     model_args = {"num_classes": len(splits.train.classes), "in_chans": splits.train.in_chans, **model_args}
     model = create_model(options.model, weights=options.weights, **model_args)
     if options.weights is None:
-        mean, std = (_per_channel(v, model.in_chans) for v in (splits.train.mean, splits.train.std))
-        model.preprocess = replace(model.preprocess, mean=mean, std=std, crop_pct=1.0)
+        of_data = {"mean": splits.train.mean, "std": splits.train.std, "crop_pct": 1.0}
+        model.preprocess = replace(model.preprocess, **of_data).for_model(model)
 
     is_main = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch set it
     if splits.notice and is_main:
@@ -260,10 +260,6 @@ def fit_size(dataset: Any, model: Any, config: TrainConfig, *, train: bool) -> A
         return dataset
     images = torch.stack([torch.as_tensor(dataset[i][0]) for i in range(len(dataset))])
     return ImageDataset(images, dataset.targets, dataset.classes, mean=dataset.mean, std=dataset.std)
-
-
-def _per_channel(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _print_row(row: dict[str, Any]) -> None:

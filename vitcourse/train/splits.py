@@ -91,7 +91,8 @@ def measure_on_test(folder: str | Path, test_set: "ImageDataset", config: TrainC
         ``{"best": {"epoch", "test_loss", "test_accuracy"}, "final": …}``, which is also written to ``test.json`` in
         ``folder``, and into the headers of both files.
     """
-    from vitcourse.registry import create_model, read_metadata
+    from vitcourse import create_model
+    from vitcourse.weights import read_metadata
 
     from .evaluation import evaluate
     from .record import write_atomically
@@ -117,7 +118,7 @@ def measure_on_test(folder: str | Path, test_set: "ImageDataset", config: TrainC
 
 
 def _note(file: Path, model: Any, config: TrainConfig, facts: dict[str, Any]) -> None:
-    from vitcourse.registry import save_weights
+    from vitcourse import save_weights
 
     of_model = ("model", "model_args", "preprocess")  # which save_weights adds
     facts = {key: value for key, value in facts.items() if key not in of_model}
