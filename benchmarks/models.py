@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import in_turns, ratio, with_earlier, write_results
+from benchmarks.common import default_device, in_turns, ratio, with_earlier, write_results
 from vitcourse import create_model
+from vitcourse.devices import half_dtype
 
 TARGET = 1.02  # ours over theirs, at most
 
@@ -65,7 +66,7 @@ def inference(model: nn.Module, images: Tensor) -> Callable[[], Any]:
     model.eval()
 
     def step() -> None:
-        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+        with torch.inference_mode(), torch.autocast(images.device.type, half_dtype(images.device), enabled=images.is_cuda):
             model(images)
 
     return step
@@ -77,7 +78,7 @@ def training(model: nn.Module, images: Tensor) -> Callable[[], Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+        with torch.autocast(images.device.type, half_dtype(images.device), enabled=images.is_cuda):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
@@ -131,7 +132,7 @@ def _key(row: dict[str, Any]) -> tuple[str, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=default_device())
     parser.add_argument("--only", default="*", help="shell wildcard for our models' names")
     parser.add_argument("--peers", default="*", help="shell wildcard for the peers' names")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))

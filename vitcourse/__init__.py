@@ -6,6 +6,8 @@
 1
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +21,11 @@ _EXPORTS = {
     "VisionTransformer": "vit",
 }
 __all__ = [*_EXPORTS]
+
+# What an Apple GPU has no code for is computed on its CPU, and PyTorch says so once an operation. Read by `import torch`.
+MPS_FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"
+if sys.platform == "darwin" and "torch" not in sys.modules:
+    os.environ.setdefault(MPS_FALLBACK, "1")
 
 
 def __getattr__(name: str) -> Any:
