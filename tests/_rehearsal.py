@@ -1,6 +1,6 @@
 """Run lessons on a pretend accelerator, training cut short, and tell which cells fail. A process of its own:
 
-    python tests/_rehearsal.py [--mac] [--student] 00_vit 01_hierarchical …
+    python tests/_rehearsal.py [--mac | --cpu] [--student] 00_vit 01_hierarchical …
 
 One line of JSON on stdout for each lesson. A cell that only misses an expectation has not failed: nothing is learnt in
 three steps. Whatever else it raises is the device's doing, or the cut's.
@@ -84,10 +84,12 @@ def rehearse(stem: str, edition: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--mac", action="store_true", help="a device without float64")
+    parser.add_argument("--cpu", action="store_true", help="no device: what does the cut alone do?")
     parser.add_argument("--student", action="store_true", help="the edition with the blanks")
     parser.add_argument("lessons", nargs="+")
     options = parser.parse_args()
-    pretend_device.install(float64=not options.mac)
+    if not options.cpu:
+        pretend_device.install(float64=not options.mac)
     cut_short()
     for stem in options.lessons:
         print(json.dumps(rehearse(stem, "student" if options.student else "solved")), flush=True)
