@@ -66,7 +66,10 @@ def inference(model: nn.Module, images: Tensor) -> Callable[[], Any]:
     model.eval()
 
     def step() -> None:
-        with torch.inference_mode(), torch.autocast(images.device.type, half_dtype(images.device), enabled=images.is_cuda):
+        with (
+            torch.inference_mode(),
+            torch.autocast(images.device.type, half_dtype(images.device), enabled=images.is_cuda),
+        ):
             model(images)
 
     return step

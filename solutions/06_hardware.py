@@ -480,7 +480,9 @@ for n, d, block in [(50, 24, 64), (65, 32, 32), (197, 64, 64)]:
     expect(
         f"N = {n}, D = {d}, BLOCK = {block}: your error over sdpa's, or over 1e-6", error / max(peer, 1e-6), at_most=2
     )
-inputs = (t if t.is_cuda else t.cpu() for t in (q, k, v))  # compiled for CUDA, interpreted on a CPU: there is no third way
+inputs = (
+    t if t.is_cuda else t.cpu() for t in (q, k, v)
+)  # compiled for CUDA, interpreted on a CPU: there is no third way
 library = hardware.flash_attention(*inputs).to(device)
 expect("your kernel against the library's, largest difference", (out - library).abs().max(), at_most=1e-5)
 

@@ -203,7 +203,9 @@ MODELS = {
     "swin_v2": lambda: create_model(
         "swinv2_tiny_window8_256", img_size=64, window_size=4, embed_dim=8, num_heads=(1, 1, 2, 2)
     ),
-    "coatnet": lambda: create_model("coatnet_0", img_size=32, stem_dim=8, embed_dim=(8, 8, 32, 32), depths=(1, 1, 1, 1)),
+    "coatnet": lambda: create_model(
+        "coatnet_0", img_size=32, stem_dim=8, embed_dim=(8, 8, 32, 32), depths=(1, 1, 1, 1)
+    ),
 }
 
 
@@ -325,7 +327,11 @@ def image_to_patch(x, patch_size):
 def test_an_answer_that_leaves_something_on_the_cpu_is_told(capsys):
     tell = lambda end: answered("vit.image_to_patch", PATCHES.format(end), capsys)  # noqa: E731
     assert tell("x") == "✓ image_to_patch"
-    mixed, returned, seen = tell("x + torch.zeros(x.shape)"), tell("x.cpu()"), tell("x * float(x.detach().numpy().size)")
+    mixed, returned, seen = (
+        tell("x + torch.zeros(x.shape)"),
+        tell("x.cpu()"),
+        tell("x * float(x.detach().numpy().size)"),
+    )
     assert mixed.startswith("✗ image_to_patch: right on the CPU, but on pretend: RuntimeError: Expected all tensors")
     assert returned.startswith("✗ image_to_patch: right on the CPU, but on pretend the output is on cpu, expected on")
     assert seen.startswith("✗ image_to_patch")

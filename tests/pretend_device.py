@@ -14,6 +14,7 @@ from functools import wraps
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -235,12 +236,23 @@ def install(float64: bool = True) -> torch.device:
     library.fallback(_fallback, "PrivateUse1")
     library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # autocast is allowed, and casts nothing
     # Functions that fill an `out` which they resize; that, a wrapper cannot have done to itself.
-    for name in ("tensor", "as_tensor", "arange", "linspace", "logspace", "eye", "tril_indices", "triu_indices", "randperm"):
+    for name in (
+        "tensor",
+        "as_tensor",
+        "arange",
+        "linspace",
+        "logspace",
+        "eye",
+        "tril_indices",
+        "triu_indices",
+        "randperm",
+    ):
         setattr(torch, name, _by_way_of_the_cpu(getattr(torch, name)))
     Tensor.new_tensor = lambda self, data, *, dtype=None, device=None, **options: torch.tensor(
         data, dtype=dtype or self.dtype, device=device or self.device, **options
     )
     torch.inference_mode = _no_grad_instead
+    F.scaled_dot_product_attention = _fused(F.scaled_dot_product_attention)
     torch.accelerator.synchronize = lambda device=None: None  # every call is over when it returns
     _run_triton_on_the_device()
     return torch.device(NAME)
@@ -263,6 +275,21 @@ def _by_way_of_the_cpu(make: Callable) -> Callable:
         return make(*args, **options).to(device).requires_grad_(requires_grad)
 
     return made
+
+
+def _fused(attend: Callable) -> Callable:
+    """Without a gradient, attention is one operation, as on other devices; PyTorch would take it apart for ours."""
+
+    @wraps(attend)
+    def attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
+        given = (query, key, value, *args)
+        tensors = _tensors((given, tuple(options.values())))
+        trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if trained or not any(isinstance(tensor, Pretend) for tensor in tensors):
+            return attend(*given, **options)
+        return _compute(torch.ops.aten.scaled_dot_product_attention.default, given, options)
+
+    return attention
 
 
 class _no_grad_instead(torch.no_grad):
