@@ -77,7 +77,7 @@ def everything(model):
 CONFIG = TrainConfig(max_steps=4, batch_size=8, lr=1e-2, warmup=0.0)
 
 
-# ------------------------------------------------------------------------------------------------------------ the device
+# ----------------------------------------------------------------------------------------------------------- the device
 
 
 def test_a_tensor_of_the_cpu_is_a_stranger():
@@ -125,7 +125,7 @@ def test_random_numbers_of_the_device_are_given_back():
     assert torch.equal(torch.rand(4), expected[1])
 
 
-# ------------------------------------------------------------------------------------------------------------ the engine
+# ----------------------------------------------------------------------------------------------------------- the engine
 
 
 def test_a_model_is_trained_where_it_lies_or_where_the_session_is(capsys):
@@ -194,7 +194,7 @@ def test_a_run_is_the_same_as_on_the_cpu_and_goes_on_where_it_stopped(tmp_path, 
     assert torch.equal(everything(again), everything(whole))
 
 
-# ------------------------------------------------------------------------------------------------------------- the parts
+# ------------------------------------------------------------------------------------------------------------ the parts
 
 
 MODELS = {
@@ -282,7 +282,7 @@ def test_models_are_pruned():
         assert (make_permanent(sparse).blocks[0].mlp.fc1.weight == 0).sum().item() >= 0.5 * 32 * 128
 
 
-# ----------------------------------------------------------------------------------------------------------- the graders
+# ---------------------------------------------------------------------------------------------------------- the graders
 
 CHECKS = {name: spec for name, spec in checks.load_all().items() if spec.topic in checks.TOPICS}
 ON_THE_DEVICE = {name: spec for name, spec in CHECKS.items() if not hasattr(spec.runner, "device_types")}

@@ -32,7 +32,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")
 
 
-# ------------------------------------------------------------------------------------------------------------ one answer
+# ----------------------------------------------------------------------------------------------------------- one answer
 
 
 def test_the_session_decides_then_the_environment_then_the_machine(monkeypatch, gpu):
@@ -122,7 +122,7 @@ def test_graders_try_the_device_of_the_session(gpu, monkeypatch):
     assert seen == [torch.device("cuda")]
 
 
-# ------------------------------------------------------------------------------------------------ what devices differ in
+# ----------------------------------------------------------------------------------------------- what devices differ in
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
@@ -159,7 +159,7 @@ def test_what_apples_gpus_lack_is_computed_on_their_cpu(platform, expected):
     assert done.stdout.strip() == str(expected)
 
 
-# --------------------------------------------------------------------------------------------------------- the rehearsal
+# -------------------------------------------------------------------------------------------------------- the rehearsal
 
 
 def own_process(*command, **environment):

@@ -97,7 +97,7 @@ def describe_device(device: torch.device) -> str:
     return name(device) if name else str(device)
 
 
-# ------------------------------------------------------------------------------------------------ what devices differ in
+# ----------------------------------------------------------------------------------------------- what devices differ in
 
 
 def half_dtype(device: torch.device) -> torch.dtype:
@@ -131,7 +131,7 @@ def widest_float(device: torch.device | None) -> torch.dtype:
     return torch.float64 if device is None or has_float64(device) else torch.float32
 
 
-# --------------------------------------------------------------------------------------------------------- random numbers
+# ------------------------------------------------------------------------------------------------------- random numbers
 
 
 @contextlib.contextmanager
