@@ -64,15 +64,11 @@ def rehearse(stem: str, edition: str) -> dict[str, Any]:
     failures, missed, printed = [], [], io.StringIO()
     for i, cell in enumerate(cells):
         file, begun = f"<{stem}, cell {i}>", time.process_time()
-        linecache.cache[file] = (
-            len(cell),
-            None,
-            briefly(cell).splitlines(keepends=True),
-            file,
-        )  # Triton reads the source
+        cell = briefly(cell)
+        linecache.cache[file] = (len(cell), None, cell.splitlines(keepends=True), file)  # Triton reads the source
         try:
             with contextlib.redirect_stdout(printed):
-                exec(compile(briefly(cell), file, "exec"), namespace)
+                exec(compile(cell, file, "exec"), namespace)
         except ExpectationError as error:
             missed.append(str(error).partition(":")[0])
         except Exception as error:

@@ -22,6 +22,8 @@ SOURCE = '''\
 # %%
 import sys
 
+import torch
+
 from vitcourse import course
 from vitcourse.course import TODO, exercise, expect
 from vitcourse.course.checks import call, check

@@ -22,7 +22,7 @@ _EXPORTS = {
 }
 __all__ = [*_EXPORTS]
 
-# What an Apple GPU has no code for is computed on its CPU, and PyTorch says so once an operation. Read by `import torch`.
+# What an Apple GPU lacks is then computed on the CPU, and PyTorch says so, once an operation. `import torch` reads it.
 MPS_FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"
 if sys.platform == "darwin" and "torch" not in sys.modules:
     os.environ.setdefault(MPS_FALLBACK, "1")

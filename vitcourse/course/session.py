@@ -38,7 +38,7 @@ def setup(profile: str | None = None, *, device: str | torch.device | None = Non
         profile: ``"quick"`` (embedded data, CPU or GPU, offline) or ``"full"`` (real data sets, a GPU). Without it, the
             environment variable VITCOURSE_PROFILE decides; without that, quick.
         device: ``"cuda"``, ``"mps"``, ``"cpu"``, …, on which ``fit`` and the graders work from now on, too. Without it,
-            the environment variable VITCOURSE_DEVICE decides; without that, the accelerator of this machine, or the CPU.
+            the environment variable VITCOURSE_DEVICE decides; without that, this machine's accelerator, or the CPU.
         seed: of Python's, NumPy's and PyTorch's generators.
 
     Prints nothing on stdout, which must be the same on every machine; the device is named on stderr.
@@ -76,6 +76,6 @@ def _limits(device: torch.device) -> Iterator[str]:
     left = accelerator()  # a GPU for which Triton may be set up, or shall be
     if left and left.type == "cuda" != device.type and os.environ.get("TRITON_INTERPRET") != "1":
         if "triton" in sys.modules:
-            yield f"Triton compiles for {left} already; to interpret its kernels set VITCOURSE_DEVICE={device} and restart"
+            yield f"Triton compiles for {left} already; to interpret its kernels restart with VITCOURSE_DEVICE={device}"
         else:
             os.environ["TRITON_INTERPRET"] = "1"
