@@ -1,6 +1,6 @@
 # make lab     install into .venv and open the course in JupyterLab
 # make test    everything that must hold: lint, unit, parity and doc tests, and every notebook of both editions
-# The rest is for those who work on the course: notebooks, oldest, bench, gpu, sanitize, lint, clean.
+# The rest is for those who work on the course: thorough, notebooks, oldest, bench, gpu, sanitize, lint, clean.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +13,7 @@ endif
 NOTEBOOKS = $(wildcard notebooks/*.ipynb solutions/*.ipynb)
 BENCHMARKS = importtime models scaling quantization pruning
 
-.PHONY: lab test lint notebooks oldest bench gpu sanitize clean
+.PHONY: lab test thorough lint notebooks oldest bench gpu sanitize clean
 .DELETE_ON_ERROR:
 
 lab: $(VENV)/.lab
@@ -25,6 +25,10 @@ test: lint
 	$(BIN)/python -m pytest -q
 	$(BIN)/python -m pytest -q --nbval $(NOTEBOOKS)
 
+# What takes minutes, and seldom is the first to fail.
+thorough: $(VENV)/.dev
+	$(BIN)/python -m pytest -q -m thorough
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -35,7 +39,7 @@ notebooks: $(VENV)/.dev
 # The oldest versions that are supported, in an environment of their own: the tests, and the opening lesson.
 # (Triton 3.6 interprets kernels with the NumPy of its time only.)
 oldest: $(OLDEST)/.dev
-	$(OLDEST)/bin/python -m pytest -q -m "not slow"
+	$(OLDEST)/bin/python -m pytest -q -m "not slow and not thorough"
 	$(OLDEST)/bin/python -m pytest -q --nbval notebooks/00_vit.ipynb solutions/00_vit.ipynb
 
 bench: $(VENV)/.dev

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.common import captured, in_turns, ratio, with_earlier, write_results
+from benchmarks.common import captured, in_turns, ratio, require_kernels, with_earlier, write_results
 from vitcourse.hardware import flash_attention, flash_attention_qkvpacked
 
 # Those that models have, and 65, 129 and 273, the shortest for which `plans` takes bigger tiles: there most is wasted.
@@ -236,8 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bias", action="store_true")
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args(argv)
-    if not torch.cuda.is_available():
-        parser.error("needs a CUDA device, and torch.cuda.is_available() is false")
+    require_kernels(parser)
     rows, speed = [], chip_speed("cuda", arguments.rounds)
     print(f"copies {speed[0] / 1e12:.2f} TB/s, bfloat16 products {speed[1] / 1e12:.0f} TFLOP/s")
     lengths = arguments.only or list(BIASED_LENGTHS if arguments.bias else LENGTHS)

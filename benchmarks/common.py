@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import vitcourse
+from vitcourse.devices import describe_device, resolve_device
 from vitcourse.paths import results_dir
 
 SEEDS = (0, 1, 2)  # of every sweep
@@ -82,12 +83,24 @@ def ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
 def device_name(device: str) -> str:
     """What the device calls itself; for a CPU also how many threads are used."""
     if device != "cpu":
-        return torch.cuda.get_device_name(device)
+        return describe_device(torch.device(device))
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     threads = torch.get_num_threads()
     return f"{(models or [platform.machine()])[0]} CPU, {threads} thread{'s' * (threads > 1)}"
+
+
+def default_device() -> str:
+    """Where a benchmark runs that is not told: these know CUDA and the CPU."""
+    return "cuda" if resolve_device().type == "cuda" else "cpu"
+
+
+def require_kernels(parser: argparse.ArgumentParser) -> None:
+    """End a benchmark of our attention kernels where they cannot run."""
+    device = resolve_device()
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        parser.error(f"needs a CUDA device of compute capability 8.0, and this would run on {describe_device(device)}")
 
 
 def versions() -> dict[str, str]:

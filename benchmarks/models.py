@@ -3,8 +3,8 @@
     python -m benchmarks.models                              all models, on a GPU where there is one
     python -m benchmarks.models --only "vit*" --modes eager  some of them; the other rows of the file are kept
 
-Same shapes, same run, in turns. Inference, and a training step: forward, backward, AdamW. A GPU runs in bfloat16 by
-autocast. Results: ``models_<device type>.json``.
+Same shapes, same run, in turns. Inference, and a training step: forward, backward, AdamW. A GPU runs in 16 bits by
+autocast, bfloat16 where it has that. Results: ``models_<device type>.json``.
 """
 
 import argparse
@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.common import in_turns, ratio, with_earlier, write_results
+from benchmarks.common import default_device, in_turns, ratio, with_earlier, write_results
 from vitcourse import create_model
+from vitcourse.devices import half_dtype
 
 TARGET = 1.02  # ours over theirs, at most
 
@@ -61,11 +62,15 @@ def build_peer(peer: str) -> nn.Module:
     return model
 
 
+def autocast(images: Tensor) -> torch.autocast:
+    return torch.autocast(images.device.type, half_dtype(images.device), enabled=images.is_cuda)
+
+
 def inference(model: nn.Module, images: Tensor) -> Callable[[], Any]:
     model.eval()
 
     def step() -> None:
-        with torch.inference_mode(), torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+        with torch.inference_mode(), autocast(images):
             model(images)
 
     return step
@@ -77,7 +82,7 @@ def training(model: nn.Module, images: Tensor) -> Callable[[], Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+        with autocast(images):
             loss = F.cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
@@ -131,7 +136,7 @@ def _key(row: dict[str, Any]) -> tuple[str, ...]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=default_device())
     parser.add_argument("--only", default="*", help="shell wildcard for our models' names")
     parser.add_argument("--peers", default="*", help="shell wildcard for the peers' names")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))

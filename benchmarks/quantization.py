@@ -4,7 +4,7 @@
     python -m benchmarks.quantization --parts accuracy    some of it; the other rows of the file are kept
 
 * layers: every linear layer of ViT-B and ViT-L at batch 1 and 8, and on a GPU also 64 and a single token, against
-  ``F.linear`` (float32 on a CPU, bfloat16 by cuBLAS on a GPU) and against torchao's layers, in turns.
+  ``F.linear`` (float32 on a CPU, 16 bits by cuBLAS on a GPU) and against torchao's layers, in turns.
 * models: a whole ViT-B in the same way.
 * sizes: bytes of the saved file over those of float32's.
 * accuracy: of the weights that come with the course, for each scheme, and for weights of 2 to 8 bits.
@@ -31,9 +31,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import captured, in_turns, ratio, with_earlier, write_results
+from benchmarks.common import captured, default_device, in_turns, ratio, with_earlier, write_results
 from vitcourse import create_model
 from vitcourse.data import open_dataset
+from vitcourse.devices import half_dtype
 from vitcourse.hardware.quantize import SCHEMES, dequantize, model_bytes, quantize, quantize_model
 from vitcourse.hardware.quantize.checks import GROUP_SIZES
 from vitcourse.hardware.quantize.tilings import kernel_for, tilings
@@ -144,7 +145,7 @@ def target(scheme: str, batch: int) -> float:
 
 
 def measure_layers(device: str, rounds: int, keep: Callable[[list[dict[str, Any]]], None]) -> None:
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    dtype = torch.float32 if device == "cpu" else half_dtype(torch.device(device))
     for model, width in WIDTHS.items():
         for layer, (inputs, outputs) in layer_shapes(width).items():
             for batch, tokens in SIZES[torch.device(device).type]:
@@ -156,7 +157,7 @@ def measure_layers(device: str, rounds: int, keep: Callable[[list[dict[str, Any]
 
 
 def measure_models(device: str, rounds: int, keep: Callable[[list[dict[str, Any]]], None]) -> None:
-    dtype, batches = (torch.float32, (1,)) if device == "cpu" else (torch.bfloat16, (1, 8))
+    dtype, batches = (torch.float32, (1,)) if device == "cpu" else (half_dtype(torch.device(device)), (1, 8))
     for batch in batches:
         torch.manual_seed(0)
         model = create_model("vit_base_patch16_224").eval().to(device, dtype)
@@ -311,7 +312,7 @@ def merged(name: str, rows: list[dict[str, Any]], device: str) -> list[dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=default_device())
     parser.add_argument("--parts", nargs="+", choices=(*PARTS, "kernels"), default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads, for both sides alike")

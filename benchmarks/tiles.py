@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.attention import BIASED_LENGTHS, HEADS, LENGTHS, full_batch
-from benchmarks.common import captured, in_turns, ratio, with_earlier, write_results
+from benchmarks.common import captured, in_turns, ratio, require_kernels, with_earlier, write_results
 from vitcourse.hardware.flash import ops, plans
 from vitcourse.hardware.flash.plans import Plan, Tile
 
@@ -185,8 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bias", action="store_true")
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args(argv)
-    if not torch.cuda.is_available():
-        parser.error("needs a CUDA device, and torch.cuda.is_available() is false")
+    require_kernels(parser)
     if "backward_bias" in arguments.steps and not arguments.bias:
         parser.error("the step backward_bias needs --bias")
     rows, capability = [], torch.cuda.get_device_capability()

@@ -643,7 +643,7 @@ def train_pairs(shift, steps=300):
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        if step % 50 == 0:
+        if step % (steps // 6) == 0:
             with torch.no_grad():
                 curve.append((step, (model(new_pictures).argmax(1) == new_answers).float().mean().item()))
     return curve
@@ -899,11 +899,12 @@ pyramid.eval().to(device)
 
 def false_colours(features):
     """(C, H, W) -> (3, H, W) in 0 … 1: the three directions in which the features vary most."""
-    flat = features.flatten(1) - features.flatten(1).mean(1, keepdim=True)
+    flat = features.flatten(1).cpu()  # not every device can decompose a matrix
+    flat = flat - flat.mean(1, keepdim=True)
     directions = torch.linalg.eigh(flat @ flat.T).eigenvectors[:, -3:].flip(1)
     colours = directions.T @ flat
     low, high = colours.quantile(0.02, dim=1, keepdim=True), colours.quantile(0.98, dim=1, keepdim=True)
-    return ((colours - low) / (high - low)).reshape(3, *features.shape[1:]).cpu()
+    return ((colours - low) / (high - low)).reshape(3, *features.shape[1:])
 
 
 mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (train_set.mean, train_set.std))

@@ -752,7 +752,7 @@ def shift_consistency(model, images, pixels):
     still, same = model(images).argmax(1), []
     for border in ((p, -p, 0, 0), (-p, p, 0, 0), (0, 0, p, -p), (0, 0, -p, p)):
         same.append(model(F.pad(images, border)).argmax(1) == still)
-    return torch.cat(same).double().mean().item()
+    return torch.cat(same).float().mean().item()
     # </solution>
 
 

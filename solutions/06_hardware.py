@@ -123,16 +123,16 @@ def fastest(step, repeats=5):
     for _ in range(repeats):
         start = time.perf_counter()
         step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
         taken.append(time.perf_counter() - start)
     return min(taken)
 
 
-side = 1024 if device.type == "cpu" else 8192
-dtype = torch.float32 if device.type == "cpu" else torch.float16
+side = 8192 if device.type == "cuda" else 1024
+dtype = torch.float16 if device.type == "cuda" else torch.float32
 a = torch.randn(side, side, device=device, dtype=dtype)
-long = torch.randn(2**24 if device.type == "cpu" else 2**28, device=device)
+long = torch.randn(2**28 if device.type == "cuda" else 2**24, device=device)
 target = torch.empty_like(long)
 peak = 2 * side**3 / fastest(lambda: a @ a)
 bandwidth = 2 * long.numel() * 4 / fastest(lambda: target.copy_(long))
@@ -471,15 +471,19 @@ def flash(q, k, v, *, scale, bias=None, block=64):
 
 generator = torch.Generator().manual_seed(0)
 for n, d, block in [(50, 24, 64), (65, 32, 32), (197, 64, 64)]:
-    q, k, v = torch.randn(3, 1, 1, n, d, generator=generator).to(device)
-    truth = attention(q.double(), k.double(), v.double(), backend="math")
+    qkv = torch.randn(3, 1, 1, n, d, generator=generator)
+    truth = attention(*qkv.double(), backend="math")  # on the CPU: not every device has float64
+    q, k, v = qkv.to(device)
     out = flash(q, k, v, scale=d**-0.5, block=block)
-    error = (out - truth).abs().max()
-    peer = (F.scaled_dot_product_attention(q, k, v) - truth).abs().max()
+    error = (out.cpu() - truth).abs().max()
+    peer = (F.scaled_dot_product_attention(q, k, v).cpu() - truth).abs().max()
     expect(
         f"N = {n}, D = {d}, BLOCK = {block}: your error over sdpa's, or over 1e-6", error / max(peer, 1e-6), at_most=2
     )
-library = hardware.flash_attention(q, k, v)  # on a CPU it runs on the interpreter, too
+inputs = (
+    t if t.is_cuda else t.cpu() for t in (q, k, v)
+)  # compiled for CUDA, interpreted on a CPU: there is no third way
+library = hardware.flash_attention(*inputs).to(device)
 expect("your kernel against the library's, largest difference", (out - library).abs().max(), at_most=1e-5)
 
 # %% [markdown]
@@ -1183,7 +1187,7 @@ if swept:
 # falls; a star marks the 2:4 pattern at one half. Right: bars of the time of a forward pass on this machine, relative to the whole model:
 # about one with half of the weights zero, clearly less with 40 per cent of the multiply–adds removed.
 sparse = prune.make_permanent(prune.magnitude_prune(copy.deepcopy(vit), 0.5))
-x = images.repeat(1 if device.type == "cpu" else 20, 1, 1, 1)[: 64 if device.type == "cpu" else None]
+x = images.repeat(20 if device.type == "cuda" else 1, 1, 1, 1)[: None if device.type == "cuda" else 64]
 with torch.inference_mode():
     taken = {name: [] for name in ("whole", "half of it zeros", "40 % removed")}
     for _ in range(7):

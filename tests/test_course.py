@@ -376,7 +376,7 @@ def test_inputs_are_fresh_every_time():
 
 
 def test_a_tensor_left_on_the_cpu_is_found_where_there_is_an_accelerator(capsys, monkeypatch):
-    monkeypatch.setattr(grading, "accelerators", lambda: ["meta"])
+    monkeypatch.setattr(grading, "resolve_device", lambda: torch.device("meta"))
     run_cell(patches_cell(f"{RIGHT}; return y"))
     run_cell(gate_cell(), "demo.Gate")
     run_cell(patches_cell(f"{RIGHT}; return y + torch.zeros(y.shape)"))

@@ -22,6 +22,8 @@ SOURCE = '''\
 # %%
 import sys
 
+import torch
+
 from vitcourse import course
 from vitcourse.course import TODO, exercise, expect
 from vitcourse.course.checks import call, check
@@ -176,8 +178,6 @@ def run_setup_cell(source, folder, *, gpu=False):
     prelude = (
         "import sys, types; sys.path = [p for p in sys.path if 'vitcourse' not in p]\n"
         "sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\n"
-        "torch = sys.modules['torch'] = types.ModuleType('torch')\n"
-        "torch.cuda = types.SimpleNamespace(is_available=lambda: GPU)\n"
         "import subprocess; subprocess.run = lambda command, check: sys.stderr.write(f'RUN {command[1:]}')\n"
     )
     epilogue = (
@@ -194,6 +194,10 @@ def run_setup_cell(source, folder, *, gpu=False):
 def test_the_setup_cell_finds_the_clone_it_is_in(tmp_path):
     (tmp_path / "clone" / "vitcourse" / "course").mkdir(parents=True)
     (tmp_path / "clone" / "vitcourse" / "__init__.py").touch()
+    (tmp_path / "clone" / "vitcourse" / "devices.py").write_text(
+        "import __main__, types\n"
+        "def resolve_device(): return types.SimpleNamespace(type='cuda' if __main__.GPU else 'mps')\n"
+    )
     (tmp_path / "clone" / "work" / "deep").mkdir(parents=True)
     source = lessons.setup_cell(lessons.Lesson(tmp_path, "00_demo"), "student")
     result = run_setup_cell(source, tmp_path / "clone" / "work" / "deep")

@@ -6,6 +6,8 @@
 1
 """
 
+import os
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -20,6 +22,11 @@ _EXPORTS = {
     "VisionTransformer": "vit",
 }
 __all__ = [*_EXPORTS]
+
+# What an Apple GPU lacks is then computed on the CPU, and PyTorch says so, once an operation. `import torch` reads it.
+MPS_FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"
+if sys.platform == "darwin" and "torch" not in sys.modules:
+    os.environ.setdefault(MPS_FALLBACK, "1")
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import torch
 
+from vitcourse.devices import resolve_device, widest_float
+
 from .cases import Case, Property, Random, call
 from .comparing import Finding, Level, compare, describe_error, is_evidence
 from .running import Outcome, TimeLimit, execute, isolated, leaves, map_tensors, named_inputs, random_weights, run
@@ -305,33 +307,36 @@ def _makes(trial: Trial, mistake: Mistake, outcomes: list[Outcome], level: Level
 
 
 def _elsewhere(trial: Trial, answer: Callable) -> str:
-    """On an accelerator, if there is one, nothing may have been left on the CPU. One case is enough to tell."""
-    spec, i = trial.spec, next((i for i, case in enumerate(trial.cases) if isinstance(case, Case)), None)
-    for device in accelerators() if i is not None else []:
-        case = trial.cases[i]
-        args, kwargs = map_tensors((case.args, case.kwargs), lambda tensor, device=device: tensor.to(device))
-        moved = replace(case, args=args, kwargs=kwargs)
-        right, own = (
-            spec.runner(
-                function, moved, trial.weights[i], trial.reference,
-                gradients=False, seconds=spec.seconds, seed=trial.seed,
-            )
-            for function in (trial.reference, answer)
-        )  # fmt: skip
-        if right.error:
-            continue
-        if own.error:
-            text = _with_place(describe_error(own.error), case, answer, own.error)
-            return f"right on the CPU, but on {device}: {text}"
-        for (_, a), (_, b) in zip(leaves(right.output), leaves(own.output), strict=True):
-            if isinstance(a, torch.Tensor) and a.device != b.device:
-                return f"right on the CPU, but on {device} the output is on {b.device}, expected on {a.device}"
+    """On the session's device, if that is no CPU, nothing may have been left on one. One case is enough to tell."""
+    spec, device = trial.spec, resolve_device()
+    i = next((i for i, case in enumerate(trial.cases) if isinstance(case, Case)), None)
+    if i is None or device.type == "cpu" or device.type not in getattr(spec.runner, "device_types", (device.type,)):
+        return ""
+    case = trial.cases[i]
+    args, kwargs = map_tensors((case.args, case.kwargs), lambda tensor: _moved(tensor, device))
+    moved = replace(case, args=args, kwargs=kwargs)
+    right, own = (
+        spec.runner(
+            function, moved, trial.weights[i], trial.reference,
+            gradients=False, seconds=spec.seconds, seed=trial.seed,
+        )
+        for function in (trial.reference, answer)
+    )  # fmt: skip
+    if right.error:
+        return ""
+    if own.error:
+        text = _with_place(describe_error(own.error), case, answer, own.error)
+        return f"right on the CPU, but on {device}: {text}"
+    for (_, a), (_, b) in zip(leaves(right.output), leaves(own.output), strict=True):
+        if isinstance(a, torch.Tensor) and a.device != b.device:
+            return f"right on the CPU, but on {device} the output is on {b.device}, expected on {a.device}"
     return ""
 
 
-def accelerators() -> list[str]:
-    """Devices beside the CPU on which answers are tried once."""
-    return ["cuda"] if torch.cuda.is_available() else []
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Inputs are float64, which some devices do not have. What matters there is where tensors lie."""
+    single = tensor.is_floating_point() and tensor.dtype.itemsize > widest_float(device).itemsize
+    return tensor.to(device, torch.float32 if single else tensor.dtype)
 
 
 # --------------------------------------------------------------------------------------------- the learner's own code

@@ -231,6 +231,7 @@ class KernelRunner:
     """
 
     launch: Callable
+    device_types = ("cuda",)  # beside the CPU, whose tensors are interpreted
 
     @property
     def signature_of(self) -> Callable:

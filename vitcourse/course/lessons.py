@@ -117,9 +117,9 @@ elif REPOSITORY:
 else:
     raise ModuleNotFoundError("vitcourse is not here: open this notebook in a clone of it, or `pip install` a clone")
 
-import torch
+from vitcourse.devices import resolve_device
 
-if not torch.cuda.is_available():
+if resolve_device().type != "cuda":
     os.environ["TRITON_INTERPRET"] = "1"  # without a GPU, Triton kernels run in Python; must be set before its import
 os.environ["VITCOURSE_LESSON"] = "{lesson.stem}"
 {keep}'''.rstrip()

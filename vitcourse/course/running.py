@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vitcourse.devices import kept_random_state, seed_all
+
 from .cases import Case
 
 
@@ -122,13 +124,10 @@ def _withdraw(thread: ctypes.c_ulong, raise_in: Callable[..., int]) -> None:
 def isolated(seed: int) -> Iterator[None]:
     """Seed every generator inside the block, and give all of them back as they were."""
     states = random.getstate(), np.random.get_state()
-    cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=cuda), torch.enable_grad():
+    with kept_random_state(), torch.enable_grad():
         random.seed(seed)
         np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            torch.cuda.manual_seed_all(seed)
+        seed_all(seed)
         try:
             yield
         finally:

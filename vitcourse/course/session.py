@@ -3,12 +3,16 @@
 import os
 import random
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
 
 import numpy as np
 import torch
+
+from vitcourse import MPS_FALLBACK
+from vitcourse.devices import accelerator, describe_device, has_float64, use_device
 
 PROFILES = ("quick", "full")
 
@@ -27,18 +31,20 @@ class Session:
         return self.profile == "quick"
 
 
-def setup(profile: str | None = None, *, seed: int = 0) -> Session:
+def setup(profile: str | None = None, *, device: str | torch.device | None = None, seed: int = 0) -> Session:
     """Make a lesson repeatable: seed every generator, fix how numbers and figures look, choose profile and device.
 
     Args:
         profile: ``"quick"`` (embedded data, CPU or GPU, offline) or ``"full"`` (real data sets, a GPU). Without it, the
             environment variable VITCOURSE_PROFILE decides; without that, quick.
+        device: ``"cuda"``, ``"mps"``, ``"cpu"``, …, on which ``fit`` and the graders work from now on, too. Without it,
+            the environment variable VITCOURSE_DEVICE decides; without that, this machine's accelerator, or the CPU.
         seed: of Python's, NumPy's and PyTorch's generators.
 
     Prints nothing on stdout, which must be the same on every machine; the device is named on stderr.
 
     Raises:
-        ValueError: there is no such profile.
+        ValueError: there is no such profile, or no such device here.
 
     >>> setup("quick").quick
     True
@@ -54,7 +60,22 @@ def setup(profile: str | None = None, *, seed: int = 0) -> Session:
     if find_spec("vitcourse.plot") and find_spec("matplotlib"):
         import_module("vitcourse.plot").use_style()
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
-    print(f"vitcourse: profile {profile}, on {name}", file=sys.stderr)
-    return Session(os.environ.get("VITCOURSE_LESSON", ""), profile, device)
+    chosen = use_device(device)
+    print(f"vitcourse: profile {profile}, on {describe_device(chosen)}", file=sys.stderr)
+    for line in _limits(chosen):
+        print(f"vitcourse: {line}", file=sys.stderr)
+    return Session(os.environ.get("VITCOURSE_LESSON", ""), profile, chosen)
+
+
+def _limits(device: torch.device) -> Iterator[str]:
+    """What a learner should know of a device beforehand."""
+    if not has_float64(device):
+        yield f"{device} has no double precision; what wants it is computed in single precision there"
+    if device.type == "mps" and os.environ.get(MPS_FALLBACK) != "1":
+        yield f"operations that {device} lacks will fail; set {MPS_FALLBACK}=1 before torch is imported"
+    left = accelerator()  # a GPU for which Triton may be set up, or shall be
+    if left and left.type == "cuda" != device.type and os.environ.get("TRITON_INTERPRET") != "1":
+        if "triton" in sys.modules:
+            yield f"Triton compiles for {left} already; to interpret its kernels restart with VITCOURSE_DEVICE={device}"
+        else:
+            os.environ["TRITON_INTERPRET"] = "1"

@@ -161,17 +161,18 @@ def eval_batches(
 def _load(
     dataset: Dataset, batches: Iterable[list[Any]], config: TrainConfig, device: torch.device, num_classes: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
+    pinned = device.type == "cuda"  # copies while it computes, which is safe from memory that stays where it is
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=config.num_workers,
-        pin_memory=device.type == "cuda",
+        pin_memory=pinned,
         generator=torch.Generator().manual_seed(config.seed),  # else it would draw from the global one
     )
     for images, labels in loader:
         if num_classes is not None:
             check_labels(labels, num_classes, "the data set")
-        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        yield images.to(device, non_blocking=pinned), labels.to(device, non_blocking=pinned)
 
 
 def check_data(dataset: Dataset, name: str, *, num_classes: int | None, model: torch.nn.Module) -> None:

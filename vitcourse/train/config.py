@@ -89,7 +89,9 @@ class TrainConfig:
     deterministic: bool = _opt(False, "only deterministic kernels on CUDA, so that a run can be repeated bit by bit")
     seed: int = _opt(0, "seed of shuffling, augmentation, mixing and dropout")
 
-    device: str = _opt("auto", "cuda, mps, cpu, or the first of these that is there")
+    device: str = _opt(
+        "auto", "cuda, mps, cpu; auto: where the model was put, VITCOURSE_DEVICE, or what this machine has"
+    )
     threads: int = _opt(0, "CPU threads; 0 leaves PyTorch's choice")
     loader: str = _opt(
         "auto",

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from vitcourse.devices import describe_device, device_of, kept_random_state, seed_all
 from vitcourse.weights import check_saveable, save_weights, unwrap
 
 from .augment import Mixer, augment, seed_of
@@ -23,7 +24,7 @@ from .config import TrainConfig, TrainingError
 from .evaluation import evaluate, find_mean_std, normalise
 from .optim import Ema, learning_rate, make_optimizer, param_groups, set_learning_rate
 from .record import History, RunFolder, TensorBoard
-from .runtime import Processes, autocast, deterministic, memory_errors, own_random_state, resolve_precision
+from .runtime import Processes, autocast, deterministic, memory_errors, resolve_precision
 
 LossFn = Callable[[nn.Module, Tensor, Tensor], Tensor]
 EvalFn = Callable[[nn.Module, Dataset], dict[str, float]]
@@ -51,6 +52,9 @@ def fit(
     ``model.preprocess`` or else by the mean and std of ``train_set``; floating-point images are taken as they come
     (then only crops, flips and mixing apply). Afterwards the model holds the weights that the last evaluation
     measured, which with ``config.ema`` are their running mean, and is in evaluation mode.
+
+    Where it trains, ``config.device`` says. By ``"auto"`` a model that lies on an accelerator stays there; any other
+    moves to the device of the session (:func:`vitcourse.devices.resolve_device`), and a line on stderr says so.
 
     Launched by ``torchrun`` or ``accelerate launch``, every process calls this, and each takes its share of every
     batch; ``config.batch_size`` stays the size of the whole.
@@ -114,7 +118,7 @@ class _Trainer:
         self.model, self.train_set, self.val_set, self.config, self.hooks = model, train_set, val_set, config, hooks
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.processes = Processes(config)
+        self.processes = Processes(config, model)
         self.device = self.processes.device
         self.precision = resolve_precision(config.precision, self.device)
         self.share = self.processes.share(config.accum)
@@ -159,6 +163,8 @@ class _Trainer:
             if not hasattr(model, "set_grad_checkpointing"):
                 raise ValueError(f"{type(model).__name__} has no set_grad_checkpointing; leave out grad_checkpointing")
             model.set_grad_checkpointing(True)
+        lies = device_of(model)
+        self.moved = lies is not None and lies.type != self.device.type
         model.to(self.device)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
@@ -189,6 +195,8 @@ class _Trainer:
 
     def run(self, progress: bool) -> History:
         config, steps = self.config, range(self.step, self.total_steps)
+        if self.moved and progress and self.processes.is_main:
+            print(f"vitcourse: the model moves to {self.device} ({describe_device(self.device)})", file=sys.stderr)
         batches = train_batches(self.train_set, self.plan, self.share, steps, config, self.device, self.num_classes)
         bar = tqdm(
             total=self.total_steps,
@@ -197,7 +205,7 @@ class _Trainer:
             unit="step",
             mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file needs no smooth bar
         )
-        with bar, own_random_state(self.device), deterministic(config.deterministic):
+        with bar, kept_random_state(), deterministic(config.deterministic):
             self.model.train()
             while self.step < self.total_steps:
                 started = time.perf_counter()
@@ -216,7 +224,7 @@ class _Trainer:
         loss_sum = torch.zeros((), device=self.device)
         for part in slices:
             images, labels = self._prepare(next(batches), part, mixer)
-            torch.manual_seed(seed_of(config.seed, step, part.start))  # of dropout and stochastic depth
+            seed_all(seed_of(config.seed, step, part.start))  # of dropout and stochastic depth
             last = part is slices[-1]
             with contextlib.nullcontext() if last else self.processes.no_sync(self.replica):
                 with autocast(self.device, self.precision):

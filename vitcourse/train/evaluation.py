@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from vitcourse.devices import device_of, resolve_device
+
 from .batches import Share, eval_batches
 from .config import TrainConfig
 from .runtime import autocast
@@ -27,7 +29,7 @@ def evaluate(
     """Mean cross-entropy and accuracy of ``model`` on a data set: ``{"val_loss", "val_accuracy"}``.
 
     Args:
-        model: images (B, C, H, W) to logits (B, num_classes), on the device to be used.
+        model: images (B, C, H, W) to logits (B, num_classes); it is evaluated where it lies.
         dataset: pairs (image, label); uint8 images are normalised as in :func:`find_mean_std`.
         config: gives precision, ``eval_batch_size``, ``loader`` and ``num_workers``.
         mean_std: used in place of what :func:`find_mean_std` finds.
@@ -35,7 +37,8 @@ def evaluate(
         reduce: sums a tensor over these processes.
 
     Raises:
-        ValueError: an empty data set, a label out of range, or no mean and std for uint8 images.
+        ValueError: an empty data set, a label out of range, no mean and std for uint8 images, or a ``config.device``
+            on which the model does not lie.
 
     >>> from vitcourse.data import open_dataset
     >>> model = nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))
@@ -45,7 +48,10 @@ def evaluate(
     if len(dataset) == 0:
         raise ValueError("dataset is empty; give a data set with at least one image")
     config = config or TrainConfig()
-    device = next(model.parameters()).device
+    device = device_of(model) or resolve_device(config.device)
+    asked = resolve_device(config.device) if config.device != "auto" else device
+    if asked.type != device.type or (share is None and asked.index not in (None, device.index)):
+        raise ValueError(f"the model lies on {device}, and device is {config.device!r}; move it: model.to(device)")
     mean_std = mean_std or find_mean_std(model, dataset, device)
     batches = eval_batches(dataset, share or Share(), config, device, getattr(model, "num_classes", None))
     total = torch.zeros(2, device=device)

@@ -7,26 +7,24 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from vitcourse.devices import device_of, half_dtype, resolve_device
+
 from .batches import Share
 from .config import TrainConfig, TrainingError
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device that is asked for, or for ``"auto"`` the best there is.
+def choose_device(name: str, model: nn.Module | None) -> torch.device:
+    """Where to train ``model``: on the device ``name``, by ``"auto"`` where it lies already, if that is no CPU.
+
+    A model that somebody has put on an accelerator, be it the second one, stays with the tensors around it. One that
+    still lies on the CPU, where every model is made, goes where :func:`vitcourse.devices.resolve_device` says.
 
     Raises:
         ValueError: there is no such device here.
     """
-    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, present in has.items() if present)
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device {name!r} is unknown; use auto, cuda, mps or cpu") from None
-    if not has.get(device.type, True):
-        raise ValueError(f"device {name!r} is not available here; use --device auto or cpu")
-    return device
+    lies = device_of(model) if model is not None else None
+    placed = lies is not None and lies.type not in ("cpu", "meta")
+    return lies if name == "auto" and placed else resolve_device(name)
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
@@ -39,7 +37,7 @@ def resolve_precision(name: str, device: torch.device) -> str:
         return name
     if device.type != "cuda":
         return "fp32"
-    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    return "bf16" if half_dtype(device) == torch.bfloat16 else "fp16"
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager:
@@ -57,9 +55,9 @@ class Processes:
         TrainingError: several processes, and no Accelerate.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, model: nn.Module | None = None) -> None:
         self.accelerator = None
-        self.device = resolve_device(config.device)
+        self.device = choose_device(config.device, model)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             try:
                 from accelerate import Accelerator
@@ -108,14 +106,6 @@ class Processes:
     def wait(self) -> None:
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
-
-
-@contextlib.contextmanager
-def own_random_state(device: torch.device) -> Iterator[None]:
-    """Leave the caller's random numbers as they were: the engine seeds the global generators at every step."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from vitcourse.devices import widest_float
+
 
 def sincos_2d(h: int, w: int, dim: int, temperature: float = 10000.0) -> Tensor:
     """Fixed 2-D sine-cosine positions, as in MoCo v3 (Chen et al. 2021) and MAE (He et al. 2022).
@@ -52,7 +54,7 @@ def resize_matrix(n_in: int, n_out: int, *, antialias: bool = True, device: torc
         (n_out, n_in), in double precision where the device has it.
     """
     ratio = n_in / n_out
-    dtype = torch.float32 if device is not None and device.type == "mps" else torch.float64  # Apple's GPUs have no more
+    dtype = widest_float(device)
     centre = (torch.arange(n_out, device=device, dtype=dtype)[:, None] + 0.5) * ratio - 0.5  # in input pixels
     if antialias:
         stretch = max(ratio, 1.0)

@@ -47,7 +47,7 @@ def shift_consistency(model: Callable[[Tensor], Tensor], images: Tensor, pixels:
     """
     still = model(images).argmax(1)
     moved = (F.pad(images, border) for border in _borders(pixels))
-    return torch.stack([model(one).argmax(1) == still for one in moved]).double().mean().item()
+    return torch.stack([model(one).argmax(1) == still for one in moved]).float().mean().item()
 
 
 def _borders(pixels: int) -> list[tuple[int, int, int, int]]:

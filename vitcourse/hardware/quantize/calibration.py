@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from vitcourse.devices import widest_float
 from vitcourse.train.evaluation import evaluating
 
 from .integers import scale_for
@@ -67,14 +68,15 @@ class PercentileObserver:
         if x.isnan().any():
             raise ValueError(f"x of shape {tuple(x.shape)} holds NaN, which has no magnitude to count; check the data")
         first, last = (octave * self.BINS_PER_OCTAVE for octave in self.OCTAVES)
-        bins = (x.detach().abs().double().log2() * self.BINS_PER_OCTAVE).ceil().clamp(first, last) - first
+        magnitudes = x.detach().abs().to(widest_float(x.device))
+        bins = (magnitudes.log2() * self.BINS_PER_OCTAVE).ceil().clamp(first, last) - first
         counts = torch.bincount(bins.flatten().long(), minlength=last - first + 1)
         self.counts = counts if self.counts is None else self.counts + counts
 
     def scale(self) -> Tensor:
         if self.counts is None:
             raise ValueError("nothing was observed yet, so there is no scale; call observe(x) first")
-        seen = self.counts.cumsum(0)
+        seen = self.counts.cpu().cumsum(0)
         wanted = seen[-1].double() * self.percentile / 100
         upper_edge = torch.searchsorted(seen.double(), wanted) / self.BINS_PER_OCTAVE + self.OCTAVES[0]
         return scale_for(2 ** upper_edge.double())

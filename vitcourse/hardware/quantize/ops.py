@@ -296,7 +296,7 @@ def _to_onnx() -> bool:
 @cache
 def _capability(device: torch.device) -> tuple[int, int]:
     """(0, 0) for what is not made by NVIDIA."""
-    return (0, 0) if device.type == "cpu" or torch.version.hip else torch.cuda.get_device_capability(device)
+    return (0, 0) if device.type != "cuda" or torch.version.hip else torch.cuda.get_device_capability(device)
 
 
 @cache
