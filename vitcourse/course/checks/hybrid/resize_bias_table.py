@@ -1,4 +1,4 @@
-"""The check of `hybrid.resize_bias_table`."""
+"""The check of `hybrid.resize_bias_table`, and its reference, which only the lesson has use for."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""The check of `hybrid.shift_consistency`."""
+"""The check of `hybrid.shift_consistency`, and its reference, which only the lesson has use for."""
 
 from collections.abc import Callable
 
