@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import mistakes
 import numpy as np
 import pytest
 import torch
@@ -749,20 +750,31 @@ def course_checks():
     return [spec for spec in checks.load_all().values() if spec.topic in checks.TOPICS]
 
 
-def proofs(topic):
-    """tests/mistakes_<topic>.py: VARIANTS of the mistakes, UNKNOWN wrong answers, RIGHT answers; all written anew."""
-    file = Path(__file__).with_name(f"mistakes_{topic}.py")
-    if not file.exists():
-        return None
-    spec = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def proofs(spec):
+    """tests/mistakes/<topic>/<exercise>.py: VARIANTS of its mistakes, UNKNOWN and RIGHT answers; all written anew."""
+    return importlib.import_module(f"mistakes.{spec.topic}.{checks.file_stem(spec.name)}")
 
 
 def every(kind):
-    modules = filter(None, map(proofs, checks.TOPICS))
-    return [entry for module in modules for entry in getattr(module, kind)]
+    return [entry for spec in course_checks() for entry in getattr(proofs(spec), kind)]
+
+
+@pytest.mark.parametrize("package", [checks, mistakes], ids=lambda package: package.__name__)
+def test_every_exercise_has_a_file_of_its_name_and_there_are_no_others(package):
+    folder = Path(package.__file__).parent
+    files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.suffix == ".py"]
+    expected = ["__init__.py"]
+    for topic in (topic for topic in checks.TOPICS if importlib.util.find_spec(f"{checks.__name__}.{topic}")):
+        lesson = importlib.import_module(f"{checks.__name__}.{topic}")
+        expected += [f"{topic}/{name}.py" for name in ("__init__", *map(checks.file_stem, lesson.EXERCISES))]
+    assert sorted(file for file in files if not file.endswith("/_shared.py")) == sorted(expected)
+
+
+@pytest.mark.parametrize("spec", course_checks(), ids=lambda spec: spec.name)
+def test_the_files_of_an_exercise_are_about_it(spec):
+    assert spec.cases.__module__ == f"{checks.__name__}.{spec.topic}.{checks.file_stem(spec.name)}"
+    proof = proofs(spec)
+    assert {name for name, *_ in (*proof.VARIANTS, *proof.UNKNOWN, *proof.RIGHT)} == {spec.name}
 
 
 def prove(spec, seed):
@@ -813,10 +825,11 @@ def test_every_check_of_the_course_is_complete(spec):
     messages = [mistake.message for mistake in spec.mistakes]
     assert len(set(messages)) == len(messages)
     assert spec.reference.__name__ == spec.short_name
-    variants = [(name, key) for name, key, _ in every("VARIANTS") if name == spec.name]
-    assert {key for _, key in variants} == {mistake.key for mistake in spec.mistakes}, "each mistake needs a variant"
-    assert any(name == spec.name for name, _ in every("UNKNOWN")), "an unknown wrong answer is needed"
-    assert any(name == spec.name for name, _ in every("RIGHT")), "an independent right answer is needed"
+    proof = proofs(spec)
+    made = {key for _, key, _ in proof.VARIANTS}
+    assert made == {mistake.key for mistake in spec.mistakes}, "each mistake needs a variant"
+    assert proof.UNKNOWN, "an unknown wrong answer is needed"
+    assert proof.RIGHT, "an independent right answer is needed"
 
 
 @functools.cache

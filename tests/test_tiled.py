@@ -68,7 +68,7 @@ def test_a_block_needs_a_key():
 def test_the_kernel_gives_what_softmax_gives(heads, n, d):
     pytest.importorskip("triton")
     from vitcourse.course.cases import call
-    from vitcourse.course.checks.hardware_kernels import launch
+    from vitcourse.course.checks.hardware.flash_kernel import launch
     from vitcourse.course.kernels import KernelRunner
     from vitcourse.hardware.tiled_kernel import flash_kernel
 

@@ -1,6 +1,7 @@
-"""The checks of all exercises, one file per lesson, loaded when its first exercise is met.
+"""The checks of all exercises: a folder a lesson, a file an exercise, loaded when the lesson's first exercise is met.
 
-This is how ``checks/vit.py`` writes one down::
+A file is named after its exercise (`file_stem`), and the lesson's ``__init__.py`` lists the exercises in their order. What
+several of them share is in its ``_shared.py``. This is how ``checks/vit/image_to_patch.py`` writes a check down::
 
     import torch
     from einops import rearrange
@@ -52,10 +53,14 @@ A mistake is recognised when the answer does what it does in *every* case, value
 cannot be told apart by the cases, neither is named: add a case that separates them. So a good set of cases has every
 size different from every other (batch, height, width, heads), a batch of one, and an input that is not square.
 
-An exercise whose answer is a Triton kernel gets a runner of its own: see `vitcourse.course.kernels`.
+``tests/mistakes/vit/image_to_patch.py`` proves it: answers written by somebody who does not know the catalogue.
+
+An exercise whose answer is a Triton kernel gets a runner of its own: see `vitcourse.course.kernels`. The lesson's
+``__init__.py`` says ``REQUIRES = {"flash_kernel": "triton"}``, and where there is no Triton there is no such exercise.
 """
 
 import difflib
+import re
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -63,7 +68,7 @@ from importlib.util import find_spec
 from ..cases import Case, Random, build, call, holds
 from ..grading import CHECKS, Check, check
 
-__all__ = ["TOPICS", "Case", "Check", "Random", "build", "call", "check", "find", "holds", "load_all"]
+__all__ = ["TOPICS", "Case", "Check", "Random", "build", "call", "check", "file_stem", "find", "holds", "load_all"]
 
 # The lessons in the order of the course: the number of a lesson is its place in this list.
 TOPICS = (
@@ -83,22 +88,34 @@ TOPICS = (
 )
 
 
+def file_stem(exercise: str) -> str:
+    """The name of the file of an exercise: its own, in small letters.
+
+    A capital begins a new word after at least three small letters, so that MBConv and CoAtNet stay whole.
+
+    >>> [file_stem(name) for name in ("vit.image_to_patch", "vit.VisionTransformer", "hybrid.MBConv", "CoAtNet")]
+    ['image_to_patch', 'vision_transformer', 'mbconv', 'coatnet']
+    """
+    return re.sub(r"(?<=[a-z]{3})(?=[A-Z])", "_", exercise.rpartition(".")[2]).lower()
+
+
 @cache
-def load(topic: str) -> None:
-    """Import the checks of one lesson, if it has any yet."""
-    if topic in TOPICS and find_spec(f"{__name__}.{topic}"):
-        import_module(f"{__name__}.{topic}")
+def load(topic: str) -> tuple[str, ...]:
+    """Import the checks of one lesson, if it has any yet: their names, in the order of the lesson."""
+    if topic not in TOPICS or not find_spec(f"{__name__}.{topic}"):
+        return ()
+    lesson = import_module(f"{__name__}.{topic}")
+    requires = getattr(lesson, "REQUIRES", {})
+    exercises = [name for name in lesson.EXERCISES if name not in requires or find_spec(requires[name])]
+    for name in exercises:
+        import_module(f"{lesson.__name__}.{file_stem(name)}")
+    return tuple(f"{topic}.{name}" for name in exercises)
 
 
 def load_all() -> dict[str, Check]:
     """Every check there is, by lesson and then in the order of the lesson."""
-    for topic in TOPICS:
-        load(topic)
-    return dict(sorted(CHECKS.items(), key=lambda item: _place(item[1].topic)))
-
-
-def _place(topic: str) -> int:
-    return TOPICS.index(topic) if topic in TOPICS else len(TOPICS)
+    names = [name for topic in TOPICS for name in load(topic)]
+    return {name: CHECKS[name] for name in dict.fromkeys([*names, *CHECKS])}
 
 
 def find(name: str) -> Check:
