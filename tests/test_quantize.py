@@ -3,7 +3,10 @@
 import copy
 import io
 import math
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,8 +39,6 @@ from vitcourse.hardware.quantize import (
     unpack_int4,
     watch_inputs,
 )
-from vitcourse.hardware.quantize import model as model_module
-from vitcourse.hardware.quantize.ops import HAS_FAST_INT8
 from vitcourse.paths import data_dir
 from vitcourse.registry import save_weights
 from vitcourse.train import evaluate
@@ -197,7 +198,7 @@ def test_what_cannot_be_quantized_or_packed_is_refused():
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_integer_products_are_exact(fast, monkeypatch):
-    if fast and not HAS_FAST_INT8:
+    if fast and not ops.HAS_FAST_INT8:
         pytest.skip("this CPU has no VNNI")
     monkeypatch.setattr(ops, "HAS_FAST_INT8", fast)
     for m, k, n in [(1, 1, 1), (2, 1, 6), (3, 5, 7), (0, 8, 3), (2, 0, 3), (33, 3000, 17), (197, 768, 5)]:
@@ -208,6 +209,29 @@ def test_integer_products_are_exact(fast, monkeypatch):
     for value in (127, -128):
         x, w = torch.full((40, 4096), -128, dtype=torch.int8), torch.full((24, 4096), value, dtype=torch.int8)
         assert (ops.int8_matmul(x, w) == -128 * value * 4096).all()
+    for x in (torch.randint(-128, 128, (1, 64), dtype=torch.int8).expand(5, 64), w[::2, 8:72], w.t()[:30, :].t()):
+        w = torch.randint(-128, 128, (x.shape[1], 7), dtype=torch.int8).t()
+        assert torch.equal(ops.int8_matmul(x, w).long(), x.long() @ w.long().t())
+        assert torch.equal(ops.int8_matmul(w, x).long(), w.long() @ x.long().t())
+
+
+ASKED_UNDER_MODES = """
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+with torch.device("meta"), FakeTensorMode():
+    from vitcourse.hardware.quantize import ops
+for x, w in ((127, 127), (127, -128), (-128, 127), (-128, -128)):
+    product = ops.int8_matmul(*(torch.full((9, 64), value, dtype=torch.int8) for value in (x, w)))
+    assert product.eq(64 * x * w).all(), (x, w, product)
+"""
+
+
+@pytest.mark.parametrize("most", ["SSE41", "AVX2", "AVX2_VNNI", "AVX512_CORE", "DEFAULT"])
+def test_integer_products_are_exact_whatever_instructions_are_allowed(most):
+    """oneDNN without VNNI lets sums of 16 bits saturate, also where the CPU has it."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": most}
+    done = subprocess.run([sys.executable, "-c", ASKED_UNDER_MODES], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -639,7 +663,7 @@ def test_a_model_runs_in_onnxruntime(scheme, tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     model = nn.Sequential(nn.Conv2d(3, 32, 4, 4), nn.Flatten(), nn.Linear(512, 600), nn.GELU(), nn.Linear(600, 10))
-    if scheme.startswith("w8a8") and not HAS_FAST_INT8:
+    if scheme.startswith("w8a8") and not ops.HAS_FAST_INT8:
         pytest.skip("ONNX Runtime may let sums of this CPU saturate")
     small, x, path = quantized(model, scheme), images(3), tmp_path / "small.onnx"
     torch.onnx.export(small, (x[:2],), path, dynamo=True, dynamic_shapes=[{0: "batch"}], verbose=False)
@@ -842,7 +866,7 @@ def test_tied_weights_stay_tied(scheme, capsys):
 
 
 def test_a_slow_cpu_is_told_so(monkeypatch, capsys):
-    monkeypatch.setattr(model_module, "HAS_FAST_INT8", False)
+    monkeypatch.setattr(ops, "HAS_FAST_INT8", False)
     quantize_model(small_vit(), "w8a8")
     assert "no 8-bit products" in capsys.readouterr().err
     quantize_model(small_vit(), "int8")

@@ -30,7 +30,6 @@ from vitcourse.hardware.quantize import (
     unpack_int4,
 )
 from vitcourse.hardware.quantize.checks import GROUP_SIZES
-from vitcourse.hardware.quantize.ops import HAS_FAST_INT8
 
 
 @pytest.fixture(autouse=True)
@@ -258,7 +257,7 @@ def test_products_become_those_of_onnx(tmp_path):
     """Of weights so large that the exporter does not compute with them itself."""
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    if not HAS_FAST_INT8:
+    if not ops.HAS_FAST_INT8:
         pytest.skip("ONNX Runtime may let sums of this CPU saturate")
     inputs = 1500
     model, path = Products(inputs).eval(), tmp_path / "products.onnx"
