@@ -41,7 +41,7 @@ def test_results_say_where_with_what_and_when(results):
     assert common.read_results("toy") is None
     path = common.write_results("toy", [{"name": "a", "seconds": 0.123456, "n": 123456}])
     assert path == results / "toy.json"
-    record = json.loads(path.read_text())
+    record = json.loads(path.read_text(encoding="utf-8"))
     assert set(record) == {"benchmark", "device", "versions", "date", "rows"}
     assert record["rows"] == [{"name": "a", "seconds": 0.1235, "n": 123456}]
     assert record["versions"]["torch"].startswith(torch.__version__.partition("+")[0])

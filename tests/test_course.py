@@ -671,7 +671,7 @@ def test_progress_is_recorded_and_a_tick_stays(kept):
     for body in ("raise TODO", "return image", f"{RIGHT}; return y", "return image"):
         run_cell(patches_cell(body))
     run_cell(gate_cell(init="pass"), "demo.Gate")
-    entries = json.loads(kept.read_text())["exercises"]
+    entries = json.loads(kept.read_text(encoding="utf-8"))["exercises"]
     assert (entries["demo.patches"]["status"], entries["demo.patches"]["attempts"]) == ("right", 3)
     assert (entries["demo.Gate"]["status"], entries["demo.Gate"]["attempts"]) == ("wrong", 1)
     assert [file.name for file in kept.parent.iterdir()] == ["progress.json"]
@@ -681,15 +681,15 @@ def test_progress_is_recorded_and_a_tick_stays(kept):
 def test_a_damaged_file_is_set_aside_and_not_lost(kept, capsys, content):
     kept.parent.mkdir()
     for expected in ("progress.damaged.json", "progress.damaged1.json"):
-        kept.write_text(content)
+        kept.write_text(content, encoding="utf-8")
         progress.record("demo.patches", "right")
-        assert (kept.parent / expected).read_text() == content
+        assert (kept.parent / expected).read_text(encoding="utf-8") == content
         assert expected in capsys.readouterr().err
     assert progress.load()["demo.patches"]["status"] == "right"
 
 
 def test_a_place_that_cannot_be_written_is_a_notice(tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("VITCOURSE_PROGRESS", str(tmp_path / "file" / "progress.json"))
     run_cell(patches_cell(f"{RIGHT}; return y"))
     out, err = capsys.readouterr()
@@ -698,7 +698,7 @@ def test_a_place_that_cannot_be_written_is_a_notice(tmp_path, monkeypatch, capsy
 
 def test_a_crash_while_writing_leaves_the_old_file(kept, monkeypatch):
     progress.record("demo.patches", "right")
-    before = kept.read_text()
+    before = kept.read_text(encoding="utf-8")
 
     def crash(*_, **__):
         raise KeyboardInterrupt
@@ -706,7 +706,7 @@ def test_a_crash_while_writing_leaves_the_old_file(kept, monkeypatch):
     monkeypatch.setattr(progress.json, "dump", crash)
     with pytest.raises(KeyboardInterrupt):
         progress.record("demo.patches", "wrong")
-    assert kept.read_text() == before and list(kept.parent.iterdir()) == [kept]
+    assert kept.read_text(encoding="utf-8") == before and list(kept.parent.iterdir()) == [kept]
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ print("and its notice", file=sys.stderr)
 def write_lesson(root, source=SOURCE):
     for folder in lessons.EDITIONS.values():
         (root / folder).mkdir(parents=True)
-    (root / "solutions" / "00_demo.py").write_text(source)
+    (root / "solutions" / "00_demo.py").write_text(source, encoding="utf-8")
     return lessons.Lesson(root, "00_demo")
 
 
@@ -120,7 +120,7 @@ def test_outputs_are_stored_without_what_changes_from_run_to_run(built, edition)
 def test_a_second_run_gives_the_same_bytes(built):
     notebook = lessons.render(built, "solved")
     builder.execute(notebook, built.root / "solutions", 100)
-    assert nbformat.writes(notebook) + "\n" == built.notebook("solved").read_text()
+    assert nbformat.writes(notebook) + "\n" == built.notebook("solved").read_text(encoding="utf-8")
 
 
 def test_answers_pasted_into_the_student_edition_are_judged(built, tmp_path):
@@ -140,9 +140,9 @@ def test_answers_pasted_into_the_student_edition_are_judged(built, tmp_path):
 def test_nbval_passes_in_strict_mode_and_finds_a_changed_output(course_copy):
     file = course_copy.notebook("student")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider", "--nbval", str(file)]
-    content = file.read_text()
+    content = file.read_text(encoding="utf-8")
     assert content.count("to be skipped quick") == 1
-    file.write_text(content.replace("to be skipped quick", "to be skipped slow"))
+    file.write_text(content.replace("to be skipped quick", "to be skipped slow"), encoding="utf-8")
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert "1 failed, 4 passed" in result.stdout, result.stdout[-3000:]
     assert "Cell 4" in result.stdout and "skipped slow" in result.stdout and "notice\n" not in result.stdout
@@ -151,13 +151,13 @@ def test_nbval_passes_in_strict_mode_and_finds_a_changed_output(course_copy):
 def test_a_failing_cell_is_named_and_the_old_notebooks_stay(course_copy, monkeypatch, capsys):
     before = {edition: course_copy.notebook(edition).read_bytes() for edition in lessons.EDITIONS}
     monkeypatch.setattr(lessons, "setup_cell", lambda *_: "1")  # spares the kernel importing torch
-    course_copy.source.write_text("# %% [markdown]\n# # T\n# %%\nx = 1\n# %%\nprint(x)\nx / 0\n")
+    course_copy.source.write_text("# %% [markdown]\n# # T\n# %%\nx = 1\n# %%\nprint(x)\nx / 0\n", encoding="utf-8")
     (failure,) = builder.build([course_copy])
     assert "00_demo: solved edition, cell 3 (00-demo-003): ZeroDivisionError: division by zero" in failure
     assert "    x / 0" in failure
     assert {edition: course_copy.notebook(edition).read_bytes() for edition in lessons.EDITIONS} == before
-    monkeypatch.setattr(lessons, "setup_cell", lambda *_: "")  # is not run: on a busy machine it, too, may take a second
-    course_copy.source.write_text("# %%\nimport time\ntime.sleep(60)\n")
+    monkeypatch.setattr(lessons, "setup_cell", lambda *_: "")  # it, too, may take a second where much else runs
+    course_copy.source.write_text("# %%\nimport time\ntime.sleep(60)\n", encoding="utf-8")
     (failure,) = builder.build([course_copy], seconds=1)
     assert "cell 1 (00-demo-001)" in failure and "time.sleep(60)" in failure
 
@@ -211,7 +211,9 @@ def test_the_setup_cell_is_not_fooled_by_a_folder_of_the_same_name(tmp_path):
 
 
 def test_the_setup_cell_installs_from_the_one_address(tmp_path):
-    (tmp_path / "pyproject.toml").write_text('[project.urls]\nRepository = "https://example.org/vitcourse"\n')
+    (tmp_path / "pyproject.toml").write_text(
+        '[project.urls]\nRepository = "https://example.org/vitcourse"\n', encoding="utf-8"
+    )
     source = lessons.setup_cell(lessons.Lesson(tmp_path, "00_demo"), "student")
     assert source.count("https://example.org/vitcourse") == 1
     result = run_setup_cell(source, tmp_path)
@@ -330,11 +332,11 @@ def test_check_finds_ticks_in_the_wrong_edition(course_copy, capsys):
 
 
 def test_check_finds_a_changed_source_orphans_and_missing_or_heavy_files(course_copy, capsys, monkeypatch):
-    course_copy.source.write_text(SOURCE.replace('print("two"', 'print("three"'))
+    course_copy.source.write_text(SOURCE.replace('print("two"', 'print("three"'), encoding="utf-8")
     assert len(check_errors(course_copy, capsys)) == 2
-    course_copy.source.write_text(SOURCE)
+    course_copy.source.write_text(SOURCE, encoding="utf-8")
     course_copy.notebook("student").rename(course_copy.root / "notebooks" / "01_gone.ipynb")
-    (course_copy.root / "solutions" / "README.md").write_text("old")
+    (course_copy.root / "solutions" / "README.md").write_text("old", encoding="utf-8")
     assert check_errors(course_copy, capsys) == [
         "notebooks/00_demo.ipynb: missing",
         "notebooks/01_gone.ipynb: has no source in solutions/",
@@ -352,9 +354,9 @@ def test_start_never_overwrites_a_learners_file(course_copy, tmp_path, capsys):
     arguments = ["start", str(work), "--root", str(course_copy.root)]
     assert main(arguments) == 0 and "00_demo.ipynb: new" in capsys.readouterr().out
     own = work / "00_demo.ipynb"
-    notebook = json.loads(own.read_text())
+    notebook = json.loads(own.read_text(encoding="utf-8"))
     notebook["cells"].append({"cell_type": "raw", "id": "mine", "metadata": {}, "source": "mine"})
-    own.write_text(json.dumps(notebook))
+    own.write_text(json.dumps(notebook), encoding="utf-8")
     before = own.read_bytes()
     assert main(arguments) == 0 and capsys.readouterr().out.strip() == ""
     edit(course_copy, "student", lambda nb: nb.metadata.vitcourse.update(executed="newer"))
