@@ -19,6 +19,7 @@ from torch import nn
 
 from vitcourse import course
 from vitcourse.course import checks, exercises, grading, progress, running
+from vitcourse.course.__main__ import main
 from vitcourse.course.checks import build, call, check, holds
 from vitcourse.course.comparing import differs
 
@@ -696,6 +697,23 @@ def test_a_place_that_cannot_be_written_is_a_notice(tmp_path, monkeypatch, capsy
     assert out == "✓ patches\n" and "progress is not kept" in err
 
 
+def test_without_a_home_folder_progress_is_not_kept(monkeypatch, capsys):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("VITCOURSE_PROGRESS", "XDG_STATE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(progress.Path, "home", nowhere)
+    run_cell(patches_cell(f"{RIGHT}; return y"))
+    out, err = capsys.readouterr()
+    assert out == "✓ patches\n"
+    assert err == (
+        "vitcourse: progress is not kept (there is no home folder); set VITCOURSE_PROGRESS to another file\n"
+    )
+    with pytest.raises(SystemExit, match="there is no home folder; set VITCOURSE_PROGRESS"):
+        main(["progress"])
+
+
 def test_a_crash_while_writing_leaves_the_old_file(kept, monkeypatch):
     progress.record("demo.patches", "right")
     before = kept.read_text(encoding="utf-8")
@@ -719,13 +737,14 @@ def test_a_crash_while_writing_leaves_the_old_file(kept, monkeypatch):
         ("win32", {"LOCALAPPDATA": "/local"}, "/local/vitcourse/progress.json"),
     ],
 )
-def test_progress_lies_where_the_platform_keeps_state(monkeypatch, platform, environment, expected):
+def test_progress_lies_where_the_platform_keeps_state(monkeypatch, tmp_path, platform, environment, expected):
     for name in ("VITCOURSE_PROGRESS", "XDG_STATE_HOME", "LOCALAPPDATA"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(progress.sys, "platform", platform)
-    assert progress.path() == Path.home() / expected
+    monkeypatch.setattr(progress.Path, "home", lambda: tmp_path)
+    assert progress.path() == tmp_path / expected
 
 
 def test_the_table_shows_the_whole_course(kept, monkeypatch):
