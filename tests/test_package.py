@@ -1,5 +1,6 @@
 """What is installed, and what an import costs."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -36,6 +37,14 @@ model(torch.zeros(1, 3, 48, 32))
 vitcourse.load_weights(model, model.state_dict())
 """
     assert not (imported_by(code) - imported_by("import torch")) & (HEAVY | {"triton", "sympy"})
+
+
+@pytest.mark.parametrize("command", ["train --help", "course progress", "course mistakes"])
+def test_commands_print_on_a_terminal_that_knows_few_characters(command):
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    program = [sys.executable, "-m", *f"vitcourse.{command}".split()]
+    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and r"\u" in done.stdout, done.stderr
 
 
 def test_the_public_names_resolve():
