@@ -89,6 +89,12 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     return ((got - expected).norm() / expected.norm()).item()
 
 
+def notices(capsys: pytest.CaptureFixture) -> str:
+    """What was said on stderr, but for the line that depends on this CPU."""
+    lines = capsys.readouterr().err.splitlines(keepends=True)
+    return "".join(line for line in lines if "8-bit products" not in line)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
@@ -97,7 +103,7 @@ def seeded():
 # ------------------------------------------------------------------------------------------------------------ integers
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(matrices(), st.integers(2, 8), st.sampled_from([None, 1, 8, 32]))
 def test_no_number_is_further_from_its_step_than_half_a_step(x, bits, group_size):
     q, scale = quantize(x, bits, group_size)
@@ -111,7 +117,7 @@ def test_no_number_is_further_from_its_step_than_half_a_step(x, bits, group_size
     assert (error <= step / 2 + rounding).all()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(matrices(), st.sampled_from([4, 8]), st.sampled_from([None, 1, 8, 32]))
 def test_scales_with_the_bits_of_float16_keep_the_bound(x, bits, group_size):
     (q, scale), exact = quantize(x, bits, group_size, half_scale=True), quantize(x, bits, group_size)[1]
@@ -160,7 +166,7 @@ def test_groups_are_quantized_on_their_own():
         assert torch.equal(scale[:, group : group + 1], scale_alone)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.integers(-8, 7), min_size=1, max_size=40), st.integers(1, 3))
 def test_packing_is_undone_by_unpacking(values, rows):
     q = torch.tensor([values + values[::-1]] * rows, dtype=torch.int8)
@@ -251,7 +257,7 @@ def test_a_layer_computes_with_the_weights_that_it_says(scheme, inputs, bias):
     assert layer(x[0, 0]).shape == (24,) and layer(x[:0]).shape == (0, 7, 24)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 140), st.floats(1e-3, 1e3), st.sampled_from(list(LAYERS)), st.integers(0, 9))
 def test_the_error_of_the_output_follows_from_the_steps(inputs, magnitude, scheme, seed):
     torch.manual_seed(seed)
@@ -282,7 +288,7 @@ def convolutions() -> st.SearchStrategy[nn.Conv2d]:
     return st.builds(build, upto3, upto3, upto3, upto3, upto3, padding, modes, st.booleans(), st.integers(0, 9))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(convolutions())
 def test_the_error_of_a_convolution_follows_from_its_steps(conv):
     layer, x = Int8Conv2d(conv), torch.randn(2, conv.in_channels, 8, 9)
@@ -482,9 +488,9 @@ def test_a_saved_model_loads_again_and_computes_the_same(scheme, tmp_path, capsy
     small = quantized(model, scheme, skip="head")
     save_weights(small, tmp_path / "small.safetensors")
     assert (tmp_path / "small.safetensors").stat().st_size <= model_bytes(small) + 16_000  # the header
-    capsys.readouterr()
+    notices(capsys)
     rebuilt = create_model(tmp_path / "small.safetensors").eval()
-    assert capsys.readouterr().err == "" and rebuilt.quantization == small.quantization
+    assert notices(capsys) == "" and rebuilt.quantization == small.quantization
     assert str(rebuilt) == str(small) and torch.equal(rebuilt(x), small(x))
     assert all(tensor.dtype == small.state_dict()[name].dtype for name, tensor in rebuilt.state_dict().items())
     fresh = quantize_model(small_vit(), scheme, skip="head")
