@@ -139,11 +139,11 @@ def test_answers_pasted_into_the_student_edition_are_judged(built, tmp_path):
 
 def test_nbval_passes_in_strict_mode_and_finds_a_changed_output(course_copy):
     file = course_copy.notebook("student")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "conftest", "-p", "no:cacheprovider", "--nbval", str(file)]
+    command = [sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "conftest", "-p", "no:cacheprovider"]
     content = file.read_text(encoding="utf-8")
     assert content.count("to be skipped quick") == 1
     file.write_text(content.replace("to be skipped quick", "to be skipped slow"), encoding="utf-8")
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = subprocess.run([*command, "--nbval", str(file)], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert "1 failed, 4 passed" in result.stdout, result.stdout[-3000:]
     assert "Cell 4" in result.stdout and "skipped slow" in result.stdout and "notice\n" not in result.stdout
 

@@ -95,11 +95,6 @@ def notices(capsys: pytest.CaptureFixture) -> str:
     return "".join(line for line in lines if "8-bit products" not in line)
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 # ------------------------------------------------------------------------------------------------------------ integers
 
 

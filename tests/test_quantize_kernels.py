@@ -32,11 +32,6 @@ from vitcourse.hardware.quantize import (
 from vitcourse.hardware.quantize.checks import GROUP_SIZES
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
 def four_bit(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     """(N, K) as the operator takes it: packed (N, G · group_size / 2), and its scale (N, G)."""
     q, scale = quantize(weight, 4, group_size)
