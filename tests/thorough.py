@@ -45,13 +45,15 @@ UNSAID = [
 
 def run(machine: str, arguments: list[str]) -> tuple[list[str], str]:
     """The tests that fail on a machine, and how many ran in how many seconds."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")} | MACHINES[machine]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
+        # Inductor would take for its own what it has compiled for another machine.
+        environment |= {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"}
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", f"--junit-xml={report}", "-p", "no:cacheprovider"]
         command += ["--override-ini=filterwarnings=" + "\n".join(UNSAID), *arguments]
-        status = subprocess.run(command, cwd=ROOT, env={**inherited, **MACHINES[machine]}).returncode
+        status = subprocess.run(command, cwd=ROOT, env=environment).returncode
         cases = list(ET.parse(report).iter("testcase")) if report.exists() else []
     failed = [
         f"{case.get('classname')}::{case.get('name')}"
