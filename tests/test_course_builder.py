@@ -143,7 +143,25 @@ def test_nbval_passes_in_strict_mode_and_finds_a_changed_output(course_copy):
     content = file.read_text(encoding="utf-8")
     assert content.count("to be skipped quick") == 1
     file.write_text(content.replace("to be skipped quick", "to be skipped slow"), encoding="utf-8")
-    result = subprocess.run([*command, "--nbval", str(file)], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    # at home with somebody who has habits
+    home = course_copy.root / "home"
+    for name, habit in {
+        ".ipython/profile_default/startup/hello.py": "get_ipython().events.register('pre_run_cell', print)",
+        ".config/matplotlib/matplotlibrc": "text.usetex: True",
+    }.items():
+        (home / name).parent.mkdir(parents=True)
+        (home / name).write_text(habit, encoding="utf-8")
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("IPYTHON", "JUPYTER", "MATPL"))
+    }
+    result = subprocess.run(
+        [*command, "--nbval", str(file)],
+        cwd=ROOT,
+        env=environment | {"HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert "1 failed, 4 passed" in result.stdout, result.stdout[-3000:]
     assert "Cell 4" in result.stdout and "skipped slow" in result.stdout and "notice\n" not in result.stdout
 

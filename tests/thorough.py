@@ -24,9 +24,9 @@ MACHINES: dict[str, dict[str, str]] = {
     "one thread": {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     # Without MKL_DYNAMIC=FALSE, PyTorch takes no more threads than there are cores.
     "threads": {"OMP_NUM_THREADS": "4", "MKL_NUM_THREADS": "4", "MKL_DYNAMIC": "FALSE", "GOMP_SPINCOUNT": "0"},
-    # A user of another place: no home, a terminal that knows ASCII, a narrow one, a clock of quarter hours.
+    # A user of another place: no home, a narrow terminal that knows ASCII, a clock of quarter hours.
     "stranger": {
-        "HOME": "/nonexistent",
+        "HOME": os.devnull,
         "LC_ALL": "C",
         "PYTHONUTF8": "0",
         "PYTHONCOERCECLOCALE": "0",
