@@ -1,6 +1,6 @@
 # make lab     install into .venv and open the course in JupyterLab
 # make test    everything that must hold: lint, unit, parity and doc tests, and every notebook of both editions
-# The rest is for those who work on the course: thorough, notebooks, oldest, bench, gpu, sanitize, lint, clean.
+# The rest is for those who work on the course: notebooks, oldest, thorough, bench, gpu, sanitize, lint, clean.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +13,7 @@ endif
 NOTEBOOKS = $(wildcard notebooks/*.ipynb solutions/*.ipynb)
 BENCHMARKS = importtime models scaling quantization pruning
 
-.PHONY: lab test thorough lint notebooks oldest bench gpu sanitize clean
+.PHONY: lab test lint notebooks oldest thorough machines bench gpu sanitize clean
 .DELETE_ON_ERROR:
 
 lab: $(VENV)/.lab
@@ -24,10 +24,6 @@ test: lint
 	$(BIN)/python -m vitcourse.course check
 	$(BIN)/python -m pytest -q
 	$(BIN)/python -m pytest -q --nbval $(NOTEBOOKS)
-
-# What takes minutes, and seldom is the first to fail.
-thorough: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m thorough
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -41,6 +37,14 @@ notebooks: $(VENV)/.dev
 oldest: $(OLDEST)/.dev
 	$(OLDEST)/bin/python -m pytest -q -m "not slow and not thorough"
 	$(OLDEST)/bin/python -m pytest -q --nbval notebooks/00_vit.ipynb solutions/00_vit.ipynb
+
+# What takes minutes, and seldom is the first to fail.
+thorough: $(VENV)/.dev machines
+	$(BIN)/python -m pytest -q -m thorough
+
+# The tests on five machines that this one pretends to be: older, without vectors, of many threads, of a stranger.
+machines: $(VENV)/.dev
+	$(BIN)/python -m tests.thorough
 
 bench: $(VENV)/.dev
 	missed=; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || missed="$$missed $$name"; done; \

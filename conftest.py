@@ -1,10 +1,25 @@
-"""For every test, the notebooks among them: keep the learner's progress untouched, and do not compare stderr."""
+"""For every test, the notebooks among them: keep the learner's progress untouched, and ask nothing of the machine."""
 
 import os
+import tempfile
+from contextlib import suppress
 
-# Kernels that run notebooks inherit both.
-os.environ["VITCOURSE_PROGRESS"] = "off"
-os.environ["VITCOURSE_PROFILE"] = "quick"
+_scratch = tempfile.TemporaryDirectory(prefix="vitcourse-")  # until Python ends
+# Kernels that run notebooks inherit all of it. What their user likes Jupyter and matplotlib to do would change outputs,
+# and not every home can be written to.
+os.environ |= {
+    "VITCOURSE_PROGRESS": "off",
+    "VITCOURSE_PROFILE": "quick",
+    **dict.fromkeys(("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR"), _scratch.name),
+    "MATPLOTLIBRC": os.devnull,
+}
+
+with suppress(ImportError):  # the tests that need a GPU do without
+    from hypothesis import HealthCheck, settings
+
+    # A busy machine is slow at drawing examples, and at running them.
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any machine")
 
 
 def pytest_collectstart(collector):

@@ -85,7 +85,7 @@ def device_name(device: str) -> str:
     if device != "cpu":
         return describe_device(torch.device(device))
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     threads = torch.get_num_threads()
     return f"{(models or [platform.machine()])[0]} CPU, {threads} thread{'s' * (threads > 1)}"
@@ -132,7 +132,7 @@ def sweep(
     torch.set_num_threads(options.threads)
     log = Path("runs") / f"{name}.jsonl"
     log.parent.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
 
     def done(setting: dict[str, Any], seed: int) -> bool:
         wanted = {**setting, "seed": seed}.items()
@@ -142,7 +142,7 @@ def sweep(
         for setting in settings:
             if not done(setting, seed):
                 rows.append({**setting, **train(setting, seed)})
-                with log.open("a") as file:
+                with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
                 print(f"{setting}, seed {seed}: {rows[-1]['accuracy']:.4f}", flush=True)
     if all(done(setting, seed) for setting in settings for seed in SEEDS):

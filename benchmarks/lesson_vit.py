@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of every run")
     torch.set_num_threads(parser.parse_args().threads)
     LOG.parent.mkdir(exist_ok=True)
-    lines = LOG.read_text().splitlines() if LOG.exists() else []
+    lines = LOG.read_text(encoding="utf-8").splitlines() if LOG.exists() else []
     rows = [json.loads(line) for line in lines]
 
     if not any(row["name"] == "step seconds" for row in rows):
@@ -134,7 +134,7 @@ def main() -> None:
 
 
 def _append(row: dict[str, Any]) -> None:
-    with LOG.open("a") as file:
+    with LOG.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
 
 

@@ -192,7 +192,7 @@ def plan() -> Iterator[Row]:
 
 def measured() -> dict[str, Row]:
     """Rows of the log that were measured with these weights, by what was asked."""
-    rows = [json.loads(line) for line in LOG.read_text().splitlines()] if LOG.exists() else []
+    rows = [json.loads(line) for line in LOG.read_text(encoding="utf-8").splitlines()] if LOG.exists() else []
     weights = digest()
     return {row["key"]: row["row"] for row in rows if row["weights"] == weights}
 
@@ -223,7 +223,7 @@ def main() -> None:
         result = QUESTIONS[task["question"]](**arguments)
         asked = {"target" if name == "macs" else name: value for name, value in task.items()}
         done[key] = {**asked, **result}
-        with LOG.open("a") as file:
+        with LOG.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"weights": digest(), "key": key, "row": done[key]}) + "\n")
         print(done[key], flush=True)
     if all(key in done for key, _ in everything):

@@ -121,7 +121,7 @@ def write(folder: Path, files: dict[str, bytes]) -> None:
     for name, content in sorted(files.items()):
         (folder / name).write_bytes(content)
         sums.append(f"{hashlib.sha256(content).hexdigest()}  {name}\n")
-    (folder / "SHA256SUMS").write_text("".join(sums), newline="\n")
+    (folder / "SHA256SUMS").write_text("".join(sums), newline="\n", encoding="utf-8")
 
 
 def main() -> None:

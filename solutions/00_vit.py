@@ -666,7 +666,7 @@ plt.show()
 # of 100 images each, **three seeds** a point. Lines and bars are means, bands and dots show the seeds.
 
 # %%
-results = json.loads((paths.results_dir() / "lesson_vit.json").read_text())
+results = json.loads((paths.results_dir() / "lesson_vit.json").read_text(encoding="utf-8"))
 print(f"measured on {results['device']}, {results['date'][:10]}, torch {results['versions']['torch']}")
 
 

@@ -853,7 +853,7 @@ expect("accuracy of your Swin on unseen images", swin_history[-1]["val_accuracy"
 # alt: Left: accuracy on unseen images after each epoch, with dashed lines for two ViTs of equal cost from the sweep. Right:
 # six learnt tables of 13 by 13 offsets, one from each block of the first stage and two from each block of the second, all of
 # them still irregular.
-results = json.loads((paths.results_dir() / "lesson_hierarchical.json").read_text())
+results = json.loads((paths.results_dir() / "lesson_hierarchical.json").read_text(encoding="utf-8"))
 
 
 def runs(name, key="accuracy"):

@@ -929,7 +929,7 @@ expect("points lost to the canvas in the stem and stages 1 and 2", cuts[names[0]
 # among layouts `TTTT` last by at least 3 points, and `CCCC` and `CCTT` within 1.5 of each other.
 
 # %%
-results = json.loads((paths.results_dir() / "lesson_hybrid.json").read_text())
+results = json.loads((paths.results_dir() / "lesson_hybrid.json").read_text(encoding="utf-8"))
 STEPS = max(row["steps"] for row in results["rows"])
 print(f"measured on {results['device']}, {results['date']}, torch {results['versions']['torch']}")
 

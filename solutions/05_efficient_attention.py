@@ -843,7 +843,7 @@ expect("relative difference of its logits in the library's LinearAttention", dif
 # pass local plus global plus random and local lead with 67 and elu plus one is last with 55; after four all lie at 78 but for two
 # softmaxes at 77 and elu plus one at 75. Right: accuracy after four passes against multiply-adds for one image; the cheapest are the
 # linear ones, softmax with all pairs the dearest.
-results = json.loads((paths.results_dir() / "lesson_efficient_attention.json").read_text())
+results = json.loads((paths.results_dir() / "lesson_efficient_attention.json").read_text(encoding="utf-8"))
 print(f"measured on {results['device']}, {results['date']}, torch {results['versions']['torch']}")
 names = list(dict.fromkeys(row["name"] for row in results["rows"]))
 
@@ -919,7 +919,7 @@ expect("four passes: merging against softmax, in points", lead[4]["softmax, merg
 # alt: Two panels against the number of tokens from 196 to 16384 on logarithmic axes. Left, time: softmax as an equation and fused rise
 # with a slope of two, all linear and sparse mixers with about one; most cross the fused kernel between 196 and 784
 # tokens. Right, memory of the forward pass: only softmax as an equation rises with a slope of two.
-scaling = json.loads((paths.results_dir() / "scaling.json").read_text())
+scaling = json.loads((paths.results_dir() / "scaling.json").read_text(encoding="utf-8"))
 print(f"measured on {scaling['device']}, {scaling['date']}, torch {scaling['versions']['torch']}")
 fig, axes = plot.panels(1, 2, width=4.6, height=3.6)
 slopes = {row["name"]: row for row in scaling["rows"] if "slope" in row}

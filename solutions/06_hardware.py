@@ -51,7 +51,7 @@ def trained():
 def results(name):
     """What a script in benchmarks/ has measured, or None."""
     file = paths.results_dir() / f"{name}.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 # %% [markdown]

@@ -114,7 +114,7 @@ def test_pictures():
 def test_readme_lists_the_checksums():
     readme = (paths.data_dir() / "README.md").read_text(encoding="utf-8")
     for folder in ("fashion_mnist", "photos", "textures"):
-        for line in (paths.data_dir() / folder / "SHA256SUMS").read_text().splitlines():
+        for line in (paths.data_dir() / folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
             digest, name = line.split()
             assert f"{digest}  {folder}/{name}" in readme
 
@@ -269,7 +269,7 @@ def test_imagefolder(folder):
     (folder / "train" / "cat" / ".hidden").mkdir()
     shutil.copy(folder / "train" / "cat" / "0.png", folder / "train" / "cat" / ".hidden" / "0.png")
     (folder / "train" / "cat" / "._0.png").write_bytes(b"resource fork")
-    (folder / "train" / "cat" / "notes.txt").write_text("not an image")
+    (folder / "train" / "cat" / "notes.txt").write_text("not an image", encoding="utf-8")
     Image.new("L", (9, 9), 7).save(folder / "train" / "cat" / "grey.JPG")
     Image.new("RGBA", (9, 9), (1, 2, 3, 0)).save(folder / "train" / "dog" / "clear.png")
     dataset = open_dataset(f"imagefolder:{folder}")
@@ -365,7 +365,7 @@ def _truncate(file):
     [
         _truncate,
         lambda file: file.write_bytes(b""),
-        lambda file: file.write_text("<html>404</html>"),
+        lambda file: file.write_text("<html>404</html>", encoding="utf-8"),
         lambda file: Image.fromarray(np.full((9, 9), 4000.0, dtype=np.float32)).save(file, "TIFF"),
     ],
     ids=["truncated", "empty", "html", "floats"],

@@ -59,8 +59,7 @@ SMALL = {"img_size": 28, "patch_size": 4, "in_chans": 1, "num_classes": 5, "embe
 
 
 @pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+def compile_anew():
     torch._dynamo.reset()
 
 

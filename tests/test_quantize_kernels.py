@@ -30,12 +30,6 @@ from vitcourse.hardware.quantize import (
     unpack_int4,
 )
 from vitcourse.hardware.quantize.checks import GROUP_SIZES
-from vitcourse.hardware.quantize.ops import HAS_FAST_INT8
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
 
 
 def four_bit(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
@@ -258,7 +252,7 @@ def test_products_become_those_of_onnx(tmp_path):
     """Of weights so large that the exporter does not compute with them itself."""
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    if not HAS_FAST_INT8:
+    if not ops.HAS_FAST_INT8:
         pytest.skip("ONNX Runtime may let sums of this CPU saturate")
     inputs = 1500
     model, path = Products(inputs).eval(), tmp_path / "products.onnx"
@@ -460,6 +454,7 @@ def test_every_kernel_fits_the_chip(capability):
 
 def test_the_benchmark_compares_every_scheme_with_the_real_layer(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, "torchao_peers", lambda device: {})
+    monkeypatch.setattr(common, "seconds", lambda step, device, number: (step(), 1e-6)[1])
     rows = []
     benchmark.compare(nn.Sequential(nn.Linear(64, 32)), torch.randn(8, 64), 3, {"part": "layers"}, rows.extend)
     assert [(row["scheme"], row["peer"]) for row in rows] == [(scheme, "real") for scheme in SCHEMES]

@@ -353,7 +353,7 @@ def test_history_and_metrics_file(tmp_path):
     assert [r["epoch"] for r in history] == [1, 2, 3] and [r["step"] for r in history] == [5, 10, 15]
     assert [r["val_accuracy"] is None for r in history] == [True, False, False]
     assert rows == history and len(history.column("val_loss")) == 2
-    with open(tmp_path / "metrics.csv") as file:
+    with open(tmp_path / "metrics.csv", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert tuple(table[0]) == COLUMNS and float(table[2]["train_loss"]) == history[2]["train_loss"]
     assert list((tmp_path / "tensorboard").glob("events*"))
@@ -383,7 +383,7 @@ def test_own_loss_and_evaluation(tmp_path):
         progress=False,
     )
     assert history[-1]["train_loss"] < history[0]["train_loss"] and history[-1]["bias"] >= 0
-    assert "bias" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
+    assert "bias" in (tmp_path / "metrics.csv").read_text(encoding="utf-8").splitlines()[0]
 
 
 def test_options_reach_the_model(monkeypatch):
@@ -426,7 +426,7 @@ def command(folder: Path, out: Path, *more: str) -> list[str]:
 
 
 def without_times(path: Path) -> list[list[str]]:
-    with open(path) as file:
+    with open(path, encoding="utf-8") as file:
         return [row[: COLUMNS.index("seconds")] for row in csv.reader(file)]
 
 
@@ -476,7 +476,7 @@ def test_command_line_end_to_end(folder, uninterrupted, capsys):
     assert model.preprocess.img_size == 8 and len(model.preprocess.mean) == 3
     load_weights(create_model("vit_tiny", **facts["model_args"]), path)
     assert (uninterrupted / "best.safetensors").exists()
-    assert json.loads((uninterrupted / "config.json").read_text())["config"]["epochs"] == 3
+    assert json.loads((uninterrupted / "config.json").read_text(encoding="utf-8"))["config"]["epochs"] == 3
 
     before = path.read_bytes()
     assert main(command(folder, uninterrupted)) == 1
@@ -738,10 +738,12 @@ def test_flags_override_the_recipe(tmp_path):
     from vitcourse.train.cli import parse
 
     file = tmp_path / "mine.toml"
-    file.write_text('model = "vit_tiny"\ndata = "cifar10"\n[train]\nlr = 0.5\nhflip = true\nepochs = 7\n')
+    file.write_text(
+        'model = "vit_tiny"\ndata = "cifar10"\n[train]\nlr = 0.5\nhflip = true\nepochs = 7\n', encoding="utf-8"
+    )
     options, config, _ = parse(["--recipe", str(file), "--lr", "0.25", "--no-hflip", "--max-steps", "3"])
     assert (options.model, options.data) == ("vit_tiny", "cifar10")
     assert (config.lr, config.hflip, config.epochs, config.max_steps) == (0.25, False, 7, 3)
-    file.write_text("[train]\nlearning_rate = 1\n")
+    file.write_text("[train]\nlearning_rate = 1\n", encoding="utf-8")
     with pytest.raises(ValueError, match="'learning_rate' is unknown"):
         load_recipe(file)

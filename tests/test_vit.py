@@ -33,8 +33,7 @@ TINY = {"img_size": 32, "patch_size": 8, "num_classes": 7, "embed_dim": 48, "dep
 
 
 @pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
+def compile_anew():
     torch._dynamo.reset()
 
 

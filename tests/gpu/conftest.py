@@ -12,9 +12,8 @@ def cuda():
 
 
 @pytest.fixture(autouse=True)
-def exact_and_seeded(monkeypatch):
+def exact(monkeypatch):
     """float32 means float32. Convolutions use TF32, of 10 bits, unless they are told not to; matrix products do not."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     assert torch.get_float32_matmul_precision() == "highest"
-    torch.manual_seed(0)
     torch._dynamo.reset()

@@ -11,7 +11,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = _parser().parse_args(argv)
     if args.command == "progress":
-        print(progress.table([_topic(name) for name in args.lessons]))
+        try:
+            print(progress.table([_topic(name) for name in args.lessons]))
+        except OSError as error:
+            raise SystemExit(f"{error}; set VITCOURSE_PROGRESS to the file of your progress") from error
         return 0
     try:
         from . import builder, lessons
@@ -65,4 +68,5 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a terminal may know fewer characters than we print
     sys.exit(main())

@@ -18,19 +18,30 @@ MARKS = {"right": "✓", "wrong": "✗", None: "○"}
 
 
 def path() -> Path | None:
-    """Where progress is kept; None if it is not."""
+    """Where progress is kept; None if it is not.
+
+    Raises:
+        OSError: nobody knows where the user's home folder is, as in a container with a user of no name.
+    """
     chosen = os.environ.get("VITCOURSE_PROGRESS")
     if chosen == "off":
         return None
     if chosen:
         return Path(chosen).expanduser()
     if sys.platform == "win32":
-        state = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        state = Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local")
     elif sys.platform == "darwin":
-        state = Path.home() / "Library" / "Application Support"
+        state = _home() / "Library" / "Application Support"
     else:
-        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        state = Path(os.environ.get("XDG_STATE_HOME") or _home() / ".local" / "state")
     return state / "vitcourse" / "progress.json"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise OSError("there is no home folder") from error
 
 
 def load() -> dict[str, dict]:
@@ -57,10 +68,10 @@ def _free_name(file: Path) -> Path:
 
 def record(name: str, status: Literal["right", "wrong"]) -> None:
     """Note an attempt. What was right once stays so; a place that cannot be written to is a notice, not an error."""
-    file = path()
-    if file is None:
-        return
     try:
+        file = path()
+        if file is None:
+            return
         exercises = load()
         before = exercises.get(name, {"status": status, "attempts": 0})
         exercises[name] = {

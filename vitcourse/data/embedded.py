@@ -65,7 +65,7 @@ def read_verified(path: Path) -> bytes:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing; {remedy}")
     content = path.read_bytes()
-    expected = {name: digest for digest, name in map(str.split, manifest.read_text().splitlines())}
+    expected = {name: digest for digest, name in map(str.split, manifest.read_text(encoding="utf-8").splitlines())}
     if hashlib.sha256(content).hexdigest() != expected.get(path.name):
         raise ValueError(f"{path} is corrupt: its sha256 is not the one in {manifest.name}; {remedy}")
     return content

@@ -15,13 +15,26 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .checks import FLOATS, HALVES, check_per_tensor, check_w4a16, check_w8a8, check_w8a16, check_x
 from .integers import dequantize, quantize, round_to
 from .tilings import kernel_for, tiling
 
-# Whether this CPU has instructions that multiply 8-bit integers and let no sum saturate (x86's VNNI).
-HAS_FAST_INT8 = torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()
+
+def _has_fast_int8() -> bool:
+    """Whether this CPU has instructions that multiply 8-bit integers and let no sum saturate (VNNI), and they are used.
+
+    oneDNN takes others where it is told to (``ONEDNN_MAX_CPU_ISA``), and only its product shows it.
+    """
+    if not (torch.backends.mkldnn.is_available() and torch.cpu._is_vnni_supported()):
+        return False
+    with _disable_current_modes():  # who imports this while building on the meta device or of fakes asks about the CPU
+        largest = torch.full((8, 8), 127, dtype=torch.int8, device="cpu")
+        return torch._int_mm(largest, largest).eq(8 * 127**2).all().item()
+
+
+HAS_FAST_INT8 = _has_fast_int8()
 EXACT_TERMS = 1024  # products of two int8, each at most 2¹⁴, that float32 sums without rounding: 2²⁴ / 2¹⁴
 
 
@@ -150,7 +163,7 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
         return torch.onnx.ops.symbolic("MatMulInteger", (x, weight.t()), dtype=torch.int32, shape=shape)
     fast = x.device.type == "cpu" and HAS_FAST_INT8 and x.shape[1] > 1  # of one term PyTorch 2.11 makes nonsense
     if fast and not _to_onnx():
-        return torch._int_mm(x, weight.t())
+        return torch._int_mm(x.contiguous(), weight.contiguous().t())  # it misreads rows that are one, expanded
     total = torch.zeros(x.shape[0], weight.shape[0], dtype=torch.int32, device=x.device)
     with torch.autocast(x.device.type, enabled=False):  # it would round the sums
         for a, b in zip(x.split(EXACT_TERMS, dim=1), weight.split(EXACT_TERMS, dim=1), strict=True):
