@@ -59,7 +59,7 @@ def test_val_chooses_and_test_is_measured_once_at_the_end(pictures, tmp_path, ca
     assert sorted(asked) == ["test", "train", "val"]
     out, err = capsys.readouterr()
     assert "vitcourse: " not in err  # everything is what it seems
-    results = json.loads((tmp_path / "run" / "test.json").read_text())
+    results = json.loads((tmp_path / "run" / "test.json").read_text(encoding="utf-8"))
     assert results["images"] == 15
     config = TrainConfig()
     test_set, val_set = (open_dataset(f"imagefolder:{pictures}", split, transform=None) for split in ("test", "val"))
@@ -75,7 +75,7 @@ def test_val_chooses_and_test_is_measured_once_at_the_end(pictures, tmp_path, ca
         assert results[name]["test_accuracy"] == facts["test_accuracy"] and results[name]["epoch"] == facts["epoch"]
         assert f"{name}.safetensors  test_loss {facts['test_loss']:.4f}  test_accuracy" in out
         assert facts["classes"] == list(CLASSES) and facts["data"] == f"imagefolder:{pictures}"
-    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    rows = (tmp_path / "run" / "metrics.csv").read_text(encoding="utf-8").splitlines()
     assert "test" not in rows[0]
     best = max(float(row.split(",")[6]) for row in rows[1:])
     assert read_metadata(tmp_path / "run" / "best.safetensors")["val_accuracy"] == pytest.approx(best)
@@ -83,7 +83,7 @@ def test_val_chooses_and_test_is_measured_once_at_the_end(pictures, tmp_path, ca
     before = [contents(tmp_path / "run" / f"{name}.safetensors") for name in ("best", "final")]
     assert main(command(pictures, tmp_path / "run", "--resume")) == 0  # a finished run is finished again, the same
     assert [contents(tmp_path / "run" / f"{name}.safetensors") for name in ("best", "final")] == before
-    assert json.loads((tmp_path / "run" / "test.json").read_text()) == results
+    assert json.loads((tmp_path / "run" / "test.json").read_text(encoding="utf-8")) == results
 
 
 def contents(file: Path) -> tuple[dict, dict]:
@@ -120,7 +120,7 @@ def test_without_val_a_part_of_train_validates(without_val, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1
     assert err.startswith(f"vitcourse: 9 of the 36 training images of {spec} validate and choose best.safetensors")
-    about = json.loads((tmp_path / "run" / "config.json").read_text())["about"]
+    about = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["about"]
     assert about["val"] == "0.25 of train" and about["images"] == 27
     assert (tmp_path / "run" / "test.json").exists()
     assert main(command(without_val, tmp_path / "run", "--seed", "5", "--resume", "--quiet")) == 1
@@ -147,7 +147,7 @@ def test_other_images_validate_where_they_are_asked_for(pictures, without_val, t
     assert not (tmp_path / "on test" / "test.json").exists()
     assert main(command(pictures, tmp_path / "none", "--val", "none", "--quiet")) == 0
     assert not (tmp_path / "none" / "best.safetensors").exists()
-    assert sorted(json.loads((tmp_path / "none" / "test.json").read_text())) == ["final", "images"]
+    assert sorted(json.loads((tmp_path / "none" / "test.json").read_text(encoding="utf-8"))) == ["final", "images"]
     assert "val_accuracy" not in read_metadata(tmp_path / "none" / "final.safetensors")
 
 
@@ -177,7 +177,7 @@ def test_a_run_from_before_is_continued_as_it_was_begun(pictures, tmp_path, has_
     begun = command(folder, run, "--checkpoint-every", "4", "--quiet")
     assert main([*begun, "--val", "test" if has_test else "val"]) == 0
     file = run / "config.json"
-    old = json.loads(file.read_text())
+    old = json.loads(file.read_text(encoding="utf-8"))
     del old["about"]["val"]
     file.write_text(json.dumps(old))
     final = (run / "final.safetensors").read_bytes()
@@ -195,7 +195,9 @@ def test_recipes_say_what_validates(tmp_path):
         recipe = load_recipe(name)
         assert recipe.get("val") in (None, *VALIDATION) and 0 < recipe.get("val_share", 0.1) < 1
     file = tmp_path / "mine.toml"
-    file.write_text('model = "vit_tiny"\ndata = "fashion_mnist_subset"\nval = "none"\nval_share = 0.2\n')
+    file.write_text(
+        'model = "vit_tiny"\ndata = "fashion_mnist_subset"\nval = "none"\nval_share = 0.2\n', encoding="utf-8"
+    )
     for more, expected in (([], "none"), (["--val", "train"], "0.2 of train")):
         options, _, recipe = cli.parse(["--recipe", str(file), *more])
         assert cli.choose_splits(options, recipe, str(tmp_path))[0].chosen_on == expected

@@ -51,7 +51,7 @@ def run(machine: str, arguments: list[str]) -> tuple[list[str], str]:
         # Inductor would take for its own what it has compiled for another machine.
         environment |= {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"}
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", f"--junit-xml={report}"]
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow and not thorough", f"--junit-xml={report}"]
         command += ["-p", "no:cacheprovider"]
         command += ["--override-ini=filterwarnings=" + "\n".join(UNSAID), *arguments]
         status = subprocess.run(command, cwd=ROOT, env=environment).returncode
