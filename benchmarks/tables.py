@@ -110,7 +110,7 @@ def pruning_table() -> str:
     (whole,) = _where(result, question="whole")
     rows = [["whole", "1", "1", f"{100 * whole['accuracy']:.2f} %", "", "", ""]]
     trained = _percents(_where(result, question="control"))
-    rows.append(["whole, trained as long", "1", "1", f"{trained} %", "", "", ""])
+    rows.append(["whole, trained alike, its own teacher", "1", "1", f"{trained} %", "", "", ""])
     pruned = _where(result, question="finetuned")
     speeds = [row for row in _where(result, question="speed") if row["target"] == pruned[0]["target"]]
     rows.append(
