@@ -37,6 +37,8 @@ def settings() -> list[dict[str, Any]]:
     """Every run but for its seed. The first is what all others are compared with."""
     runs: list[dict[str, Any]] = [{"name": "base"}]
     runs += [{"name": f"patch {p}", "model": {"patch_size": p}} for p in (14, 4)]
+    runs += [{"name": f"adamw lr {lr:g}", "train": {"lr": lr}} for lr in (1e-3, 1e-2)]
+    runs += [{"name": f"adamw lr {lr:g}, no warm-up", "train": {"lr": lr, "warmup": 0.0}} for lr in (3e-3, 1e-2)]
     runs += [{"name": "batch 500", "batch": 500}, {"name": "batch 500, lr 0.007", "batch": 500, "train": {"lr": 7e-3}}]
     runs += [{"name": "10000 images, flips and crops", "train": LIGHT}]
     runs += [{"name": "2000 images", "images": 2000}]

@@ -1,13 +1,15 @@
 """The harness measures what it says, and the README says what was measured."""
 
 import json
+import math
+from collections import Counter
 from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import common, importtime, models, tables
+from benchmarks import common, importtime, lesson_tuning, models, tables
 from vitcourse import create_model
 
 
@@ -133,3 +135,33 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     assert [run for run in trained if run != "interrupted"] == [(lr, seed) for seed in (0, 1, 2) for lr in (0.1, 0.3)]
     rows = common.read_results("trial")["rows"]
     assert [row["accuracy"] for row in rows] == [0.1, 0.3, 1.1, 1.3, 2.1, 2.3]
+
+
+# -------------------------------------------------------------------------------------------- the contenders' settings
+
+
+@pytest.mark.parametrize("best", [1e-4, 3e-3, 3.0])
+def test_a_range_grows_until_the_best_lies_inside(best):
+    """With a pretended accuracy: a hill over the rate, and less the more decay."""
+    rows = []
+    for wanted in lesson_tuning.missing(rows):
+        accuracy = -abs(math.log10(wanted["lr"] / best)) - wanted["weight_decay"] / 100
+        rows.append({**wanted, "accuracy": accuracy, "loss": 0.0})
+    for contender in lesson_tuning.CONTENDERS:
+        found = lesson_tuning.chosen(rows, contender.name)
+        tuned = [row for row in rows if (row["name"], row["stage"]) == (contender.name, "tune")]
+        assert found["lr"] == best and found["weight_decay"] == min(row["weight_decay"] for row in tuned)
+        assert max(row["lr"] for row in tuned) > best
+        assert min(row["lr"] for row in tuned) < best or best == lesson_tuning.RATES[0]
+        tested = [row for row in rows if (row["name"], row["stage"]) == (contender.name, "test")]
+        assert {(row["lr"], row["weight_decay"]) for row in tested} <= {(found["lr"], found["weight_decay"])}
+        assert contender.in_lesson_vit or [row["seed"] for row in tested] == [0, 1, 2]
+    assert list(lesson_tuning.missing(rows)) == []
+
+
+def test_settings_are_chosen_by_training_images():
+    rest, held_out = lesson_tuning.parts()
+    assert (len(rest), len(held_out)) == (8000, 2000)
+    assert not set(rest.indices) & set(held_out.indices)
+    assert rest.dataset is held_out.dataset and rest.targets == [rest.dataset.targets[i] for i in rest.indices]
+    assert Counter(rest.targets) == dict.fromkeys(range(10), 800)
