@@ -912,7 +912,8 @@ expect("your smoothed norms against the library's, relative difference", gap, at
 #   smaller, and not faster.
 #
 # Here is your machine, and one linear layer of a ViT-B; beside it the layers of a ViT-B from `benchmarks/quantization.py`, measured in
-# turns on one CPU with such units, against float32 and against the production peer, torchao:
+# turns on one CPU with such units, against float32 and against the production peer, torchao. All of them run eagerly. torchao is written
+# for `torch.compile`, so its dots show what it does without, and not the best that it can:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
