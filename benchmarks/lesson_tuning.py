@@ -1,7 +1,7 @@
 """The contenders of lesson 00, each at its own best rate and decay: otherwise a comparison is one of settings.
 
     python -m benchmarks.lesson_tuning         every run that runs/lesson_tuning.jsonl lacks, then the results
-    python -m benchmarks.lesson_tuning --runs 8    no more than eight of them, to share a machine
+    python -m benchmarks.lesson_tuning --runs 8    eight of them, to share a machine; results of who is finished
 
 "tune" rows: one seed, trained on 8 000 of the 10 000 embedded training images and judged by the other 2 000. While the
 best rate or decay lies at the end of its range, the range grows, so no choice is at an end (but for no decay at all).
@@ -147,7 +147,8 @@ def main() -> None:
     rows = [json.loads(line) for line in LOG.read_text().splitlines()] if LOG.exists() else []
     for count, wanted in enumerate(missing(rows)):
         if count == options.runs:
-            return
+            rows = [row for row in rows if row["name"] != wanted["name"]]  # whose turn is not over
+            break
         rows.append(measure(wanted))
         with LOG.open("a") as file:
             file.write(json.dumps(rows[-1]) + "\n")
