@@ -715,8 +715,8 @@ plt.show()
 # %%
 # alt: Left and middle: accuracy on held-out images against the learning rate, one line for each decay. For AdamW, from 0.001 to
 # 0.01, the lines lie between 78 and 82 per cent and most are highest at 0.001 or 0.003. For SGD they are level at 80 to 81 per cent
-# from 0.03 to 0.3 and fall steeply at 1. Right: bars of the accuracy on test images, both at their best: half a point apart, with
-# the dots of three seeds overlapping.
+# from 0.03 to 0.3 and fall steeply at 1. Right: accuracy on test images, both at their best, a dot for each of three seeds: the means
+# are half a point apart, and the dots overlap.
 tuning = json.loads((paths.results_dir() / "lesson_tuning.json").read_text())
 print(f"measured on {tuning['device']}, {tuning['date']}, torch {tuning['versions']['torch']}")
 
@@ -730,23 +730,28 @@ for ax, name in zip(axes, ("AdamW", "SGD"), strict=False):
     for decay in sorted({row["weight_decay"] for row in tried(name, "tune")}):
         line = sorted((row["lr"], 100 * row["accuracy"]) for row in tried(name, "tune") if row["weight_decay"] == decay)
         ax.plot(*zip(*line, strict=True), "o-", label=f"decay {decay:g}")
-    ax.set(xscale="log", xlabel="learning rate", title=f"{name}, one seed", ylim=(62, 84))
+    ax.set(xscale="log", xlabel="learning rate", title=f"{name}, one seed")
     rates = sorted({row["lr"] for row in tried(name, "tune")})
     ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
     ax.minorticks_off()
     ax.legend(loc="lower left", fontsize=9)
 axes[0].set_ylabel("accuracy, %, images held out")
 tested = {name: [100 * row["accuracy"] for row in tried(name, "test")] for name in ("AdamW", "SGD")}
-plot.bars(axes[2], tested)
-axes[2].set(xlabel="accuracy, %, test images", title="each at its best, three seeds", xlim=(0, 100))
+for i, values in enumerate(tested.values()):
+    axes[2].plot([i] * len(values), values, "o", color=plot.BLUE)
+    axes[2].annotate(f"mean {sum(values) / 3:.1f}", (i, min(values)), (0, -18), textcoords="offset points", ha="center")
+axes[2].set_xticks(range(2), tested)
+axes[2].set(xlim=(-0.7, 1.7), ylabel="accuracy, %, test images", title="each at its best, three seeds")
+for ax in axes:
+    ax.set_ylim(62, 84)
 plt.show()
 lead = sum(tested["AdamW"]) / 3 - sum(tested["SGD"]) / 3
 expect("AdamW's lead over SGD, each at its own best rate and decay, in points", lead, close_to=0.0, tol=2.0)
 
 # %% [markdown]
 # **Nobody wins by a margin.** Each with its own best rate and decay, AdamW has 80.9 % and SGD 80.3 %, and AdamW's seeds alone lie
-# 1.3 points apart. What differs is the numbers: SGD's best rate is some thirty times AdamW's. At a good rate the decay hardly matters in so
-# short a run, unless it is far too strong. So whoever changes the optimizer and keeps the other's rate has compared nothing.
+# 1.3 points apart. What differs is the numbers: SGD's best rate is some thirty times AdamW's. (At a good rate the decay hardly
+# matters in so short a run, unless it is far too strong.) Whoever changes the optimizer and keeps the rate has compared nothing.
 #
 # That is 500 steps of four blocks, with clipped gradients: an easy case. On ImageNet, Xiao et al. 2021 report that a plain ViT
 # loses much with SGD, and hardly anything behind a convolutional stem (lesson 02). And the recipes that you will start from are
