@@ -701,11 +701,11 @@ right.set(title="accuracy, %", xlabel="patch size")
 plt.show()
 
 # %% [markdown]
-# In a run this short the *largest* patches win, in a fraction of the time. A guess at the reason: with 4 patches there is little
-# to find out about who should look at whom, and most of the work is done by the embedding, almost an ordinary network; with
-# 49 the same 500 steps have to teach attention as well. The shipped model has 4-pixel patches and is far better than any run
-# shown here. But it also has a convolutional stem, six times the images, CutMix and 32 passes; which of these did it, the
-# comparison cannot say.
+# In a run this short the *largest* patches win, in a fraction of the time (at one rate for all, 0.003, which was chosen for 7
+# pixels). A guess at the reason: with 4 patches there is little to find out about who should look at whom, and most of the work
+# is done by the embedding, almost an ordinary network; with 49 the same 500 steps have to teach attention as well. The shipped
+# model has 4-pixel patches and is far better than any run shown here. But it also has a convolutional stem, six times the images,
+# CutMix and 32 passes; which of these did it, the comparison cannot say.
 #
 # **Optimizer.** SGD with momentum, the standard for convolutional networks, against AdamW. Every optimizer looks bad at the wrong
 # settings. So each got its own: three learning rates times four decays, and one more rate where the best lay at an end; each

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import common, importtime, lesson_tuning, models, tables
+from benchmarks import common, importtime, lesson_tuning, models, pruning, tables
 from vitcourse import create_model
 
 
@@ -165,3 +165,20 @@ def test_settings_are_chosen_by_training_images():
     assert not set(rest.indices) & set(held_out.indices)
     assert rest.dataset is held_out.dataset and rest.targets == [rest.dataset.targets[i] for i in rest.indices]
     assert Counter(rest.targets) == dict.fromkeys(range(10), 800)
+
+
+def test_the_product_of_sizes_is_that_of_the_function():
+    """Weights of a unit made larger on one side and smaller on the other: the same model, the same worth."""
+    model = create_model("vit_tiny", img_size=32, patch_size=16, depth=2)
+    before, summed = pruning.products(model), pruning.magnitudes(model)
+    with torch.no_grad():
+        mlp, attn = model.blocks[0].mlp, model.blocks[1].attn
+        mlp.fc1.weight[5] *= 8
+        mlp.fc2.weight[:, 5] /= 8
+        attn.qkv.weight.unflatten(0, (3, attn.num_heads, -1))[2, 1] *= 8
+        attn.proj.weight.unflatten(1, (attn.num_heads, -1))[:, 1] /= 8
+    after = pruning.products(model)
+    assert before.keys() == after.keys() == pruning.structure(model).keys()
+    for name, scores in before.items():
+        torch.testing.assert_close(after[name], scores)
+    assert pruning.magnitudes(model)["blocks.0.mlp"][5] > 4 * summed["blocks.0.mlp"][5]
