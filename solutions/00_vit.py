@@ -523,10 +523,12 @@ expect("logits unchanged when the prefix tokens are spoiled", unchanged, equals=
 # %% [markdown]
 # ## 6 Training it
 #
-# ViTs are picky about their recipe. Four parts of it matter most:
+# The usual recipe for a ViT has four parts. (Section 7 tries what three of them do for a model as small as yours.)
 #
-# * **AdamW.** Gradients differ much in size from part to part; Adam gives each parameter a step of its own. Weight decay pulls
-#   on the matrices only: for norms, biases and positions zero is no better than one.
+# * **AdamW.** Gradients differ much in size from part to part; Adam gives each parameter a step of its own. Plain SGD with momentum
+#   gets about as far here, once its rate has been searched for as well; with large ViTs it is reported to fall behind. Weight decay
+#   is *decoupled* (the W): it shrinks the matrices beside the step, and no gradient knows of it. Norms, biases and positions have
+#   none, since for them zero is no better than one.
 # * **Warm-up.** Adam's estimates are poor in the first steps, and a large early step can push the softmax where its
 #   gradient is zero. So the rate climbs linearly at first.
 # * **Cosine decay.** Then it falls, slowly, so that the weights settle.
@@ -534,7 +536,7 @@ expect("logits unchanged when the prefix tokens are spoiled", unchanged, equals=
 #   each picture often enough to know it by heart, it has to be shown new ones.
 #
 # ### Exercise 7 · `learning_rate`
-# *Difficulty 2 of 5, about 15 minutes.* Transformers are touchy in their first steps. The warm-up gets them through.
+# *Difficulty 2 of 5, about 15 minutes.* Deep transformers are touchy in their first steps. The warm-up gets them through.
 #
 # With `warmup_steps = round(config.warmup * total_steps)`: in the warm-up, step $s$ (from 0) has
 # $\text{lr} \cdot (s+1)/(\text{warmup\_steps}+1)$; after it, half a cosine falls from `config.lr` to `config.min_lr`, which the
@@ -663,7 +665,9 @@ plt.show()
 # ## 7 What matters? The sweeps
 #
 # One run is an anecdote. The comparisons below were made beforehand by `benchmarks/lesson_vit.py`: the same small ViT, 500 steps
-# of 100 images each, **three seeds** a point. Lines and bars are means, bands and dots show the seeds.
+# of 100 images each, **three seeds** a point. Lines and bars are means, bands and dots show the seeds. A comparison is worth no
+# more than the settings of its loser, so `benchmarks/lesson_tuning.py` searched for the best rate and decay of some that lost. Where
+# the text names no search, all share AdamW's rate of 0.003 and decay of 0.05.
 
 # %%
 results = json.loads((paths.results_dir() / "lesson_vit.json").read_text(encoding="utf-8"))
@@ -698,35 +702,84 @@ right.set(title="accuracy, %", xlabel="patch size")
 plt.show()
 
 # %% [markdown]
-# In a run this short the *largest* patches win, in a fraction of the time. A guess at the reason: with 4 patches there is little
-# to find out about who should look at whom, and most of the work is done by the embedding, almost an ordinary network; with
-# 49 the same 500 steps have to teach attention as well. The shipped model has 4-pixel patches and is far better than any run
-# shown here. But it also has a convolutional stem, six times the images, CutMix and 32 passes; which of these did it, the
-# comparison cannot say.
+# In a run this short the *largest* patches win, in a fraction of the time (at one rate for all, 0.003, which was chosen for 7
+# pixels). A guess at the reason: with 4 patches there is little to find out about who should look at whom, and most of the work
+# is done by the embedding, almost an ordinary network; with 49 the same 500 steps have to teach attention as well. The shipped
+# model has 4-pixel patches and is far better than any run shown here. But it also has a convolutional stem, six times the images,
+# CutMix and 32 passes; which of these did it, the comparison cannot say.
 #
-# **Optimizer and warm-up.** SGD with momentum, the standard for convolutional networks, against AdamW, each over a range of
-# learning rates, since every optimizer looks bad at the wrong one.
+# **Optimizer.** SGD with momentum, the standard for convolutional networks, against AdamW. Every optimizer looks bad at the wrong
+# settings. So each got its own: three learning rates times four decays, and one more rate where the best lay at an end; each
+# combination was trained once, on 8 000 of the images, and judged by the other 2 000. The best of each then met the test images,
+# by which nothing had been chosen. (Decay is decoupled in both: each step takes rate · decay of a weight away.)
 
 # %%
-# alt: Accuracy against the learning rate for AdamW with warm-up, AdamW without warm-up, and SGD with momentum. Each has its
-# best rate; the legend names the three curves.
-adamw = {1e-3: "adamw lr 0.001", 3e-3: "base", 1e-2: "adamw lr 0.01"}
-cold = {lr: f"adamw lr {lr:g}, no warm-up" for lr in (3e-3, 1e-2)}
-sgd = {lr: f"sgd lr {lr:g}" for lr in (0.03, 0.1, 0.3)}
-fig, (ax,) = plot.panels(1, 1, width=6.2, height=3.8)
-for label, rates in [("AdamW, warm-up", adamw), ("AdamW, no warm-up", cold), ("SGD, warm-up", sgd)]:
-    plot.spread(ax, list(rates), [runs(name) for name in rates.values()], label=label)
-ax.set_xscale("log")
-ax.set(xlabel="learning rate", ylabel="accuracy, %", title="500 steps, three seeds")
-ax.legend()
+# alt: Left and middle: accuracy on held-out images against the learning rate, one line for each decay. For AdamW, from 0.001 to
+# 0.01, the lines lie between 78 and 82 per cent and most are highest at 0.001 or 0.003. For SGD they are level at 80 to 81 per cent
+# from 0.03 to 0.3 and fall steeply at 1. Right: accuracy on test images, both at their best, a dot for each of three seeds: the means
+# are half a point apart, and the dots overlap.
+tuning = json.loads((paths.results_dir() / "lesson_tuning.json").read_text())
+print(f"measured on {tuning['device']}, {tuning['date']}, torch {tuning['versions']['torch']}")
+
+
+def tried(name, stage):
+    return [row for row in tuning["rows"] if (row["name"], row["stage"]) == (name, stage)]
+
+
+fig, axes = plot.panels(1, 3, width=3.5, height=3.1)
+for ax, name in zip(axes, ("AdamW", "SGD"), strict=False):
+    for decay in sorted({row["weight_decay"] for row in tried(name, "tune")}):
+        line = sorted((row["lr"], 100 * row["accuracy"]) for row in tried(name, "tune") if row["weight_decay"] == decay)
+        ax.plot(*zip(*line, strict=True), "o-", label=f"decay {decay:g}")
+    ax.set(xscale="log", xlabel="learning rate", title=f"{name}, one seed")
+    rates = sorted({row["lr"] for row in tried(name, "tune")})
+    ax.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    ax.minorticks_off()
+    ax.legend(loc="lower left", fontsize=9)
+axes[0].set_ylabel("accuracy, %, images held out")
+tested = {name: [100 * row["accuracy"] for row in tried(name, "test")] for name in ("AdamW", "SGD")}
+for i, values in enumerate(tested.values()):
+    axes[2].plot([i] * len(values), values, "o", color=plot.BLUE)
+    axes[2].annotate(f"mean {sum(values) / 3:.1f}", (i, min(values)), (0, -18), textcoords="offset points", ha="center")
+axes[2].set_xticks(range(2), tested)
+axes[2].set(xlim=(-0.7, 1.7), ylabel="accuracy, %, test images", title="each at its best, three seeds")
+for ax in axes:
+    ax.set_ylim(62, 84)
 plt.show()
-best = {label: max(sum(runs(n)) / 3 for n in names.values()) for label, names in [("adamw", adamw), ("sgd", sgd)]}
-expect("AdamW's lead over SGD, each at its best rate, in points", best["adamw"] - best["sgd"], at_least=1.0)
+lead = sum(tested["AdamW"]) / 3 - sum(tested["SGD"]) / 3
+expect("AdamW's lead over SGD, each at its own best rate and decay, in points", lead, close_to=0.0, tol=2.0)
 
 # %% [markdown]
-# AdamW wins by a wide margin. The warm-up makes no measurable difference at the best rate: four pre-norm blocks are easy to
-# start. At a rate that is too high it is worth between one and two points, on every seed. It makes the choice of the rate less
-# delicate; in deep models and at large batches, where the edge is nearer, it becomes indispensable.
+# **Nobody wins by a margin.** Each with its own best rate and decay, AdamW has 80.9 % and SGD 80.3 %, and AdamW's seeds alone lie
+# 1.3 points apart. What differs is the numbers: SGD's best rate is some thirty times AdamW's. (At a good rate the decay hardly
+# matters in so short a run, unless it is far too strong.) Whoever changes the optimizer and keeps the rate has compared nothing.
+#
+# That is 500 steps of four blocks, with clipped gradients: an easy case. On ImageNet, Xiao et al. 2021 report that a plain ViT
+# loses much with SGD, and hardly anything behind a convolutional stem (lesson 02). And the recipes that you will start from are
+# written for AdamW.
+#
+# **Warm-up**, at the best rate and at one that is too high:
+
+# %%
+# alt: Bars of AdamW's accuracy with three seeds each: at the rate 0.003 with and without warm-up the same, 81 per cent; at 0.01 it is
+# lower, 79 per cent with the warm-up and 77 without.
+fig, (ax,) = plot.panels(1, 1, width=6.2, height=2.4)
+started = {
+    "lr 0.003, warm-up": "base",
+    "lr 0.003, none": "adamw lr 0.003, no warm-up",
+    "lr 0.01, warm-up": "adamw lr 0.01",
+    "lr 0.01, none": "adamw lr 0.01, no warm-up",
+}
+plot.bars(ax, {label: runs(name) for label, name in started.items()})
+ax.set(xlabel="accuracy, %", title="AdamW, three seeds", xlim=(0, 100))
+plt.show()
+lost = [cold - warm for cold, warm in zip(runs(started["lr 0.01, none"]), runs("adamw lr 0.01"), strict=True)]
+expect("points that the warm-up is worth at the high rate, least of the seeds", -max(lost), at_least=0.5)
+
+# %% [markdown]
+# The warm-up makes no measurable difference at the best rate: four pre-norm blocks are easy to start. At a rate that is too high it
+# is worth between one and two points, on every seed. It makes the choice of the rate less delicate; in deep models and at large
+# batches, where the edge is nearer, it becomes indispensable.
 #
 # **Batch size.** Somebody has a larger GPU, raises the batch and leaves the rest as it is. The same number of images then makes
 # fewer steps, and each step should be longer. For Adam the square root of the factor is the usual guess.
@@ -783,9 +836,10 @@ expect("how much larger it is than with 10 000 images, in points", lead[500] - l
 # mend. With 2 000 it does: the training loss of the plain runs ends at 0.02. But with flips and crops it still stands at 0.6, so
 # those runs are far from finished: a harder task takes more steps. Do not copy a recipe for 300 epochs into a run of five.
 #
-# And a ViT pays for its freedom with data: the fewer images, the larger the lead of the convolutional network. There are three
-# ways out, and each is a part of this course: give the structure back (01 hierarchical, 02 hybrid), or let it learn structure
-# from images without labels (03 pre-training), or start from a model that somebody else trained (04 fine-tuning).
+# And a ViT pays for its freedom with data: the fewer images, the larger the lead of the convolutional network. (With 500 images
+# the ViT's own best rate is 0.001. It changes nothing: 69.0 % instead of 69.1.) There are three ways out, and each is a part of
+# this course: give the structure back (01 hierarchical, 02 hybrid), or let it learn structure from images without labels (03
+# pre-training), or start from a model that somebody else trained (04 fine-tuning).
 #
 # ## 8 Another resolution
 #
@@ -901,7 +955,9 @@ expect("loss of accuracy when images are left at 0 … 255", native - fed["left 
 # 3. Train without any positions. How much accuracy does a bag of patches keep, and on which classes does it lose most?
 # 4. Write `Attention` with a query for [CLS] only, as the last block needs no other. What do you save?
 # 5. Patches of 14 pixels win after 500 steps. After how many do those of 7 overtake them, if they do?
-# 6. `VITCOURSE_PROFILE=full`: train on CIFAR-10. Then run the recipe in `vitcourse/recipes/` made for it, and find out which
+# 6. Train with `torch.optim.SGD(…, lr=0.1, momentum=0.9, weight_decay=0.05)` in a loop of your own, and with
+#    `TrainConfig(optimizer="sgd", lr=0.1, weight_decay=0.05)`. Why is the first so much worse? Which decay makes them alike?
+# 7. `VITCOURSE_PROFILE=full`: train on CIFAR-10. Then run the recipe in `vitcourse/recipes/` made for it, and find out which
 #    of its parts matters most.
 #
 # ## Papers
@@ -912,5 +968,7 @@ expect("loss of accuracy when images are left at 0 … 255", native - fed["left 
 # * Dong et al. 2021, [Attention is not all you need](https://arxiv.org/abs/2103.03404): without residual paths, rank collapses.
 # * Xiong et al. 2020, [On Layer Normalization in the Transformer Architecture](https://arxiv.org/abs/2002.04745): pre- or post-norm.
 # * Steiner et al. 2022, [How to train your ViT?](https://arxiv.org/abs/2106.10270): data, augmentation, regularisation.
+# * Loshchilov and Hutter 2019, [Decoupled Weight Decay Regularization](https://arxiv.org/abs/1711.05101): AdamW, and SGD's twin.
+# * Xiao et al. 2021, [Early Convolutions Help Transformers See Better](https://arxiv.org/abs/2106.14881): what the stem does for SGD.
 # * Beyer et al. 2022, [Better plain ViT baselines for ImageNet-1k](https://arxiv.org/abs/2205.01580): mean pooling, fixed positions.
 # * Darcet et al. 2024, [Vision Transformers Need Registers](https://arxiv.org/abs/2309.16588): the extra tokens.

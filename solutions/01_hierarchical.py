@@ -1014,8 +1014,9 @@ expect("relative difference at the size it was made for, where nothing is padded
 #
 # ## 8 Swin or ViT? The sweep
 #
-# One run is an anecdote. `benchmarks/lesson_hierarchical.py` trained the models below, three seeds each, 300 steps of 100
-# images. All need about the same multiply–adds for an image:
+# One run is an anecdote. `benchmarks/lesson_hierarchical.py` trained the models below, three seeds each, 300 steps of 100 images,
+# all at the rate 0.003, with the same start and warm-up; no model's own best rate was searched for. All need about the same
+# multiply–adds for an image:
 
 # %%
 print(f"measured on {results['device']}, {results['date']}, torch {results['versions']['torch']}")
@@ -1039,10 +1040,11 @@ expect("Swin over the ViT with coarse patches, in points", difference, close_to=
 
 # %% [markdown]
 # Two answers. Against the ViT with *fine* tokens Swin wins clearly, on every seed: at equal cost windows pay for four times as
-# many tokens, more blocks and merged neighbours. Against the ViT with *coarse* tokens there is **no measurable difference**,
-# and that one is quicker: its runs took two thirds of Swin's CPU time, since rolls, masks and small matrices keep a processor
-# less busy than a few large products. Whole pieces of clothing, centred, on 28 pixels, are a task for which 16 tokens are
-# enough. What Swin's fine maps are good for, section 0 shows and lesson 07 needs: to say *where*.
+# many tokens, more blocks and merged neighbours. (Or 0.003 suits Swin better; only a search could tell.) Against the ViT with
+# *coarse* tokens there is **no measurable difference**, and that one is quicker: its runs took two thirds of Swin's CPU time,
+# since rolls, masks and small matrices keep a processor less busy than a few large products. Whole pieces of clothing, centred,
+# on 28 pixels, are a task for which 16 tokens are enough. What Swin's fine maps are good for, section 0 shows and lesson 07
+# needs: to say *where*.
 #
 # ## 9 When would you choose it?
 #

@@ -833,9 +833,9 @@ expect("relative difference of its logits in the library's LinearAttention", dif
 #
 # ## 6 All mixers in the same ViT: the sweep
 #
-# `benchmarks/lesson_efficient_attention.py` trained one small ViT with eight ways of mixing its tokens, for one pass over 10 000 images and
-# for four, three seeds each. Patches of 3 pixels make 101 tokens; in each sparse pattern a patch sees about 35 of them; merging takes 24
-# away in each of the two blocks.
+# `benchmarks/lesson_efficient_attention.py` trained one small ViT with eight ways of mixing its tokens, for one pass over 10 000
+# images and for four, three seeds each, all at the rate 0.003. Patches of 3 pixels make 101 tokens; in each sparse pattern a
+# patch sees about 35 of them; merging takes 24 away in each of the two blocks.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -900,12 +900,12 @@ expect("four passes: merging against softmax, in points", lead[4]["softmax, merg
 
 # %% [markdown]
 # After one pass two mixers with a local part lead by five points: looking nearby is the right first guess for pictures, as for
-# convolutions (lesson 02), and a mixer that can do nothing else need not learn it. After four passes **the lead is gone**. Softmax has
-# learnt where to look, and six of the eight are level within their spread, merging among them, at three quarters of the
-# multiply–adds. So a comparison after a short training tells who *starts* fast, and this one may change again after forty passes. What has not
-# caught up are the two that change what attention can say: two softmaxes are a point behind, elu + 1 two and a half. elu + 1 weighs all
-# keys nearly alike; two softmaxes can put all weight on one key, but mix at most $D$ patterns for each head. That would explain it; it
-# was not tested.
+# convolutions (lesson 02), and a mixer that can do nothing else need not learn it. After four passes **the lead is gone**.
+# Softmax has learnt where to look, and six of the eight are level within their spread, merging among them, at three quarters of
+# the multiply–adds. So a comparison after a short training tells who *starts* fast, and this one may change again after forty
+# passes. What has not caught up are the two that change what attention can say: two softmaxes are a point behind, elu + 1 two and
+# a half. elu + 1 weighs all keys nearly alike; two softmaxes can put all weight on one key, but mix at most $D$ patterns for each
+# head. That would explain it; it was not tested, and neither was whether another rate suits these two better.
 #
 # And look at the milliseconds: at 101 tokens *only* two softmaxes are faster than softmax (0.15 against 0.21). The sparse ones need nearly
 # twice its time and more, and even merging takes longer, 0.24: what it adds costs more here than the tokens it takes away. On a model of

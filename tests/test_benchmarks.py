@@ -1,6 +1,8 @@
 """The harness measures what it says, and the README says what was measured."""
 
 import json
+import math
+from collections import Counter
 from functools import partial
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import common, importtime, models, tables
+from benchmarks import common, importtime, lesson_tuning, models, pruning, tables
 from vitcourse import create_model
 
 
@@ -142,3 +144,50 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     assert [run for run in trained if run != "interrupted"] == [(lr, seed) for seed in (0, 1, 2) for lr in (0.1, 0.3)]
     rows = common.read_results("trial")["rows"]
     assert [row["accuracy"] for row in rows] == [0.1, 0.3, 1.1, 1.3, 2.1, 2.3]
+
+
+# -------------------------------------------------------------------------------------------- the contenders' settings
+
+
+@pytest.mark.parametrize("best", [1e-4, 3e-3, 3.0])
+def test_a_range_grows_until_the_best_lies_inside(best):
+    """With a pretended accuracy: a hill over the rate, and less the more decay."""
+    rows = []
+    for wanted in lesson_tuning.missing(rows):
+        accuracy = -abs(math.log10(wanted["lr"] / best)) - wanted["weight_decay"] / 100
+        rows.append({**wanted, "accuracy": accuracy, "loss": 0.0})
+    for contender in lesson_tuning.CONTENDERS:
+        found = lesson_tuning.chosen(rows, contender.name)
+        tuned = [row for row in rows if (row["name"], row["stage"]) == (contender.name, "tune")]
+        assert found["lr"] == best and found["weight_decay"] == min(row["weight_decay"] for row in tuned)
+        assert max(row["lr"] for row in tuned) > best
+        assert min(row["lr"] for row in tuned) < best or best == lesson_tuning.RATES[0]
+        tested = [row for row in rows if (row["name"], row["stage"]) == (contender.name, "test")]
+        assert {(row["lr"], row["weight_decay"]) for row in tested} <= {(found["lr"], found["weight_decay"])}
+        assert contender.in_lesson_vit or [row["seed"] for row in tested] == [0, 1, 2]
+    assert list(lesson_tuning.missing(rows)) == []
+
+
+def test_settings_are_chosen_by_training_images():
+    rest, held_out = lesson_tuning.parts()
+    assert (len(rest), len(held_out)) == (8000, 2000)
+    assert not set(rest.indices) & set(held_out.indices)
+    assert rest.dataset is held_out.dataset and rest.targets == [rest.dataset.targets[i] for i in rest.indices]
+    assert Counter(rest.targets) == dict.fromkeys(range(10), 800)
+
+
+def test_the_product_of_sizes_is_that_of_the_function():
+    """Weights of a unit made larger on one side and smaller on the other: the same model, the same worth."""
+    model = create_model("vit_tiny", img_size=32, patch_size=16, depth=2)
+    before, summed = pruning.products(model), pruning.magnitudes(model)
+    with torch.no_grad():
+        mlp, attn = model.blocks[0].mlp, model.blocks[1].attn
+        mlp.fc1.weight[5] *= 8
+        mlp.fc2.weight[:, 5] /= 8
+        attn.qkv.weight.unflatten(0, (3, attn.num_heads, -1))[2, 1] *= 8
+        attn.proj.weight.unflatten(1, (attn.num_heads, -1))[:, 1] /= 8
+    after = pruning.products(model)
+    assert before.keys() == after.keys() == pruning.structure(model).keys()
+    for name, scores in before.items():
+        torch.testing.assert_close(after[name], scores)
+    assert pruning.magnitudes(model)["blocks.0.mlp"][5] > 4 * summed["blocks.0.mlp"][5]

@@ -8,9 +8,11 @@ import re
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import timm.optim
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -34,6 +36,7 @@ from vitcourse.train import (
 from vitcourse.train import augment as aug
 from vitcourse.train.batches import Plan, Share, even_slices
 from vitcourse.train.evaluation import evaluating, normalise
+from vitcourse.train.optim import make_optimizer, set_learning_rate
 from vitcourse.train.record import COLUMNS, write_atomically
 from vitcourse.train.runtime import resolve_precision
 from vitcourse.vit import VisionTransformer
@@ -115,18 +118,100 @@ def test_schedule_at_known_steps():
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_a_step_is_the_optimizers(name):
-    """One step, redone by hand with PyTorch's optimizer, decay groups and clipping."""
+    """One step, redone by hand with the peer's optimizer, decay groups and clipping."""
     model, dataset, _ = double_run()
     other = double_run()[0]
     config = TrainConfig(max_steps=1, batch_size=37, optimizer=name, lr=0.01, warmup=0.0, clip_grad=0.5)
     fit(model, dataset, None, config, progress=False)
 
-    kind = {"adamw": torch.optim.AdamW, "sgd": lambda g, lr: torch.optim.SGD(g, lr=lr, momentum=0.9)}[name]
-    optimizer = kind(param_groups(other, 0.05), lr=0.01)
+    peer = {"adamw": torch.optim.AdamW, "sgd": partial(timm.optim.SGDW, momentum=0.9)}[name]
+    optimizer = peer(param_groups(other, 0.05), lr=0.01)
     F.cross_entropy(other(dataset.images), torch.tensor(dataset.targets), label_smoothing=0.1).backward()
     assert nn.utils.clip_grad_norm_(other.parameters(), 0.5) > 0.5
     optimizer.step()
     torch.testing.assert_close(weights(model), weights(other), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgd_decays_beside_the_gradient(momentum):
+    """Six steps at a changing rate against Loshchilov and Hutter 2019, algorithm 1; each group has its own settings.
+
+    The momentum buffer is that of the gradients alone.
+    """
+    torch.manual_seed(0)
+    params = [nn.Parameter(torch.randn(3, 2, dtype=torch.float64)) for _ in range(3)]
+    decays, scales = (0.5, 0.0, 0.2), (1.0, 1.0, 0.1)
+    groups = [{"params": [p], "weight_decay": 0.0} for p in params]
+    for group, decay, scale in zip(groups, decays, scales, strict=True):
+        group |= {"weight_decay": decay, "lr_scale": scale}
+    optimizer = make_optimizer(groups, TrainConfig(optimizer="sgd", momentum=momentum, lr=1.0))
+    theta, m = [p.detach().clone() for p in params], [0.0] * 3
+    for lr in (0.1, 0.3, 0.2, 0.1, 0.05, 0.01):
+        set_learning_rate(optimizer, lr)
+        for i, p in enumerate(params):
+            p.grad = torch.randn_like(p)
+            m[i] = momentum * m[i] + p.grad
+            theta[i] = theta[i] - lr * scales[i] * m[i] - lr * scales[i] * decays[i] * theta[i]
+        optimizer.step()
+    for i, p in enumerate(params):
+        torch.testing.assert_close(p.detach(), theta[i], rtol=1e-12, atol=1e-12)
+        if momentum:
+            torch.testing.assert_close(optimizer.state[p]["momentum_buffer"], m[i], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_weight_decay_means_the_same_for_both_optimizers(name):
+    """Where the gradient is zero, a step shrinks by lr · weight_decay, and so does the next; the state stays empty.
+
+    A group that names no decay has the config's.
+    """
+    decayed, exempt, unused = (nn.Parameter(torch.full((2, 2), 4.0)) for _ in range(3))
+    groups = [{"params": [decayed, unused]}, {"params": [exempt], "weight_decay": 0.0}]
+    optimizer = make_optimizer(groups, TrainConfig(optimizer=name, lr=0.1, weight_decay=0.5))
+    for step in (1, 2):
+        decayed.grad, exempt.grad = torch.zeros(2, 2), torch.zeros(2, 2)
+        optimizer.step()
+        torch.testing.assert_close(decayed.detach(), torch.full((2, 2), 4.0 * 0.95**step))
+    assert torch.equal(exempt.detach(), torch.full((2, 2), 4.0))
+    assert torch.equal(unused.detach(), torch.full((2, 2), 4.0)), "no gradient, no step"
+    assert not any(
+        optimizer.state[decayed][key].any() for key in ("momentum_buffer", "exp_avg") if key in optimizer.state[decayed]
+    )
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_step_that_overflows_changes_nothing(name):
+    """fp16's scaler leaves such a step out, decay included."""
+    p = nn.Parameter(torch.ones(2, 2))
+    optimizer = make_optimizer([{"params": [p]}], TrainConfig(optimizer=name, lr=0.1, weight_decay=0.5))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for factor, stays in ((math.inf, True), (1.0, False)):
+        scaler.scale((factor * p).sum()).backward()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(p.detach(), torch.ones(2, 2)) == stays
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_an_interrupted_run_has_the_weights_of_a_whole_one(name, tmp_path):
+    config = TrainConfig(max_steps=7, batch_size=8, optimizer=name, lr=0.02, weight_decay=0.5, checkpoint_every=1)
+    whole = trained(config)
+
+    class Interrupt(Exception):
+        pass
+
+    calls = iter(range(100))
+
+    def loss(net, images, labels):
+        if next(calls) == 4:
+            raise Interrupt
+        return F.cross_entropy(net(images), labels, label_smoothing=0.1)
+
+    with pytest.raises(Interrupt):
+        trained(config, out_dir=tmp_path, loss_fn=loss)
+    assert torch.equal(trained(config, out_dir=tmp_path, resume=True), whole)
 
 
 def test_lr_scale_of_a_group():

@@ -58,11 +58,15 @@ class TrainConfig:
     accum: int = _opt(1, "micro-batches that each process cuts its share of a batch into: less memory, same gradient")
     drop_last: bool = _opt(True, "leave out an epoch's last, smaller batch (as timm and DeiT do)")
 
-    optimizer: str = _opt("adamw", "rule of the update", ("adamw", "sgd"))
+    optimizer: str = _opt("adamw", "rule of the update: AdamW, or SGD with momentum", ("adamw", "sgd"))
     lr: float = _opt(1e-3, "learning rate after the warm-up")
     min_lr: float = _opt(1e-5, "floor that the cosine ends at")
     warmup: float = _opt(0.05, "share of the steps in which the rate rises linearly from 0 (DeiT: 5 of 300 epochs)")
-    weight_decay: float = _opt(0.05, "decoupled decay of the weight matrices; norms, biases, positions have none")
+    weight_decay: float = _opt(
+        0.05,
+        "decoupled decay of the weight matrices: a step takes lr * weight_decay of their size away, in AdamW as in "
+        "SGD, whose larger rates ask for smaller decays; norms, biases, positions have none",
+    )
     beta2: float = _opt(0.999, "AdamW's memory of squared gradients")
     momentum: float = _opt(0.9, "SGD's momentum, AdamW's beta1")
     clip_grad: float = _opt(1.0, "largest norm of the whole gradient (Dosovitskiy et al. 2021); 0 for no limit")

@@ -69,7 +69,7 @@ def fit(
         loss_fn: ``loss_fn(model, images, labels)``, a mean over the images; cross-entropy by default.
         eval_fn: ``eval_fn(model, val_set)``, a dict that joins the row; ``{"val_loss", "val_accuracy"}`` by default.
         groups: parameter groups for the optimizer in place of ``param_groups(model, config.weight_decay)``; a group's
-            ``lr_scale`` multiplies the rate.
+            ``lr_scale`` multiplies the rate, its ``weight_decay`` takes the place of the config's.
         on_epoch_end: called with each finished row.
         about: facts that must not change between a run and its continuation, and that go into the weights file.
         command: the command line of this run, to be kept beside the weights.

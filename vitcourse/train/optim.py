@@ -2,6 +2,7 @@
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -32,8 +33,62 @@ def param_groups(model: nn.Module, weight_decay: float = 0.05) -> list[dict[str,
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
+class SGDW(torch.optim.Optimizer):
+    """SGD with momentum and decoupled weight decay (Loshchilov and Hutter 2019, algorithm 1).
+
+    ``buffer = momentum * buffer + gradient``, then ``p = (1 - lr * weight_decay) * p - lr * buffer``. The decay is
+    multiplied by the group's rate, as in PyTorch's AdamW and timm's ``sgdw``, and never enters the buffer. PyTorch's
+    own SGD adds ``weight_decay * p`` to the gradient instead, so that momentum makes ``1 / (1 - momentum)`` times as
+    much of it.
+
+    Raises:
+        ValueError: a negative rate, momentum or decay.
+
+    >>> p = nn.Parameter(torch.tensor([1.0]))
+    >>> p.grad = torch.tensor([2.0])
+    >>> SGDW([p], lr=0.1, momentum=0.9, weight_decay=0.5).step()
+    >>> p.item()  # 0.95 of the 1, less 0.1 of the 2
+    0.75
+    """
+
+    def __init__(self, params: Any, lr: float, momentum: float = 0.9, weight_decay: float = 0.0) -> None:
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        for name, value in defaults.items():
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            change = [p.grad for p in params]
+            if group["momentum"]:
+                change = self._buffers(params)
+                torch._foreach_mul_(change, group["momentum"])
+                torch._foreach_add_(change, [p.grad for p in params])
+            if group["weight_decay"]:
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(params, change, alpha=-group["lr"])
+        return loss
+
+    def _buffers(self, params: list[Tensor]) -> list[Tensor]:
+        for p in params:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return [self.state[p]["momentum_buffer"] for p in params]
+
+
 def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019), or SGD with momentum, over ``groups``.
+    """AdamW (Loshchilov and Hutter 2019), or :class:`SGDW`, over ``groups``.
+
+    A group without a ``weight_decay`` of its own takes ``config.weight_decay``.
 
     Raises:
         ValueError: no parameter to train.
@@ -41,10 +96,11 @@ def make_optimizer(groups: list[dict[str, Any]], config: TrainConfig) -> torch.o
     groups = [group for group in groups if len(group["params"])]
     if not groups:
         raise ValueError("the model has no trainable parameter; set requires_grad=True on some")
+    options = {"lr": config.lr, "weight_decay": config.weight_decay}
     if config.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum)
+        return SGDW(groups, momentum=config.momentum, **options)
     fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2), fused=fused)
+    return torch.optim.AdamW(groups, betas=(config.momentum, config.beta2), fused=fused, **options)
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
