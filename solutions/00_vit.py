@@ -718,7 +718,7 @@ plt.show()
 # 0.01, the lines lie between 78 and 82 per cent and most are highest at 0.001 or 0.003. For SGD they are level at 80 to 81 per cent
 # from 0.03 to 0.3 and fall steeply at 1. Right: accuracy on test images, both at their best, a dot for each of three seeds: the means
 # are half a point apart, and the dots overlap.
-tuning = json.loads((paths.results_dir() / "lesson_tuning.json").read_text())
+tuning = json.loads((paths.results_dir() / "lesson_tuning.json").read_text(encoding="utf-8"))
 print(f"measured on {tuning['device']}, {tuning['date']}, torch {tuning['versions']['torch']}")
 
 
