@@ -144,13 +144,13 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     LOG.parent.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in LOG.read_text().splitlines()] if LOG.exists() else []
+    rows = [json.loads(line) for line in LOG.read_text(encoding="utf-8").splitlines()] if LOG.exists() else []
     for count, wanted in enumerate(missing(rows)):
         if count == options.runs:
             rows = [row for row in rows if row["name"] != wanted["name"]]  # whose turn is not over
             break
         rows.append(measure(wanted))
-        with LOG.open("a") as file:
+        with LOG.open("a", encoding="utf-8") as file:
             file.write(json.dumps(rows[-1]) + "\n")
         print(wanted, f"{rows[-1]['accuracy']:.4f}", flush=True)
     write_results("lesson_tuning", rows)
