@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from vitcourse import create_model
 from vitcourse.data import eval_transform, open_dataset
-from vitcourse.registry import Preprocess, read_metadata
+from vitcourse.registry import Preprocess
 from vitcourse.train import TrainConfig, cli, evaluate, load_recipe, main
 from vitcourse.train.splits import VALIDATION, open_splits
 from vitcourse.vit import VisionTransformer
+from vitcourse.weights import read_metadata
 
 CLASSES = ("cat", "dog", "emu")
 

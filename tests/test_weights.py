@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,8 @@ from vitcourse import create_model, load_weights, registry
 from vitcourse.data import ImageDataset, eval_transform, open_dataset
 from vitcourse.efficient_attention import LinearAttention, merge_tokens
 from vitcourse.hardware import quantize_model
-from vitcourse.hardware.prune import keep_units
+from vitcourse.hardware.prune import keep_units, magnitude_prune
+from vitcourse.hierarchical import PostNormBlock
 from vitcourse.paths import data_dir
 from vitcourse.registry import Preprocess, register_model
 from vitcourse.train import Ema, TrainConfig, evaluate, fit
@@ -158,7 +160,7 @@ def test_a_missing_peer_says_what_to_install(monkeypatch):
         load_weights(nn.Linear(1, 1), "timm:vit_tiny_patch16_224")
 
 
-@pytest.mark.parametrize("source", ["vit_tiny_patch16_224", "hub:vit", "timm:", "weights.bin", ""])
+@pytest.mark.parametrize("source", ["vit_tiny_patch16_224", "hub:vit", "timm:", "weights.onnx", ""])
 def test_unknown_sources_list_the_known_ones(source):
     with pytest.raises(ValueError, match=f"weights source '{source}' is unknown; use 'timm:NAME', 'torchvision:NAME'"):
         load_weights(small(), source)
@@ -254,7 +256,6 @@ def test_a_crash_while_saving_leaves_the_old_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_files_may_be_read_by_whom_the_umask_says(tmp_path, umask):
     path = tmp_path / "model.safetensors"
-    (tmp_path / "model.safetensors.partial").touch(0o600)  # a crash left it
     before = os.umask(umask)
     try:
         save_weights(small(), path)
@@ -589,10 +590,16 @@ def test_positions_that_could_lie_in_several_ways_are_refused(old):
 
 
 def test_a_wrong_size_of_the_source_is_an_error():
-    with pytest.raises(ValueError, match="pos_embed of the weights has 16 positions, but their img_size makes 8×8"):
+    with pytest.raises(ValueError, match="pos_embed of the weights has 16 positions, and source_img_size makes 8×8"):
         load_weights(small(), small().state_dict(), source_img_size=64)
     with pytest.raises(ValueError, match=r"(?s)pos_embed is \(1, 33, 48\).*source_img_size"):
         load_weights(small(), small(img_size=(32, 64)).state_dict())
+
+
+def test_what_differs_beside_the_positions_is_named():
+    for change, name in (({"patch_size": 16}, "patch_embed.proj.weight"), ({"reg_tokens": 2}, "reg_token")):
+        with pytest.raises(ValueError, match=rf"(?s)do not fit vit_tiny:.*{name}"):
+            load_weights(small(), TimmVisionTransformer(**{**SMALL, **change}))
 
 
 COATNET = {"stem_dim": 8, "embed_dim": (16, 32), "depths": (1, 1), "layout": "CT", "stem_stride": 1, "strides": (2, 2),
@@ -675,11 +682,17 @@ def test_our_own_weights_count_offsets_as_they_were_trained(tmp_path):
         torch.testing.assert_close(far.view(2, 16, 16, 16, 16)[:, :8, :8, :8, :8], near.view(2, 8, 8, 8, 8))
 
 
-def test_other_windows_than_the_weights_say_are_refused():
-    with pytest.raises(
-        ValueError, match="trained with a window of 4×4, but the model's pretrained_window_sizes say 6×6"
-    ):
-        create_model("swinv2_tiny_window8_256", **V2, pretrained_window_sizes=(6, 6), weights=timms_v2(8, (4, 4)))
+def test_the_weights_have_the_last_word_about_their_windows(tmp_path):
+    asked = create_model("swinv2_tiny_window8_256", **V2, pretrained_window_sizes=(6, 6))
+    load_weights(asked, timms_v2(8, (4, 4)))
+    save_weights(asked, tmp_path / "model.safetensors")
+    attention = [m.layers[0].blocks[0].attn for m in (asked, create_model(tmp_path / "model.safetensors"))]
+    assert [a.pretrained_window_size for a in attention] == [(4, 4), (4, 4)]
+    load_weights(asked, timms_v2(8, (0, 0)).state_dict())  # which does not tell
+    assert attention[0].pretrained_window_size == (6, 6)
+
+
+def test_windows_that_no_attention_knows_are_refused():
     with pytest.raises(ValueError, match="pretrained_window_sizes are for Swin V2"):
         create_model("swin_tiny", pretrained_window_sizes=(6, 6, 6, 6))
     with pytest.raises(ValueError, match=r"pretrained_window_sizes \(6,\) must have one entry for each of 4 stages"):
@@ -794,6 +807,185 @@ def test_mean_and_std_follow_the_channels():
     theirs.preprocess = ODD
     assert small(in_chans=1, weights=theirs).preprocess == replace(ODD, mean=(0.2,), std=(0.5,))
     assert small(in_chans=4, weights=theirs).preprocess.mean == (0.1, 0.2, 0.3, 0.1)
+
+
+# ------------------------------------------------------------------------------------------------ awkward, and mended
+
+
+@pytest.mark.parametrize("scheme", ["int8", "w8a8", "int4"])
+def test_integers_are_not_summed(tmp_path, scheme):
+    save_weights(quantize_model(small(), scheme), tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="quantized models are not trained for other channels"):
+        create_model(tmp_path / "model.safetensors", in_chans=1)
+
+
+CHANGED = {
+    "activation": (small, lambda m: setattr(m.blocks[0].mlp, "act", nn.ReLU()), r"activation: ReLU\(\) there"),
+    "heads": (small, lambda m: vars(m.blocks[0].attn).update(num_heads=6, head_dim=8), "num_heads: 6 there"),
+    "mixer": (small, lambda m: setattr(m.blocks[0], "attn", LinearAttention(48, 3)), "mixer: LinearAttention there"),
+    "pool": (
+        lambda: create_model("swin_tiny", **SWIN), lambda m: setattr(m, "global_pool", "max"), "global_pool: max there",
+    ),
+    "window": (
+        lambda: create_model("swinv2_tiny_window8_256", **V2),
+        lambda m: setattr(m.layers[0].blocks[0].attn, "pretrained_window_size", (4, 4)),
+        r"pretrained_window_size: \(4, 4\) there",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("build", "change", "message"), CHANGED.values(), ids=CHANGED)
+def test_changes_without_parameters_are_refused_when_saving(tmp_path, build, change, message):
+    model = build()
+    save_weights(model, tmp_path / "model.safetensors")
+    change(model)
+    with pytest.raises(ValueError, match=f"cannot be rebuilt from a file: .*{message}"):
+        save_weights(model, tmp_path / "model.safetensors")
+
+
+def test_other_places_of_the_norms_are_refused():
+    theirs = TimmVisionTransformer(**SMALL, block_fn=timm.models.vision_transformer.ResPostBlock)
+    with pytest.raises(
+        ValueError, match="where_it_normalises: after each branch there, before each branch in the model"
+    ):
+        small(weights=theirs)
+    with pytest.raises(ValueError, match="where_it_normalises: after each branch there"):
+        create_model("swin_tiny", **SWIN, weights=create_model("swin_tiny", **SWIN, block_layer=PostNormBlock))
+
+
+def test_other_means_are_refused(tmp_path):
+    theirs = TimmVisionTransformer(**SMALL, global_pool="avg", fc_norm=True, pool_include_prefix=True)
+    with pytest.raises(ValueError, match="pool_include_prefix: True there, False in the model"):
+        small(global_pool="avg", weights=theirs)
+    save_weights(create_model("swin_tiny", **SWIN, mask_padding=True), tmp_path / "swin.safetensors")
+    with pytest.raises(ValueError, match="mask_padding: True there, False in the model"):
+        create_model(tmp_path / "swin.safetensors", mask_padding=False)
+
+
+def test_nothing_loaded_is_an_error_also_where_not_all_is_due():
+    for state in ({}, {"x": torch.zeros(1)}, {f"strange.{k}": v for k, v in small().state_dict().items()}):
+        with pytest.raises(ValueError, match="do not fit"):
+            load_weights(small(), state, strict=False)
+
+
+def test_half_precision_keeps_what_is_beyond_its_range(tmp_path):
+    model = create_model("coatnet_0", img_size=32, **COATNET)
+    model.stem[1].running_var[0] = 1e5
+    save_weights(model, tmp_path / "model.safetensors", half=True)
+    assert create_model(tmp_path / "model.safetensors").stem[1].running_var[0] == 1e5
+
+
+def test_numbers_of_another_kind_are_refused():
+    for change in (torch.Tensor.int, lambda t: t.to(torch.complex64), lambda t: t.to("meta")):
+        with pytest.raises(ValueError, match="numbers of the same kind"):
+            load_weights(small(), {k: change(v) for k, v in small().state_dict().items()})
+    with torch.device("meta"):
+        empty = small()
+    with pytest.raises(ValueError, match="model.to_empty first"):
+        load_weights(empty, small().state_dict())
+    for dtype in (torch.float16, torch.bfloat16, torch.float64):
+        load_weights(small(), {k: v.to(dtype) for k, v in small().state_dict().items()})
+
+
+class Counts(nn.Module):
+    """Computes with numbers while it is built, and calls its classes otherwise."""
+
+    def __init__(self, classes=4):
+        super().__init__()
+        self.rates = [x.item() for x in torch.linspace(0, 1, 3)]
+        self.num_classes, self.fc = classes, nn.Linear(3, classes)
+
+    def forward(self, x):
+        return self.fc(x.mean((2, 3)))
+
+
+def test_a_class_that_computes_while_it_is_built(tmp_path, registered):
+    register_model("counts", Counts)
+    model, path = create_model("counts", classes=3), tmp_path / "model.safetensors"
+    state = torch.get_rng_state()
+    save_weights(model, path)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same_weights(create_model(path), model)
+
+
+def test_a_file_of_an_unknown_model_loads_into_one_that_fits(tmp_path, registered, monkeypatch, capsys):
+    register_model("counts", Counts)
+    save_weights(create_model("counts"), tmp_path / "model.safetensors")
+    monkeypatch.delitem(registry._models, "counts")
+    load_weights(Counts(), tmp_path / "model.safetensors")
+    assert "what" in (err := capsys.readouterr().err) and "cannot be compared: model 'counts' is unknown" in err
+
+
+def test_a_compiled_run_is_continued_without_the_compiler(tmp_path):
+    images = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8)
+    data = ImageDataset(images, [0, 1] * 4, "ab", mean=(0.5,) * 3, std=(0.5,) * 3)
+    config = TrainConfig(epochs=1, batch_size=4, device="cpu")
+    model = small(num_classes=2)
+    fit(torch.compile(model, backend="eager"), data, config=config, out_dir=tmp_path, progress=False)
+    again = small(num_classes=2)
+    fit(again, data, config=config, out_dir=tmp_path, resume=True, progress=False)
+    assert same_weights(again, model)
+
+
+def test_prefixes_may_be_longer_in_some_names():
+    other = randomised(small())
+    for inner, outer in (("model.backbone.", "model."), ("module.backbone.", "module.")):
+        state = {(outer if k.startswith("head.") else inner) + k: v for k, v in other.state_dict().items()}
+        assert same_weights(load_weights(small(), state), other)
+
+
+def test_the_count_of_a_running_mean_is_no_weight():
+    model = randomised(small())
+    assert same_weights(load_weights(small(), torch.optim.swa_utils.AveragedModel(model).state_dict()), model)
+
+
+def test_weights_that_are_held_at_zero_are_read_as_they_are(tmp_path):
+    pruned = magnitude_prune(randomised(small()), 0.5)
+    weights = load_weights(small(), pruned)
+    assert (weights.blocks[0].mlp.fc1.weight == 0).float().mean() > 0.4
+    with pytest.raises(ValueError, match="make_permanent"):
+        load_weights(pruned, small())
+    chain = magnitude_prune(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), 0.5)
+    save_weights(chain, tmp_path / "chain.safetensors")
+    load_weights(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 2)), tmp_path / "chain.safetensors")
+
+
+def test_files_end_in_safetensors_and_headers_are_not_overwritten(tmp_path):
+    with pytest.raises(ValueError, match=r"'.*model\.pt' must end in \.safetensors"):
+        save_weights(small(), tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="metadata model_args would take the place"):
+        save_weights(small(), tmp_path / "model.safetensors", model_args={})
+    with pytest.raises(TypeError, match="JSON"):
+        save_weights(small(), tmp_path / "model.safetensors", accuracy=torch.tensor(1.0))
+    assert not list(tmp_path.iterdir())
+
+
+def test_many_may_save_to_one_place(tmp_path):
+    model, path = small(), tmp_path / "model.safetensors"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: save_weights(model, path), range(16)))
+    assert same_weights(create_model(path), model) and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", [".pth.tar", ".ckpt", ".bin", ".PTH"])
+def test_checkpoints_of_training_scripts(tmp_path, suffix, capsys):
+    model, mean = randomised(small()), randomised(small())
+    content = {"state_dict": model.state_dict(), "state_dict_ema": mean.state_dict(), "epoch": 3}
+    torch.save(content, tmp_path / f"checkpoint{suffix}")
+    for source in (tmp_path / f"checkpoint{suffix}", content):
+        assert same_weights(load_weights(small(), source), mean)
+        assert "holds state_dict_ema and state_dict; taking state_dict_ema" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("state", [{"student": {}, "teacher": {}}, {0: torch.zeros(1)}, {"a": None}, {"a": [1, 2]}])
+def test_a_mapping_without_a_state_dict_says_what_it_has(state):
+    with pytest.raises(ValueError, match=f"the mapping holds no state dict .* it has .*{list(state)[0]}"):
+        load_weights(small(), state)
+
+
+def test_no_head_there_says_what_to_do():
+    with pytest.raises(ValueError, match=r"no head: create_model\(name, num_classes=0\)"):
+        load_weights(small(), TimmVisionTransformer(**{**SMALL, "num_classes": 0}))
 
 
 # ------------------------------------------------------------------------------------- what comes with the course

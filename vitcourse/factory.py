@@ -56,10 +56,13 @@ def _from_file(path: str | Path, overrides: Mapping[str, Any]) -> nn.Module:
             f"{path} does not say which model it is for; use create_model(model_name, weights={str(path)!r})"
         )
     model = build_model(saved["model"], {**saved["model_args"], **overrides})
-    classes = saved["model_args"].get("num_classes")
     try:
-        if "quantization" in saved and getattr(model, "num_classes", None) != classes:
-            raise ValueError("quantized models are not trained for other classes; train the real one, then quantize")
+        was = {"num_classes": saved["model_args"].get("num_classes"), "in_chans": len(saved["preprocess"]["mean"])}
+        for name, what in (("num_classes", "classes"), ("in_chans", "channels")) if "quantization" in saved else ():
+            if getattr(model, name, was[name]) != was[name]:
+                raise ValueError(
+                    f"quantized models are not trained for other {what}; train the real one, then quantize"
+                )
         return restore_forms(model, saved)
     except ValueError as error:
         raise ValueError(f"{path} cannot be rebuilt: {error}") from error

@@ -162,10 +162,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
+def takes_argument(name: str, argument: str) -> bool:
+    """Whether a model of this name can be built with an argument of that one."""
+    parameters = inspect.signature(_registered()[name].build).parameters
+    return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
 def _check_arguments(name: str, build: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> None:
     parameters = inspect.signature(build).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
     for argument in arguments:
-        if argument not in parameters:
+        if not takes_argument(name, argument):
             raise TypeError(f"model {name!r} has no argument {argument!r}{nearest(argument, parameters)}")

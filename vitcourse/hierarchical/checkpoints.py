@@ -36,7 +36,7 @@ def adapt_checkpoint(
             ``pretrained_window_size``, which is set where the checkpoint has the offsets that were made from it.
 
     Raises:
-        ValueError: a table could be that of several windows; offsets that were counted otherwise than the model does.
+        ValueError: a table could be that of several windows.
     """
     facts = {} if facts is None else facts
     rename = checkpoint_names(state)
@@ -49,10 +49,8 @@ def adapt_checkpoint(
                 theirs = grid_of_checkpoint(len(table), own, None, name + _TABLE)
             if theirs is not None:
                 state[name + _TABLE] = resize_bias_table(table, module.window_size, theirs)
-        if hasattr(module, "pretrained_window_size"):
-            if offsets is not None:
-                facts[f"{name}.pretrained_window_size"] = _pretrained_window(offsets)
-            _check_pretrained_window(name, module, facts)
+        if hasattr(module, "pretrained_window_size") and offsets is not None:
+            facts[f"{name}.pretrained_window_size"] = _pretrained_window(offsets)
     state = {name: tensor for name, tensor in state.items() if not name.endswith(_DERIVED)}
     return _split_biases(state, model) if rename is _from_torchvision else state
 
@@ -63,15 +61,6 @@ def pretrained_window(facts: Mapping[str, Any], name: str) -> Pair | None:
     return told if told and all(told) else facts.get(f"{name}.window_size")
 
 
-def _check_pretrained_window(name: str, module: nn.Module, facts: Mapping[str, Any]) -> None:
-    asked, told = module.pretrained_window_size, pretrained_window(facts, name)
-    if asked is not None and told is not None and tuple(asked) != tuple(told):
-        raise ValueError(
-            f"{name} was trained with a window of {told[0]}×{told[1]}, but the model's pretrained_window_sizes say "
-            f"{asked[0]}×{asked[1]}; leave the argument out, the weights bring it along"
-        )
-
-
 def _pretrained_window(offsets: Tensor) -> Pair:
     """Read off a table (1, 2w − 1, 2w' − 1, 2), whose last offset is log₈(1 + 8 (w − 1) / (p − 1)) (Liu et al., eq. 4).
 
@@ -79,9 +68,9 @@ def _pretrained_window(offsets: Tensor) -> Pair:
     >>> _pretrained_window(log_spaced_offsets((4, 6), (12, 8)).view(1, 7, 11, 2))
     (12, 8)
     """
-    farthest = (8 ** offsets[0, -1, -1].double() - 1) / 8
+    farthest = (8 ** offsets[0, -1, -1].cpu().double() - 1) / 8  # not every device has float64
     spans = [(n + 1) // 2 - 1 for n in offsets.shape[1:3]]
-    return tuple(round(span / far) + 1 if span else 1 for span, far in zip(spans, farthest.tolist(), strict=True))
+    return tuple(round(span / far) + 1 if far > 0 else 1 for span, far in zip(spans, farthest.tolist(), strict=True))
 
 
 def _offsets(window: Pair | None) -> Pair | None:

@@ -324,6 +324,7 @@ class SwinTransformer(nn.Module):
         rates = iter(drop_path_rates(drop_path_rate, sum(depths)))
         size = tuple(-(-n // p) for n, p in zip(self.img_size, self.patch_size, strict=True))
         pretrained = _pretrained_windows(pretrained_window_sizes, len(depths))
+        self.pretrained_window_sizes = pretrained_window_sizes or (0,) * len(depths)
         if any(pretrained) and "pretrained_window_size" not in signature(attn_layer).parameters:
             raise ValueError("pretrained_window_sizes are for Swin V2, whose biases are a function of the distance")
         for i, (dim, depth, heads) in enumerate(zip(dims, depths, num_heads, strict=True)):
@@ -421,15 +422,17 @@ class SwinTransformer(nn.Module):
         return adapt_checkpoint(state, self, facts)
 
     def adopt(self, facts: Mapping[str, Any]) -> None:
-        """Take over what the parameters of a checkpoint depend on: the windows that it was trained with."""
+        """Take over what the parameters of a checkpoint depend on: the windows that it was trained with.
+
+        Where it does not tell, the windows are those that the model was built for.
+        """
         stages = []
         for i, stage in enumerate(self.layers):
             for j, block in enumerate(stage.blocks):
-                told = pretrained_window(facts, f"layers.{i}.blocks.{j}.attn")
-                if told is not None and hasattr(block.attn, "pretrained_window_size"):
-                    block.attn.pretrained_window_size = None if told == block.attn.window_size else told
+                if hasattr(block.attn, "pretrained_window_size"):
+                    block.attn.adopt(pretrained_window(facts, f"layers.{i}.blocks.{j}.attn"))
             stages.append(getattr(stage.blocks[0].attn, "pretrained_window_size", None) or 0)
-        if any(stages) and hasattr(self, "model_args"):
+        if hasattr(self, "model_args") and tuple(stages) != tuple(self.pretrained_window_sizes):
             self.model_args["pretrained_window_sizes"] = tuple(stages)
 
 

@@ -66,7 +66,12 @@ class CosineWindowAttention(WindowAttention):
 
     def __init__(self, *args: Any, pretrained_window_size: Pair | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.pretrained_window_size = pretrained_window_size
+        self.pretrained_window_size = self.built_for = pretrained_window_size
+
+    def adopt(self, window_size: Pair | None) -> None:
+        """Count offsets in this window, the one that loaded weights were trained with; None if they do not tell."""
+        told = self.built_for if window_size is None else tuple(window_size)
+        self.pretrained_window_size = None if told == self.window_size else told
 
     def _make_projection(self, dim: int, bias: bool) -> None:
         self.logit_scale = nn.Parameter(torch.full((self.num_heads, 1, 1), math.log(10)))

@@ -16,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from vitcourse.hybrid.blocks import MBConv, RelativeAttention, RelativeBlock, table_size
 from vitcourse.hybrid.stem import init_conv
 from vitcourse.layers import check_images, drop_path_rates, init_linear, to_pair
-from vitcourse.vit import grid_of_checkpoint, resize_pos_embed
+from vitcourse.vit import resize_pos_embed
+from vitcourse.vit.positions import grid_of_checkpoint, size_of_source
 
 
 class CoAtNet(nn.Module):
@@ -61,6 +62,7 @@ class CoAtNet(nn.Module):
     """
 
     num_prefix_tokens = 0
+    global_pool = "avg"
 
     def __init__(
         self,
@@ -198,12 +200,12 @@ class CoAtNet(nn.Module):
 
         Args:
             state: its tensors by name.
-            facts: what else is known of it: ``"img_size"``, (height, width) of its images.
+            facts: what else is known of it; see :meth:`vitcourse.vit.VisionTransformer.adapt_state_dict`.
 
         Raises:
             ValueError: a table could be that of several maps.
         """
-        rename, size = self.checkpoint_names(state), (facts or {}).get("img_size")
+        rename, size = self.checkpoint_names(state), size_of_source(facts or {})
         if rename is _from_timm:
             state = {name: _in_our_layout(name, tensor, self.head_dim) for name, tensor in state.items()}
         state = {rename(name): tensor for name, tensor in state.items()}
@@ -212,7 +214,7 @@ class CoAtNet(nn.Module):
             if isinstance(module, RelativeAttention) and key in state:
                 stride, own = self.img_size[0] // module.grid_size[0], table_size(module.grid_size)
                 known = size and table_size((size[0] // stride, size[1] // stride))
-                table = grid_of_checkpoint(len(state[key]), own, known, key)
+                table = grid_of_checkpoint(len(state[key]), own, known, key, "source_img_size" in (facts or {}))
                 if table is not None:
                     state[key] = resize_pos_embed(state[key][None], table, own)[0]
         return state

@@ -133,7 +133,11 @@ class _Trainer:
         self.step, self.history, self.best = 0, History(), -1.0
         self.epoch_loss, self.epoch_norm, self.epoch_images, self.epoch_seconds = 0.0, 0.0, 0, 0.0
         self.pending: list[Tensor] = []  # losses and gradient norms that are still on the device
-        self.about = {"images": len(train_set), "model_class": type(model).__name__, "precision": self.precision}
+        self.about = {
+            "images": len(train_set),
+            "model_class": type(unwrap(model)).__name__,
+            "precision": self.precision,
+        }
 
     def _check_data(self) -> int | None:
         """The number of classes; None if it is unknown, or a loss of the caller's own needs none."""
@@ -364,8 +368,8 @@ class _Trainer:
         self.folder.save_checkpoint(
             {
                 "step": self.step,
-                "model": self.model.state_dict(),
-                "ema": self.ema.model.state_dict() if self.ema else None,
+                "model": unwrap(self.model).state_dict(),
+                "ema": unwrap(self.ema).state_dict() if self.ema else None,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "history": list(self.history),
@@ -381,9 +385,9 @@ class _Trainer:
             if self.processes.is_main:
                 print(f"vitcourse: {self.folder.path} has no checkpoint yet; starting at step 0", file=sys.stderr)
             return
-        self.model.load_state_dict(state["model"])
+        unwrap(self.model).load_state_dict(state["model"])
         if self.ema:
-            self.ema.model.load_state_dict(state["ema"])
+            unwrap(self.ema).load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.history = state["step"], state["best"], History(state["history"])

@@ -118,8 +118,7 @@ def measure_on_test(folder: str | Path, test_set: "ImageDataset", config: TrainC
 
 
 def _note(file: Path, model: Any, config: TrainConfig, facts: dict[str, Any]) -> None:
-    from vitcourse import save_weights
+    from vitcourse.weights import HEADER_KEYS, save_weights
 
-    of_model = ("model", "model_args", "preprocess")  # which save_weights adds
-    facts = {key: value for key, value in facts.items() if key not in of_model}
+    facts = {key: value for key, value in facts.items() if key not in HEADER_KEYS}  # which save_weights adds
     save_weights(model, file, half=config.save_dtype == "fp16", **facts)

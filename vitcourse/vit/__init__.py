@@ -3,12 +3,13 @@
 Read :mod:`~vitcourse.vit.patches`, :mod:`~vitcourse.vit.positions`, then :mod:`~vitcourse.vit.model`.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from vitcourse.registry import Preprocess, register_model
 from vitcourse.vit.model import Attention, Block, Grid, VisionTransformer, record_attention
 from vitcourse.vit.patches import LinearPatchEmbed, PatchEmbed, image_to_patch, patch_to_image
-from vitcourse.vit.positions import grid_of_checkpoint, resize_matrix, resize_pos_embed, sincos_2d
+from vitcourse.vit.positions import resize_matrix, resize_pos_embed, sincos_2d
 
 __all__ = [
     "Attention",
@@ -17,7 +18,6 @@ __all__ = [
     "LinearPatchEmbed",
     "PatchEmbed",
     "VisionTransformer",
-    "grid_of_checkpoint",
     "image_to_patch",
     "patch_to_image",
     "record_attention",
@@ -43,7 +43,7 @@ for _size, _args in SIZES.items():
                 register_model(
                     f"vit_{_size}_patch{_patch}_{_side}",
                     VisionTransformer,
-                    _HALF,
+                    replace(_HALF, crop_pct=0.9 if _side == 224 else 1.0),
                     **_args,
                     patch_size=_patch,
                     img_size=_side,

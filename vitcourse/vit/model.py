@@ -22,7 +22,7 @@ from vitcourse.layers import (
     to_pair,
 )
 from vitcourse.vit.patches import PatchEmbed, check_divisible
-from vitcourse.vit.positions import grid_of_checkpoint, resize_pos_embed, sincos_2d
+from vitcourse.vit.positions import grid_of_checkpoint, resize_pos_embed, sincos_2d, size_of_source
 
 Grid = tuple[int, int, int]  # rows and columns of patches, then the number of prefix tokens ([CLS], registers)
 
@@ -362,7 +362,8 @@ class VisionTransformer(nn.Module):
 
         Args:
             state: its tensors by name.
-            facts: what else is known of it: ``"img_size"``, (height, width) of its images.
+            facts: what else is known of it: ``"img_size"``, (height, width) of its images, or ``"source_img_size"``,
+                the same by the caller's word.
 
         Raises:
             ValueError: the positions could be those of several grids.
@@ -371,9 +372,11 @@ class VisionTransformer(nn.Module):
         state = {rename(name): tensor for name, tensor in state.items()}
         pos = state.get("pos_embed")
         if pos is not None and self.pos_embed is not None:
-            size, prefix = (facts or {}).get("img_size"), self.num_embedded_prefix_tokens
+            size, prefix = size_of_source(facts or {}), self.num_embedded_prefix_tokens
             known = size and (-(-size[0] // self.patch_size[0]), -(-size[1] // self.patch_size[1]))
-            grid = grid_of_checkpoint(pos.shape[1] - prefix, self.grid_size, known, "pos_embed")
+            grid = grid_of_checkpoint(
+                pos.shape[1] - prefix, self.grid_size, known, "pos_embed", "source_img_size" in (facts or {})
+            )
             if grid is not None:
                 state["pos_embed"] = resize_pos_embed(pos, grid, self.grid_size, prefix)
         return state

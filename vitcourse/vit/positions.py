@@ -1,8 +1,10 @@
 """Where a patch lies: fixed sine-cosine codes, and learnt ones brought to another grid."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from math import isqrt
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -141,8 +143,13 @@ def resize_pos_embed(
     return torch.cat([prefix, rearrange(resized, "y x d -> 1 (y x) d").to(prefix.dtype)], dim=1)
 
 
+def size_of_source(facts: Mapping[str, Any]) -> tuple[int, int] | None:
+    """(height, width) of the images that a checkpoint was trained on: the caller's word, or what its model says."""
+    return facts.get("source_img_size") or facts.get("img_size")
+
+
 def grid_of_checkpoint(
-    count: int, own: tuple[int, int], known: tuple[int, int] | None, what: str
+    count: int, own: tuple[int, int], known: tuple[int, int] | None, what: str, sure: bool = False
 ) -> tuple[int, int] | None:
     """Rows and columns of a table that comes with a checkpoint.
 
@@ -151,23 +158,26 @@ def grid_of_checkpoint(
         own: rows and columns that the model has.
         known: those that the checkpoint's model or file tells, or the caller.
         what: the table's name.
+        sure: whether the table must have the known rows and columns.
 
     Returns:
-        rows and columns; None where nobody knows them, and the table cannot be the model's.
+        rows and columns; None where the table cannot be of such a model, so that shapes will tell what differs.
 
     Raises:
-        ValueError: what is known has another count; nobody knows, and the model is not square, so that the table may or
-            may not be.
+        ValueError: nobody knows, and the model is not square, so that the table may or may not be; another count than
+            the sure one.
 
     >>> grid_of_checkpoint(196, (24, 24), None, "pos_embed")
     (14, 14)
     """
     if known is not None:
-        if known[0] * known[1] != count:
+        if known[0] * known[1] == count:
+            return known
+        if sure:
             raise ValueError(
-                f"{what} of the weights has {count} positions, but their img_size makes {known[0]}×{known[1]}"
+                f"{what} of the weights has {count} positions, and source_img_size makes {known[0]}×{known[1]} of them"
             )
-        return known
+        return None
     side = isqrt(count)
     if own[0] == own[1] or count == 1:
         return (side, side) if side * side == count else None

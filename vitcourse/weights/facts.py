@@ -4,24 +4,32 @@ Two models whose parameters have the same names and shapes may differ in these, 
 function of the other. A fact has a dotted name, as a parameter has, so that whoever translates names translates both.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
 Facts = dict[str, Any]
-_COMPARED = ("num_heads", "eps", "stride", "global_pool", "mixer", "activation")
+COMPARED = (
+    "activation", "eps", "global_pool", "mask_padding", "mixer", "num_heads", "pool_include_prefix", "stride",
+    "where_it_normalises",
+)  # fmt: skip
+# Of blocks with the same parameters: those of ours, timm's and torchvision's.
+_NORMS = {
+    "before each branch": ("Block", "SwinBlock", "SwinTransformerBlock", "EncoderBlock", "TransformerBlock2d"),
+    "after each branch": ("PostNormBlock", "ResPostBlock", "SwinTransformerV2Block", "SwinTransformerBlockV2"),
+}
+_PLACES = {kind: place for place, kinds in _NORMS.items() for kind in kinds}
 
 
 def facts_of(model: nn.Module) -> Facts:
     """All facts of a model of ours, timm's or torchvision's, by dotted name, and ``img_size`` and windows as well."""
     facts: Facts = {}
     embed = getattr(model, "patch_embed", None)
-    for owner, name in ((model, "img_size"), (embed, "img_size"), (model, "image_size")):
-        size = getattr(owner, name, None)
-        if size is not None:
-            facts.setdefault("img_size", _pair(size))
+    sizes = [_pair(getattr(o, n, None)) for o, n in ((model, "img_size"), (embed, "img_size"), (model, "image_size"))]
+    facts["img_size"] = next(filter(None, sizes), None)
+    facts["pool_include_prefix"] = bool(getattr(model, "pool_include_prefix", False))  # timm's
     if isinstance(getattr(model, "global_pool", None), str):
         facts["global_pool"] = model.global_pool
     for path, module in model.named_modules():
@@ -34,9 +42,12 @@ def _facts_of_module(module: nn.Module) -> Facts:
     if isinstance(getattr(module, "num_heads", None), int):
         facts["num_heads"] = module.num_heads
     for name in ("window_size", "pretrained_window_size"):
-        value = getattr(module, name, None)
-        if isinstance(value, (int, tuple, list)):
-            facts[name] = _pair(value)
+        if hasattr(module, name):
+            facts[name] = _pair(getattr(module, name))
+    if isinstance(getattr(module, "mask_padding", None), bool):
+        facts["mask_padding"] = module.mask_padding
+    if type(module).__name__ in _PLACES:
+        facts["where_it_normalises"] = _PLACES[type(module).__name__]
     if isinstance(getattr(module, "eps", None), float):
         facts["eps"] = module.eps
     if isinstance(module, nn.Conv2d):
@@ -48,16 +59,19 @@ def _facts_of_module(module: nn.Module) -> Facts:
     return facts
 
 
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+def _pair(size: Any) -> tuple[int, int] | None:
+    """Height and width; None for what is none of these."""
+    pair = (size, size) if isinstance(size, int) else size
+    whole = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
+    return tuple(pair) if whole else None
 
 
-def differences(theirs: Mapping[str, Any], own: nn.Module) -> list[str]:
+def differences(theirs: Mapping[str, Any], own: nn.Module, kinds: Collection[str] = COMPARED) -> list[str]:
     """What both models know of themselves, and say differently, one line for each kind of fact."""
     found: dict[str, list[str]] = {}
     for name, value in facts_of(own).items():
         place, _, kind = name.rpartition(".")
-        if kind in _COMPARED and name in theirs and not _same(kind, theirs[name], value):
+        if kind in kinds and name in theirs and not _same(kind, theirs[name], value):
             told = f"{_told(theirs[name])} there, {_told(value)} in the model"
             found.setdefault(kind, []).append(f"{told}{f' ({place})' if place else ''}")
     return [f"{kind}: {lines[0]}{_more(lines)}" for kind, lines in found.items()]

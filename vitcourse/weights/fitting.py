@@ -91,7 +91,7 @@ def _fit(
     rename = _names(model, source.state)
     source.facts = {rename(name): value for name, value in source.facts.items()}
     if img_size is not None:
-        source.facts["img_size"] = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        source.facts["source_img_size"] = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     adapt = getattr(model, "adapt_state_dict", None)
     state = adapt(dict(source.state), source.facts) if adapt else dict(source.state)
     state, line = _fit_channels(state, own, getattr(model, "in_chans", None))
@@ -102,8 +102,9 @@ def _fit(
 
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     reshaped = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
-    if reshaped or (strict and (missing or unexpected)):
+    if reshaped or (strict and (missing or unexpected)) or (own and not own.keys() & state.keys()):
         raise ValueError("\n".join(_misfits(what, model, own, state, missing, unexpected, reshaped)))
+    _check_kinds(what, model, own, state)
     if others := differences(source.facts, model):
         raise ValueError(
             f"weights from {what} fit {_name(model)} in name and shape, but are of a model that computes otherwise:\n  "
@@ -149,7 +150,17 @@ def _prefixes(names: Mapping[str, Any], so_far: str = "", depth: int = 3) -> Ite
 
 
 def _cutting(prefix: str) -> Names:
-    return lambda name: name.removeprefix(prefix)
+    """Take off as many of the prefix's parts as a name has: a head may lie beside a backbone, and not in it."""
+    parts = [f"{part}." for part in prefix.split(".")[:-1]]
+
+    def cut(name: str) -> str:
+        for part in parts:
+            if not name.startswith(part):
+                break
+            name = name.removeprefix(part)
+        return name
+
+    return cut
 
 
 # ------------------------------------------------------------------------------------------- channels and the head
@@ -162,7 +173,8 @@ def _fit_channels(
     changed = {}
     for name in own.keys() & state.keys():
         theirs, ours = state[name].shape, own[name].shape
-        if len(ours) == 4 and ours[1] == in_chans != theirs[1] and (theirs[0], *theirs[2:]) == (ours[0], *ours[2:]):
+        others_agree = len(ours) == len(theirs) == 4 and (theirs[0], *theirs[2:]) == (ours[0], *ours[2:])
+        if others_agree and ours[1] == in_chans != theirs[1] and state[name].is_floating_point():
             changed[name] = theirs[1]
             state = {**state, name: _filters(state[name], in_chans)}
     how = "summed" if in_chans == 1 else "repeated and rescaled"
@@ -191,6 +203,25 @@ def _keep_head(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dic
 # -------------------------------------------------------------------------------------------------- what does not fit
 
 
+def _check_kinds(what: str, model: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for numbers of another kind, or none: they would be copied as nonsense, or not at all."""
+
+    def kind(tensor: Tensor) -> str:
+        names = {
+            tensor.is_floating_point(): "real",
+            tensor.is_complex(): "complex",
+            tensor.is_meta: "on the meta device",
+        }
+        return " and ".join(name for holds, name in names.items() if holds) or "integer"
+
+    for name in own.keys() & state.keys():
+        if kind(own[name]) != kind(state[name]) or own[name].is_meta:
+            raise ValueError(
+                f"weights from {what}: {name} is {kind(state[name])} there, and {kind(own[name])} in {_name(model)}; "
+                "numbers are copied to numbers of the same kind only (on the meta device: model.to_empty first)"
+            )
+
+
 def _name(model: nn.Module) -> str:
     return getattr(model, "name", type(model).__name__)
 
@@ -217,6 +248,12 @@ def _misfits(
     if reshaped:
         shapes = [f"{k} is {tuple(state[k].shape)}, the model's {tuple(own[k].shape)}" for k in reshaped]
         lines.append(f"  of another shape: {_some(shapes)}")
+    if any(k.startswith("head.") for k in missing) and not any(k.startswith("head.") for k in state):
+        lines.append(
+            "  these weights have no head: create_model(name, num_classes=0), or an untrained one by new_head=True"
+        )
+    if any(".parametrizations." in k for k in missing):
+        lines.append("  parts of the model are parametrized, as by magnitude_prune: make_permanent(model) first")
     if any(k.startswith("head.") for k in reshaped):
         lines.append("  for other classes and an untrained head: load_weights(…, new_head=True), or num_classes in")
         lines.append("  create_model(name, num_classes=…, weights=…)")

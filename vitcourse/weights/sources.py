@@ -1,6 +1,7 @@
 """Where weights come from: a hub, a file, a model, and what else these tell beside the tensors."""
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitcourse.devices import kept_random_state
 from vitcourse.registry import Preprocess, build_model, nearest, restore_forms
 
 from .facts import Facts, facts_of
-from .wrappers import plain_name, unwrap
+from .wrappers import plain_name, plain_state, unwrap
 
 
 @dataclass
@@ -37,25 +39,21 @@ def read_source(source: Any) -> Source:
     if isinstance(model, nn.Module):
         return _of_module(model)
     if isinstance(source, Mapping):
-        return Source(_plain(source))
+        return Source(_state_in(source, "the mapping"))
     text = str(source)
     library, _, name = text.partition(":")
     if library in _HUBS and name:
         return _HUBS[library](name)
-    if text.endswith((".safetensors", ".pth", ".pt")):
-        return _from_file(Path(text))
+    if text.lower().endswith((".safetensors", *_PICKLES)):
+        return _from_file(Path(text).expanduser())
     raise ValueError(
-        f"weights source {text!r} is unknown; use 'timm:NAME', 'torchvision:NAME', the path of a .safetensors, .pth or "
-        ".pt file, a state dict or a model"
+        f"weights source {text!r} is unknown; use 'timm:NAME', 'torchvision:NAME', the path of a .safetensors, "
+        f"{', '.join(_PICKLES)} file, a state dict or a model"
     )
 
 
-def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {plain_name(name): tensor for name, tensor in state.items()}
-
-
 def _of_module(module: nn.Module) -> Source:
-    return Source(_plain(module.state_dict()), _preprocess_of(module), facts_of(module))
+    return Source(plain_state(module), _preprocess_of(module), facts_of(module))
 
 
 def _preprocess_of(module: nn.Module) -> Preprocess | None:
@@ -63,7 +61,7 @@ def _preprocess_of(module: nn.Module) -> Preprocess | None:
     if isinstance(getattr(module, "preprocess", None), Preprocess):
         return module.preprocess
     cfg = getattr(module, "pretrained_cfg", None)
-    if not cfg:
+    if not cfg or not {"input_size", "mean", "std"} <= cfg.keys():
         return None
     return Preprocess(
         img_size=tuple(cfg["input_size"][-2:]),
@@ -91,9 +89,8 @@ def _from_torchvision(name: str) -> Source:
     preprocess = Preprocess(
         size, tuple(transform.mean), tuple(transform.std), transform.interpolation.value, round(size / resize, 4)
     )
-    return Source(
-        _plain(weights.get_state_dict(progress=False, check_hash=True)), preprocess, {"img_size": (size,) * 2}
-    )
+    state = weights.get_state_dict(progress=False, check_hash=True)
+    return Source(_state_in(state, f"torchvision's {name}"), preprocess, {"img_size": (size, size)})
 
 
 _HUBS: dict[str, Callable[[str], Source]] = {"timm": _from_timm, "torchvision": _from_torchvision}
@@ -108,11 +105,13 @@ def _peer(package: str) -> Any:
 
 # ------------------------------------------------------------------------------------------------------------- files
 
-_STATE_KEYS = ("state_dict", "model", "model_state_dict", "module")  # under which training scripts put the state dict
+_PICKLES = (".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
+# Under which training scripts put the state dict. A running mean is what they evaluate, and what timm takes too.
+_STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "module")
 
 
 def _from_file(path: Path) -> Source:
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         return _from_safetensors(path)
     if not path.is_file():
         raise FileNotFoundError(f"weights file {path} does not exist")
@@ -123,28 +122,57 @@ def _from_file(path: Path) -> Source:
             f"weights file {path} cannot be read as tensors alone ({type(error).__name__}); it is corrupt, or a "
             "pickle of other things, which is never run: save a state dict instead"
         ) from error
-    if isinstance(state, Mapping):
-        state = next((state[key] for key in _STATE_KEYS if key in state), state)
-    if not (isinstance(state, Mapping) and all(isinstance(v, Tensor) for v in state.values())):
-        raise ValueError(f"weights file {path} holds no state dict (a mapping of names to tensors)")
-    return Source(_plain(state))
+    return Source(_state_in(state, f"weights file {path}"))
+
+
+def _state_in(content: Any, what: str) -> dict[str, Tensor]:
+    """The state dict that a checkpoint is, or holds under one of the usual keys.
+
+    Raises:
+        ValueError: there is none.
+    """
+    state = content
+    if isinstance(content, Mapping):
+        found = [key for key in _STATE_KEYS if isinstance(content.get(key), Mapping)]
+        state = content[found[0]] if found else content
+        if len(found) > 1:
+            print(f"vitcourse: {what} holds {' and '.join(found)}; taking {found[0]}", file=sys.stderr)
+    if not (isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())):
+        keys = f"; it has {', '.join(map(str, list(content)[:6]))}" if isinstance(content, Mapping) else ""
+        raise ValueError(
+            f"{what} holds no state dict (a mapping of names to tensors){keys}: load it, and give the part"
+        )
+    averaged = "n_averaged" in state  # the count of torch's AveragedModel, beside its model
+    return {plain_name(name): tensor for name, tensor in state.items() if not (averaged and name == "n_averaged")}
 
 
 def _from_safetensors(path: Path) -> Source:
     saved = read_metadata(path)
     from safetensors.torch import load_file
 
-    preprocess = saved.get("preprocess")
+    preprocess, facts = saved.get("preprocess"), {}
     if preprocess:
         preprocess = Preprocess(**{k: tuple(v) if isinstance(v, list) else v for k, v in preprocess.items()})
-    facts = facts_of(skeleton(saved)) if "model" in saved else {}
-    return Source(_plain(load_file(path)), preprocess, facts)
+    if "model" in saved:
+        try:
+            facts = facts_of(skeleton(saved))
+        except (TypeError, ValueError) as error:
+            print(f"vitcourse: what {path} says of its model cannot be compared: {error}", file=sys.stderr)
+    return Source(_state_in(load_file(path), f"weights file {path}"), preprocess, facts)
 
 
 def skeleton(saved: Mapping[str, Any]) -> nn.Module:
-    """The model that a file's header describes, without numbers: on the meta device."""
-    with torch.device("meta"):
+    """The model that a file's header describes, its numbers left out (meta device) where its class can do without."""
+
+    def build() -> nn.Module:
         return restore_forms(build_model(saved["model"], saved["model_args"]), saved)
+
+    try:
+        with torch.device("meta"):
+            return build()
+    except (RuntimeError, NotImplementedError):  # a class that computes with tensors while it is built
+        with kept_random_state():
+            return build()
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -161,5 +189,5 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             return json.loads((file.metadata() or {}).get("vitcourse", "{}"))
-    except SafetensorError as error:
+    except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"weights file {path} is corrupt ({error}); download or train it again") from error

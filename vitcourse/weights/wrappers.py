@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim.swa_utils import AveragedModel
 
 # A class of this library that wraps a model has an attribute `wraps`, the name of the attribute that holds it.
@@ -36,11 +37,22 @@ def _inner(model: Any) -> nn.Module | None:
     name = getattr(type(model), "wraps", None)
     if name is None:
         name = next((name for kind, name in _WRAPS.items() if isinstance(model, kind)), None)
-    if name is None and type(model).__name__.startswith("ModelEma"):  # timm's
-        name = "module"
+    if name is None and type(model).__module__ == "timm.utils.model_ema":
+        name = "module" if hasattr(model, "module") else "ema"
     if name is None and isinstance(model, nn.Module) and list(model._modules) == ["_orig_mod"]:
         name = "_orig_mod"
     return None if name is None else getattr(model, name)
+
+
+def plain_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict without traces of compiled parts; zeros that ``magnitude_prune`` holds are in the weights."""
+    state = model.state_dict()
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name in module.parametrizations if is_parametrized(module) else ():
+            held = f"{path}.parametrizations.{name}.".removeprefix(".")
+            state = {k: v for k, v in state.items() if not k.startswith(held)}
+            state[f"{path}.{name}".removeprefix(".")] = getattr(module, name).detach()
+    return {plain_name(name): tensor for name, tensor in state.items()}
 
 
 def plain_name(name: str) -> str:
