@@ -39,9 +39,9 @@ from vitcourse.hardware.quantize import (
     unpack_int4,
     watch_inputs,
 )
+from vitcourse.inference import find_mean_std, normalise
 from vitcourse.paths import data_dir
 from vitcourse.train import evaluate
-from vitcourse.train.evaluation import find_mean_std, normalise
 from vitcourse.weights import save_weights
 
 LAYERS = {"int8": Int8Linear, "w8a8": W8A8Linear, "int4": Int4Linear}

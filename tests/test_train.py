@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from vitcourse import create_model, load_weights
 from vitcourse.data import ImageDataset, open_dataset, subset
+from vitcourse.inference import evaluating, normalise
 from vitcourse.train import (
     Ema,
     TrainConfig,
@@ -35,7 +36,6 @@ from vitcourse.train import (
 )
 from vitcourse.train import augment as aug
 from vitcourse.train.batches import Plan, Share, even_slices
-from vitcourse.train.evaluation import evaluating, normalise
 from vitcourse.train.optim import make_optimizer, set_learning_rate
 from vitcourse.train.record import COLUMNS, write_atomically
 from vitcourse.train.runtime import resolve_precision

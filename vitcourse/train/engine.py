@@ -16,12 +16,13 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from vitcourse.devices import describe_device, device_of, kept_random_state, seed_all
+from vitcourse.inference import find_mean_std, normalise
 from vitcourse.weights import check_saveable, save_weights, unwrap
 
 from .augment import Mixer, augment, seed_of
 from .batches import Plan, check_data, even_slices, train_batches
 from .config import TrainConfig, TrainingError
-from .evaluation import evaluate, find_mean_std, normalise
+from .evaluation import evaluate
 from .optim import Ema, learning_rate, make_optimizer, param_groups, set_learning_rate
 from .record import History, RunFolder, TensorBoard
 from .runtime import Processes, autocast, deterministic, memory_errors, resolve_precision

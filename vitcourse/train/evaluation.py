@@ -1,7 +1,6 @@
-"""Accuracy and loss of a model on a data set, and what training and evaluation share: normalisation, and eval mode."""
+"""Accuracy and loss of a model on a data set."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +8,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vitcourse.devices import device_of, resolve_device
+from vitcourse.inference import MeanStd, evaluating, find_mean_std, normalise
 
 from .batches import Share, eval_batches
 from .config import TrainConfig
 from .runtime import autocast
-
-MeanStd = tuple[Tensor, Tensor]
 
 
 def evaluate(
@@ -30,9 +28,9 @@ def evaluate(
 
     Args:
         model: images (B, C, H, W) to logits (B, num_classes); it is evaluated where it lies.
-        dataset: pairs (image, label); uint8 images are normalised as in :func:`find_mean_std`.
+        dataset: pairs (image, label); uint8 images are normalised as in :func:`vitcourse.inference.find_mean_std`.
         config: gives precision, ``eval_batch_size``, ``loader`` and ``num_workers``.
-        mean_std: used in place of what :func:`find_mean_std` finds.
+        mean_std: used in place of what ``find_mean_std`` finds.
         share: which of several processes this is; each then takes its share of the images, every image exactly once.
         reduce: sums a tensor over these processes.
 
@@ -62,46 +60,3 @@ def evaluate(
             total += torch.stack([loss, (logits.argmax(1) == labels).sum()])
     loss, correct = reduce(total).tolist()
     return {"val_loss": loss / len(dataset), "val_accuracy": correct / len(dataset)}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each part has its own mode back, be it a batch norm that was frozen.
-
-    >>> model = nn.Sequential(nn.BatchNorm2d(3).eval(), nn.Dropout())
-    >>> with evaluating(model):
-    ...     any(part.training for part in model.modules())
-    False
-    >>> [part.training for part in model.modules()]
-    [True, False, True]
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def find_mean_std(model: nn.Module, dataset: Dataset, device: torch.device) -> MeanStd | None:
-    """Per channel (C, 1, 1): the model's own mean and std if it has some, else the data set's; None if neither has.
-
-    Raises:
-        ValueError: neither has, and the images are uint8.
-    """
-    source = getattr(model, "preprocess", None) or dataset
-    if hasattr(source, "mean"):
-        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (source.mean, source.std))
-        return mean, std
-    if torch.as_tensor(dataset[0][0]).dtype == torch.uint8:
-        raise ValueError("uint8 images need mean and std to be normalised; set model.preprocess or the data set's")
-    return None
-
-
-def normalise(images: Tensor, mean_std: MeanStd | None) -> Tensor:
-    """uint8 images (B, C, H, W) to standardised float32; floating-point images are what they should be already."""
-    if mean_std is None or images.is_floating_point():
-        return images
-    mean, std = mean_std
-    return (images.float() / 255 - mean) / std
