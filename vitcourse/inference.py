@@ -30,6 +30,30 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """Parts of a model that stay in evaluation mode while the rest trains.
+
+    * Of a model in training mode: those that somebody has put in evaluation mode.
+    * Of a model that is in evaluation mode as a whole, as one is that was loaded for use or has been trained before:
+      batch norms of whose parameters none is trained. Whoever freezes these wants their statistics kept; dropout and
+      the like come to life again.
+
+    >>> model = nn.Sequential(nn.BatchNorm2d(3).eval(), nn.Dropout())
+    >>> frozen_modules(model)
+    [BatchNorm2d(3, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)]
+    >>> frozen_modules(model.eval())
+    []
+    """
+    if model.training:
+        return [module for module in model.modules() if not module.training]
+    return [module for module in model.modules() if _is_frozen_norm(module)]
+
+
+def _is_frozen_norm(module: nn.Module) -> bool:
+    trained = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
+    return getattr(module, "running_mean", None) is not None and bool(trained) and not any(trained)
+
+
 def find_mean_std(model: nn.Module, dataset: Dataset, device: torch.device) -> MeanStd | None:
     """Per channel (C, 1, 1): the model's own mean and std if it has some, else the data set's; None if neither has.
 

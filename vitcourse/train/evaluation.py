@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from vitcourse.devices import device_of, resolve_device
 from vitcourse.inference import MeanStd, evaluating, find_mean_std, normalise
 
-from .batches import Share, eval_batches
+from .batches import Pairs, Share, eval_batches
 from .config import TrainConfig
 from .runtime import autocast
 
@@ -51,7 +51,7 @@ def evaluate(
     if asked.type != device.type or (share is None and asked.index not in (None, device.index)):
         raise ValueError(f"the model lies on {device}, and device is {config.device!r}; move it: model.to(device)")
     mean_std = mean_std or find_mean_std(model, dataset, device)
-    batches = eval_batches(dataset, share or Share(), config, device, getattr(model, "num_classes", None))
+    batches = eval_batches(dataset, share or Share(), config, device, Pairs(getattr(model, "num_classes", None)))
     total = torch.zeros(2, device=device)
     with evaluating(model), torch.inference_mode(), autocast(device, config.precision):
         for images, labels in batches:
