@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from vitcourse.devices import describe_device, device_of, kept_random_state, seed_all
-from vitcourse.weights import check_saveable, save_weights, unwrap
+from vitcourse.weights import HEADER_KEYS, check_saveable, save_weights, unwrap
 
 from .augment import Mixer, augment, seed_of
 from .batches import Plan, check_data, even_slices, train_batches
@@ -400,7 +400,7 @@ class _Trainer:
             "classes": getattr(self.train_set, "classes", None),
             "seed": self.config.seed,
             "command": self.command,
-            **self.about,
+            **{k: v for k, v in self.about.items() if k not in HEADER_KEYS},  # save_weights knows these better
             **measured,
         }
         save_weights(model, self.folder.path / name, half=self.config.save_dtype == "fp16", **facts)
