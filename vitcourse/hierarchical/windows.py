@@ -7,10 +7,11 @@ from collections.abc import Callable
 from functools import lru_cache, wraps
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from vitcourse.layers import to_pair
+from vitcourse.layers import at_least_two, to_pair, units_in
 
 Pair = tuple[int, int]
 
@@ -145,10 +146,11 @@ def shift_mask(
 
 def _regions(n: int, window: int, shift: int, mask_padding: bool, device: torch.device | None) -> Tensor:
     """For each row of the padded, rolled map, the number of the displaced window that it belongs to."""
-    padded = n + -n % window
-    origin = (torch.arange(padded, device=device) + shift) % padded  # the roll brings this row here
+    count = units_in(n, window)
+    origin = (torch.arange(count * window, device=device) + shift) % (count * window)  # the roll brings this row here
     region = (origin - shift).div(window, rounding_mode="floor")  # −1 before the first cut
-    return region.masked_fill(origin >= n, -2) if mask_padding else region
+    region = region.masked_fill(origin >= n, -2) if mask_padding else region
+    return F.pad(region, (0, (at_least_two(count) - count) * window))
 
 
 def _grid(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:

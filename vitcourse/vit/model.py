@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +18,7 @@ from vitcourse.layers import (
     check_images,
     drop_path_rates,
     init_linear,
+    pad_to_multiple,
     to_pair,
 )
 from vitcourse.vit.patches import PatchEmbed, check_divisible
@@ -287,11 +287,10 @@ class VisionTransformer(nn.Module):
     def embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Images (B, C, H, W) to tokens (B, prefix + h · w, D) with positions, and the grid they lie on."""
         check_images(x, self.in_chans)
-        (p1, p2), (H, W) = self.patch_size, x.shape[-2:]
         if self.pad:
-            x = F.pad(x, (0, (p2 - W % p2) % p2, 0, (p1 - H % p1) % p1))  # a compiler has no remainder of −W
+            x = pad_to_multiple(x, self.patch_size, axes=(2, 3))
         else:
-            check_divisible((H, W), self.patch_size)
+            check_divisible(x.shape[-2:], self.patch_size)
 
         x = self.patch_embed(x)  # (B, D, h, w)
         h, w = x.shape[-2:]
