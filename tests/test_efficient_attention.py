@@ -427,8 +427,11 @@ def test_merging_is_that_of_plain_loops(prefix, patches, r):
     assert_close((spread * size[..., None]).sum(1), (x * size[..., None]).sum(1))
 
 
-def test_nothing_moves_where_nothing_merges():
-    assert torch.equal(bipartite_matching(torch.randn(2, 7, 3), 0, 1), torch.arange(7).expand(2, 7))
+def test_without_a_pair_to_merge_places_follow_the_same_rule():
+    """Prefix tokens, then A (the even places of the sequence), then B."""
+    assert bipartite_matching(torch.randn(2, 7, 3), 0, 1).tolist() == [[0, 4, 1, 5, 2, 6, 3]] * 2
+    assert bipartite_matching(torch.randn(1, 4, 3), 0).tolist() == [[0, 2, 1, 3]]
+    assert bipartite_matching(torch.randn(1, 1, 3), 0, 1).tolist() == [[0]]
 
 
 def test_proportional_attention_counts_a_key_as_often_as_it_has_patches():

@@ -22,7 +22,7 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tenso
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
     """Our own Triton kernels (`vitcourse.hardware.flash`); PyTorch's where they cannot run, and a line says so."""
-    if _flash_capability(q.device, asked_for=True) is None:
+    if not _runs_flash(q.device, asked_for=True):
         return sdpa_attention(q, k, v, scale=scale, bias=bias)
     from vitcourse.hardware import flash
 
@@ -71,8 +71,9 @@ def attention(
         scale: factor on the dot products; 1/√D where None.
         bias: added to the scores before the softmax, broadcastable to (B, H, N_q, N_k). −inf hides a key.
         backend: ``"math"`` (the plain equation), ``"sdpa"`` (PyTorch's fused kernels), ``"flash"`` (ours, on NVIDIA
-            GPUs of compute capability ≥ 8.0 with Triton; elsewhere sdpa, and a line on stderr says so once) or
-            ``"auto"``, the fastest at hand: flash only where it has been measured to be.
+            GPUs of compute capability ≥ 8.0 with Triton, on CPUs under ``TRITON_INTERPRET=1``; elsewhere sdpa, and a
+            line on stderr says so once) or ``"auto"``, the fastest at hand: flash only where it has been measured to
+            be.
 
     Returns:
         (B, H, N_q, D_v).
@@ -116,7 +117,7 @@ def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None, backend: str
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     if backend == "auto":
         backend = _fastest(q, k, v, None)
-    if backend == "flash" and _flash_capability(qkv.device, asked_for=True) is not None:
+    if backend == "flash" and _runs_flash(qkv.device, asked_for=True):
         from vitcourse.hardware import flash
 
         return flash.flash_attention_qkvpacked(qkv, scale=scale)
@@ -137,29 +138,28 @@ def _fastest(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> str:
 
 def _flash_is_faster(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
     """Whether a committed measurement says so, for this chip, type and shape."""
-    capability = _flash_capability(q.device, asked_for=False)
-    if capability is None or k.shape != v.shape:
+    if not _runs_flash(q.device, asked_for=False) or k.shape != v.shape:
         return False
     from vitcourse.hardware.flash import plans
 
     b, h, _, d = q.shape
     trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, bias))
     return plans.is_faster(
-        capability, q.dtype, d, backward=trained, biased=bias is not None, n_k=k.shape[2], sequences=b * h
+        _capability(q.device), q.dtype, d, backward=trained, biased=bias is not None, n_k=k.shape[2], sequences=b * h
     )
 
 
-def _flash_capability(device: torch.device, asked_for: bool) -> tuple[int, int] | None:
-    """Compute capability of a device that runs our kernels, or None; who asked for them by name is told why."""
+def _runs_flash(device: torch.device, asked_for: bool) -> bool:
+    """Whether a device runs our kernels; who asked for them by name is told why not."""
     obstacle = _flash_obstacle(device)
     if obstacle and asked_for:
-        _say_once(f"vitcourse: attention backend 'flash' {obstacle}; using 'sdpa' instead")
-    return None if obstacle else _capability(device)
+        say_once(f"attention backend 'flash' {obstacle}; using 'sdpa' instead")
+    return obstacle is None
 
 
 # A compiled graph takes the answer as a constant, and the line is written while it is traced. The decorator
 # torch.compiler.assume_constant_result says the same, but imports the whole compiler, also where nobody compiles.
-_flash_capability._dynamo_marked_constant = True
+_runs_flash._dynamo_marked_constant = True
 
 
 @cache
@@ -169,6 +169,11 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 @cache
 def _flash_obstacle(device: torch.device) -> str | None:
+    if device.type == "cpu" and find_spec("triton"):
+        from vitcourse.hardware.flash import ops
+
+        if ops.is_interpreted():
+            return None
     if device.type != "cuda" or torch.version.hip:
         return f"needs an NVIDIA GPU, and the tensors are on {device}"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -177,8 +182,9 @@ def _flash_obstacle(device: torch.device) -> str | None:
 
 
 @cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
+def say_once(line: str) -> None:
+    """Write ``vitcourse: line`` to stderr, the first time in a process that it is said."""
+    print(f"vitcourse: {line}", file=sys.stderr)
 
 
 def _shapes(*tensors: Tensor) -> str:

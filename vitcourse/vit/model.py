@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from einops import rearrange
@@ -13,6 +13,7 @@ from vitcourse.layers import (
     DropPath,
     LayerScale,
     Mlp,
+    attention,
     attention_qkvpacked,
     attention_weights,
     check_images,
@@ -25,6 +26,14 @@ from vitcourse.vit.patches import PatchEmbed, check_divisible
 from vitcourse.vit.positions import resize_pos_embed, sincos_2d
 
 Grid = tuple[int, int, int]  # rows and columns of patches, then the number of prefix tokens ([CLS], registers)
+
+
+class Merging(Protocol):
+    """What takes part where the tokens of a block become fewer; see :mod:`vitcourse.efficient_attention.merging`."""
+
+    def attention_bias(self, k: Tensor) -> Tensor | None: ...
+
+    def after_attention(self, x: Tensor) -> Tensor: ...
 
 
 class Attention(nn.Module):
@@ -69,16 +78,20 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * num_heads * self.head_dim, bias=qkv_bias)
         self.proj = nn.Linear(num_heads * self.head_dim, dim)
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid | None = None, merging: Merging | None = None) -> Tensor:
         B, N, _ = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim)
-        if self.recorder is None:
+        if self.recorder is None and merging is None:
             x = attention_qkvpacked(qkv, backend=self.backend)
-        else:  # fused kernels never form the weights, so whoever wants to see them pays for the plain equation
+        else:
             q, k, v = qkv.permute(2, 0, 3, 1, 4)
-            weights = attention_weights(q, k)
-            self.recorder.append(weights)
-            x = weights @ v
+            bias = None if merging is None else merging.attention_bias(k)
+            if self.recorder is None:
+                x = attention(q, k, v, bias=bias, backend=self.backend)
+            else:  # fused kernels never form the weights, so whoever wants to see them pays for the plain equation
+                weights = attention_weights(q, k, bias=bias)
+                self.recorder.append(weights)
+                x = weights @ v
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
@@ -145,8 +158,11 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, init_values) if init_values is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), grid)))
+    def forward(self, x: Tensor, grid: Grid | None = None, merging: Merging | None = None) -> Tensor:
+        shared = {} if merging is None else {"merging": merging}  # by name: hooks see the arguments that they know
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), grid, **shared)))
+        if merging is not None:
+            x = merging.after_attention(x)
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
