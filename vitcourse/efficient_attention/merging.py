@@ -198,8 +198,8 @@ class MergingBlock(nn.Module):
     def forward(self, x: Tensor, grid: Grid, size: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (B, N, D) and their sizes (B, N), 1 where None -> fewer tokens, their sizes, and the place of each.
 
-        The places (B, N) are those of :func:`bipartite_matching`, or where they were if nothing merges. Of ``grid`` only
-        the prefix tokens are needed.
+        The places (B, N) are those of :func:`bipartite_matching`, or where they were if nothing merges. Of ``grid``
+        only the prefix tokens are needed.
         """
         return _run(self.block, x, grid, size, self.r, self.proportional)
 

@@ -163,7 +163,7 @@ class W8A8Linear(Int8Linear):
         self.has_scale = self._look_for_scale()
 
     def _look_for_scale(self) -> bool:
-        """Whether activations have a scale. Asked when there is a new one, for at every call a GPU would be waited for."""
+        """Whether activations have a scale. Not asked at every call, which would wait for the GPU."""
         scale = self.input_scale
         return scale is None or scale.is_meta or bool(scale.isfinite().all())
 

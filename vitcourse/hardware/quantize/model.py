@@ -85,9 +85,9 @@ def quantize_model(
         the quantized copy, or ``model``; ``model.quantization`` says how it was made.
 
     Raises:
-        ValueError: an unknown scheme, group size or observer; no batches for w8a8_static; a skip pattern that matches nothing, with the nearest
-            names; no linear layer or convolution left; one whose weight is parametrized, as by ``magnitude_prune``;
-            weights or activations that are NaN or infinite.
+        ValueError: an unknown scheme, group size or observer; no batches for w8a8_static; a skip pattern that matches
+            nothing, with the nearest names; no linear layer or convolution left; one whose weight is parametrized, as
+            by ``magnitude_prune``; weights or activations that are NaN or infinite.
         TypeError: skip is neither a name nor a sequence of names, or an observer makes no observers.
     """
     _check(scheme, group_size)
