@@ -17,7 +17,12 @@ def math_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tenso
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
     """PyTorch's fused kernels, which never store the (N_q, N_k) matrix."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    if bias is not None and torch.compiler.is_exporting():
+        # What the graph is translated to may lay the output out otherwise than the kernel that it was traced with, so
+        # that a view of it becomes impossible.
+        return out.clone(memory_format=torch.contiguous_format)
+    return out
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
@@ -304,7 +309,7 @@ def at_least_two(count: int) -> int:
 
     For counts of parts of which more do no harm.
     """
-    return count if always(count < 2) else torch.sym_max(count, 2)
+    return count if always(count < 2) or always(count >= 2) else torch.sym_max(count, 2)
 
 
 def units_in(length: int, unit: int) -> int:

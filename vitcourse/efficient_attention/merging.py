@@ -54,7 +54,10 @@ def bipartite_matching(metric: Tensor, r: int, num_prefix_tokens: int = 0) -> Te
         metric = nn.functional.normalize(single(metric[:, num_prefix_tokens:])[0], dim=-1)
         likeness = metric[:, first::2] @ metric[:, 1 - first :: 2].mT  # (B, A, B)
         value, partner = likeness.max(dim=-1)
-        closest = value.argsort(dim=-1, descending=True, stable=True)[:, :r]
+        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # whose only sort is stable
+            closest = value.sort(dim=-1, descending=True).indices[:, :r]
+        else:
+            closest = value.argsort(dim=-1, descending=True, stable=True)[:, :r]
         joins = torch.zeros_like(partner, dtype=torch.bool).scatter(1, closest, True)
 
         staying = likeness.shape[1] - r

@@ -137,7 +137,8 @@ class WindowAttention(nn.Module):
             bias = bias.masked_fill(mask[:, None], float("-inf")).flatten(0, 1)[None]
             q, k, v = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)
         x = self.attend(q, k, v, bias).view(x.shape[0], rows, columns, self.num_heads, p, r, q.shape[-1])
-        x = rearrange(x, "b i j h p r d -> b (i p) (j r) (h d)")
+        # To one axis, then to four: a compiler that merges i and p alone asks for what it cannot prove.
+        x = rearrange(x, "b i j h p r d -> (b i p j r h d)").view(x.shape[0], rows * p, columns * r, -1)
         return self.proj(self._crop_and_roll_back(x, shift, h, w).flatten(1, 2))
 
     def _shift_on(self, h: int, w: int) -> Pair:
@@ -171,7 +172,18 @@ class WindowAttention(nn.Module):
 
 
 def _roll(x: Tensor, by: Pair) -> Tensor:
-    return x if always(*(n == 0 for n in by)) else torch.roll(x, by, dims=(1, 2))
+    if always(*(n == 0 for n in by)):
+        return x
+    if all(isinstance(n, int) for n in by):
+        return torch.roll(x, by, dims=(1, 2))
+    for axis, n in zip(
+        (1, 2), by, strict=True
+    ):  # a graph in which the shift depends on the size; ONNX has no such roll
+        length = x.shape[axis]
+        source = torch.arange(length, device=x.device) - n
+        source = torch.where(source < 0, source + length, torch.where(source >= length, source - length, source))
+        x = x.index_select(axis, source)
+    return x
 
 
 class SwinBlock(Block):
