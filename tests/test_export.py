@@ -133,6 +133,19 @@ def test_onnx_runtime_computes_the_same_at_all_sizes(name, tmp_path):
     assert_the_same(name, graph, model)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_no_images_give_no_logits(name):
+    """The smallest batch of all."""
+    model, x = MODELS[name](), torch.zeros(0, 3, *TRACED)
+    with torch.no_grad():
+        assert model(x).shape == (0, 5)
+        one = model.feature_maps(torch.zeros(1, 3, *TRACED))
+        assert [m.shape for m in model.feature_maps(x)] == [(0, *m.shape[1:]) for m in one]
+    if not name.startswith(("int", "w8a8")):
+        model.train()(x).sum().backward()
+        assert all(not p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
 def test_tables_for_one_grid_are_not_exported_for_all():
     model = vit(attn_layer=LocalAttention)
     with pytest.raises(ValueError, match="tables that are made for one grid.*leave height and width out of dynamic_s"):

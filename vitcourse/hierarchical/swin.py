@@ -136,9 +136,10 @@ class WindowAttention(nn.Module):
         else:  # … or one bias for each window, which counts as a head: bias and mask are never copied along the batch
             bias = bias.masked_fill(mask[:, None], float("-inf")).flatten(0, 1)[None]
             q, k, v = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)
-        x = self.attend(q, k, v, bias).view(x.shape[0], rows, columns, self.num_heads, p, r, q.shape[-1])
+        batch, dim = x.shape[0], self.num_heads * q.shape[-1]
+        x = self.attend(q, k, v, bias).view(batch, rows, columns, self.num_heads, p, r, q.shape[-1])
         # To one axis, then to four: a compiler that merges i and p alone asks for what it cannot prove.
-        x = rearrange(x, "b i j h p r d -> (b i p j r h d)").view(x.shape[0], rows * p, columns * r, -1)
+        x = rearrange(x, "b i j h p r d -> (b i p j r h d)").view(batch, rows * p, columns * r, dim)
         return self.proj(self._crop_and_roll_back(x, shift, h, w).flatten(1, 2))
 
     def _shift_on(self, h: int, w: int) -> Pair:
