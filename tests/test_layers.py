@@ -72,7 +72,7 @@ def test_auto_never_fails_where_sdpa_works():
 
 
 def test_flash_says_once_why_another_backend_is_used(capsys):
-    layers._say_once.cache_clear()
+    layers.say_once.cache_clear()
     q, k, v = qkv()
     for _ in range(2):
         assert torch.equal(attention(q, k, v, backend="flash"), attention(q, k, v, backend="sdpa"))
@@ -100,7 +100,7 @@ def test_what_keeps_flash_from_running_on_a_gpu(monkeypatch, capability, triton,
 
 def test_asking_for_flash_compiles_to_one_graph():
     q, k, v = qkv()
-    layers._say_once.cache_clear()
+    layers.say_once.cache_clear()
     compiled = torch.compile(lambda q, k, v: attention(q, k, v, backend="flash"), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(q, k, v), attention(q, k, v, backend="math"))
 

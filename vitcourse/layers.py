@@ -17,12 +17,17 @@ def math_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tenso
 
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
     """PyTorch's fused kernels, which never store the (N_q, N_k) matrix."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    if bias is not None and torch.compiler.is_exporting():
+        # What the graph is translated to may lay the output out otherwise than the kernel that it was traced with, so
+        # that a view of it becomes impossible.
+        return out.clone(memory_format=torch.contiguous_format)
+    return out
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
     """Our own Triton kernels (`vitcourse.hardware.flash`); PyTorch's where they cannot run, and a line says so."""
-    if _flash_capability(q.device, asked_for=True) is None:
+    if not _runs_flash(q.device, asked_for=True):
         return sdpa_attention(q, k, v, scale=scale, bias=bias)
     from vitcourse.hardware import flash
 
@@ -71,8 +76,9 @@ def attention(
         scale: factor on the dot products; 1/√D where None.
         bias: added to the scores before the softmax, broadcastable to (B, H, N_q, N_k). −inf hides a key.
         backend: ``"math"`` (the plain equation), ``"sdpa"`` (PyTorch's fused kernels), ``"flash"`` (ours, on NVIDIA
-            GPUs of compute capability ≥ 8.0 with Triton; elsewhere sdpa, and a line on stderr says so once) or
-            ``"auto"``, the fastest at hand: flash only where it has been measured to be.
+            GPUs of compute capability ≥ 8.0 with Triton, on CPUs under ``TRITON_INTERPRET=1``; elsewhere sdpa, and a
+            line on stderr says so once) or ``"auto"``, the fastest at hand: flash only where it has been measured to
+            be.
 
     Returns:
         (B, H, N_q, D_v).
@@ -116,7 +122,7 @@ def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None, backend: str
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
     if backend == "auto":
         backend = _fastest(q, k, v, None)
-    if backend == "flash" and _flash_capability(qkv.device, asked_for=True) is not None:
+    if backend == "flash" and _runs_flash(qkv.device, asked_for=True):
         from vitcourse.hardware import flash
 
         return flash.flash_attention_qkvpacked(qkv, scale=scale)
@@ -137,29 +143,28 @@ def _fastest(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> str:
 
 def _flash_is_faster(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
     """Whether a committed measurement says so, for this chip, type and shape."""
-    capability = _flash_capability(q.device, asked_for=False)
-    if capability is None or k.shape != v.shape:
+    if not _runs_flash(q.device, asked_for=False) or k.shape != v.shape:
         return False
     from vitcourse.hardware.flash import plans
 
     b, h, _, d = q.shape
     trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, bias))
     return plans.is_faster(
-        capability, q.dtype, d, backward=trained, biased=bias is not None, n_k=k.shape[2], sequences=b * h
+        _capability(q.device), q.dtype, d, backward=trained, biased=bias is not None, n_k=k.shape[2], sequences=b * h
     )
 
 
-def _flash_capability(device: torch.device, asked_for: bool) -> tuple[int, int] | None:
-    """Compute capability of a device that runs our kernels, or None; who asked for them by name is told why."""
+def _runs_flash(device: torch.device, asked_for: bool) -> bool:
+    """Whether a device runs our kernels; who asked for them by name is told why not."""
     obstacle = _flash_obstacle(device)
     if obstacle and asked_for:
-        _say_once(f"vitcourse: attention backend 'flash' {obstacle}; using 'sdpa' instead")
-    return None if obstacle else _capability(device)
+        say_once(f"attention backend 'flash' {obstacle}; using 'sdpa' instead")
+    return obstacle is None
 
 
 # A compiled graph takes the answer as a constant, and the line is written while it is traced. The decorator
 # torch.compiler.assume_constant_result says the same, but imports the whole compiler, also where nobody compiles.
-_flash_capability._dynamo_marked_constant = True
+_runs_flash._dynamo_marked_constant = True
 
 
 @cache
@@ -169,6 +174,11 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 @cache
 def _flash_obstacle(device: torch.device) -> str | None:
+    if device.type == "cpu" and find_spec("triton"):
+        from vitcourse.hardware.flash import ops
+
+        if ops.is_interpreted():
+            return None
     if device.type != "cuda" or torch.version.hip:
         return f"needs an NVIDIA GPU, and the tensors are on {device}"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -177,8 +187,9 @@ def _flash_obstacle(device: torch.device) -> str | None:
 
 
 @cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
+def say_once(line: str) -> None:
+    """Write ``vitcourse: line`` to stderr, the first time in a process that it is said."""
+    print(f"vitcourse: {line}", file=sys.stderr)
 
 
 def _shapes(*tensors: Tensor) -> str:
@@ -280,6 +291,59 @@ def check_images(x: Tensor, in_chans: int) -> None:
         raise TypeError(f"images must be floating point, got {x.dtype}; scale to [0, 1] and normalise them first")
 
 
+def always(*conditions: bool) -> bool:
+    """Whether conditions on sizes hold; while a graph is traced, whether they do for all sizes that it is for.
+
+    An ``if`` on a size that a graph knows as a symbol only would bind the graph to sizes of one outcome. This binds
+    it to none: where the answer depends on the size, it is no.
+    """
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return all(statically_known_true(condition) for condition in conditions)
+    return all(conditions)
+
+
+def at_least_two(count: int) -> int:
+    """The count; for a graph whose count is unknown, two at least: one would be a case of its own, and bind the graph.
+
+    For counts of parts of which more do no harm.
+    """
+    return count if always(count < 2) or always(count >= 2) else torch.sym_max(count, 2)
+
+
+def units_in(length: int, unit: int) -> int:
+    """⌈length / unit⌉, as a compiler can reason about it: it has no quotient of a negative number."""
+    return (length + unit - 1) // unit
+
+
+def pad_to_multiple(x: Tensor, units: tuple[int, int], axes: tuple[int, int]) -> Tensor:
+    """Zeros at the end of two axes, up to the next multiple of a unit each; ``x`` itself where nothing is to be added.
+
+    >>> pad_to_multiple(torch.zeros(1, 3, 30, 32), (16, 16), axes=(2, 3)).shape
+    torch.Size([1, 3, 32, 32])
+    """
+    return pad_to(x, [units_in(x.shape[axis], unit) * unit for axis, unit in zip(axes, units, strict=True)], axes)
+
+
+def pad_to(x: Tensor, lengths: Sequence[int], axes: tuple[int, int]) -> Tensor:
+    """Zeros at the end of two axes, up to these lengths."""
+    padding = [0] * (2 * x.ndim)  # of the last axis first, and of each axis its beginning first
+    for axis, length in zip(axes, lengths, strict=True):
+        padding[2 * (x.ndim - 1 - axis) + 1] = length - x.shape[axis]
+    return x if always(*(n == 0 for n in padding)) else F.pad(x, padding)
+
+
+def crop(x: Tensor, lengths: Sequence[int], axes: tuple[int, int]) -> Tensor:
+    """The beginning of two axes: what :func:`pad_to` was given."""
+    for axis, length in zip(axes, lengths, strict=True):
+        if always(length <= x.shape[axis]):
+            x = x.narrow(axis, 0, length)
+        else:  # a compiler that cannot prove it would bind its graph to it
+            x = x.index_select(axis, torch.arange(length, device=x.device))
+    return x
+
+
 def to_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
     """``7`` -> ``(7, 7)``; a pair stays as it is.
 
@@ -287,6 +351,6 @@ def to_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
         ValueError: not a positive integer or a pair of them.
     """
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+    if len(pair) != 2 or not all(isinstance(v, (int, torch.SymInt)) and v > 0 for v in pair):
         raise ValueError(f"{name} {value!r} must be a positive integer or a pair of them (height, width)")
     return pair

@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -14,17 +13,27 @@ from vitcourse.layers import (
     DropPath,
     LayerScale,
     Mlp,
+    attention,
     attention_qkvpacked,
     attention_weights,
     check_images,
     drop_path_rates,
     init_linear,
+    pad_to_multiple,
     to_pair,
 )
 from vitcourse.vit.patches import PatchEmbed, check_divisible
 from vitcourse.vit.positions import grid_of_checkpoint, resize_pos_embed, sincos_2d, size_of_source
 
 Grid = tuple[int, int, int]  # rows and columns of patches, then the number of prefix tokens ([CLS], registers)
+
+
+class Merging(Protocol):
+    """What takes part where the tokens of a block become fewer; see :mod:`vitcourse.efficient_attention.merging`."""
+
+    def attention_bias(self, k: Tensor) -> Tensor | None: ...
+
+    def after_attention(self, x: Tensor) -> Tensor: ...
 
 
 class Attention(nn.Module):
@@ -69,16 +78,20 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * num_heads * self.head_dim, bias=qkv_bias)
         self.proj = nn.Linear(num_heads * self.head_dim, dim)
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, grid: Grid | None = None, merging: Merging | None = None) -> Tensor:
         B, N, _ = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim)
-        if self.recorder is None:
+        if self.recorder is None and merging is None:
             x = attention_qkvpacked(qkv, backend=self.backend)
-        else:  # fused kernels never form the weights, so whoever wants to see them pays for the plain equation
+        else:
             q, k, v = qkv.permute(2, 0, 3, 1, 4)
-            weights = attention_weights(q, k)
-            self.recorder.append(weights)
-            x = weights @ v
+            bias = None if merging is None else merging.attention_bias(k)
+            if self.recorder is None:
+                x = attention(q, k, v, bias=bias, backend=self.backend)
+            else:  # fused kernels never form the weights, so whoever wants to see them pays for the plain equation
+                weights = attention_weights(q, k, bias=bias)
+                self.recorder.append(weights)
+                x = weights @ v
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
@@ -145,8 +158,11 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, init_values) if init_values is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), grid)))
+    def forward(self, x: Tensor, grid: Grid | None = None, merging: Merging | None = None) -> Tensor:
+        shared = {} if merging is None else {"merging": merging}  # by name: hooks see the arguments that they know
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), grid, **shared)))
+        if merging is not None:
+            x = merging.after_attention(x)
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
@@ -287,11 +303,10 @@ class VisionTransformer(nn.Module):
     def embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Images (B, C, H, W) to tokens (B, prefix + h · w, D) with positions, and the grid they lie on."""
         check_images(x, self.in_chans)
-        (p1, p2), (H, W) = self.patch_size, x.shape[-2:]
         if self.pad:
-            x = F.pad(x, (0, (p2 - W % p2) % p2, 0, (p1 - H % p1) % p1))  # a compiler has no remainder of −W
+            x = pad_to_multiple(x, self.patch_size, axes=(2, 3))
         else:
-            check_divisible((H, W), self.patch_size)
+            check_divisible(x.shape[-2:], self.patch_size)
 
         x = self.patch_embed(x)  # (B, D, h, w)
         h, w = x.shape[-2:]
