@@ -10,13 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def math_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
+def math_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Softmax attention as the equation has it: the (N_q, N_k) matrix is made, and can be looked at."""
-    return attention_weights(q, k, scale=scale, bias=bias) @ v
+    return attention_weights(q, k, scale=scale, bias=bias, mask=mask) @ v
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
+def sdpa_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """PyTorch's fused kernels, which never store the (N_q, N_k) matrix."""
+    bias = _masked_bias(bias, mask, q.dtype)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
     if bias is not None and torch.compiler.is_exporting():
         # What the graph is translated to may lay the output out otherwise than the kernel that it was traced with, so
@@ -25,13 +30,15 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tenso
     return out
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
+def flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Our own Triton kernels (`vitcourse.hardware.flash`); PyTorch's where they cannot run, and a line says so."""
     if not _runs_flash(q.device, asked_for=True):
-        return sdpa_attention(q, k, v, scale=scale, bias=bias)
+        return sdpa_attention(q, k, v, scale=scale, bias=bias, mask=mask)
     from vitcourse.hardware import flash
 
-    return flash.flash_attention(q, k, v, scale=scale, bias=bias)
+    return flash.flash_attention(q, k, v, scale=scale, bias=_masked_bias(bias, mask, q.dtype))
 
 
 # `auto` is what `attention` picks when nothing is asked for.
@@ -42,7 +49,9 @@ ATTENTION_BACKENDS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def attention_weights(q: Tensor, k: Tensor, *, scale: float | None = None, bias: Tensor | None = None) -> Tensor:
+def attention_weights(
+    q: Tensor, k: Tensor, *, scale: float | None = None, bias: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Attention probabilities softmax(q kᵀ · scale + bias) over the keys.
 
     Args:
@@ -50,12 +59,26 @@ def attention_weights(q: Tensor, k: Tensor, *, scale: float | None = None, bias:
         k: keys (B, H, N_k, D).
         scale: factor on the dot products; 1/√D where None.
         bias: added to the scores, broadcastable to (B, H, N_q, N_k); −inf hides a key.
+        mask: boolean, broadcastable to the same; True where a query may attend to a key.
 
     Returns:
-        (B, H, N_q, N_k); each row sums to 1.
+        (B, H, N_q, N_k); each row sums to 1, but for one that ``mask`` hides all keys from, which is 0.
     """
     scores = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(-2, -1)
-    return (scores if bias is None else scores + bias).softmax(dim=-1)
+    scores = scores if bias is None else scores + bias
+    if mask is None:
+        return scores.softmax(dim=-1)
+    # A row of −inf would make NaN of the gradient, too. What is finite and hidden becomes 0 afterwards.
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1).masked_fill(~mask, 0.0)
+
+
+def _masked_bias(bias: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Bias and mask as one bias, −inf where a key is hidden; the fused kernels make 0 of a row that is all hidden."""
+    if mask is None:
+        return bias
+    if bias is None:
+        bias = torch.zeros((), dtype=dtype, device=mask.device)
+    return torch.where(mask, bias, float("-inf"))
 
 
 def attention(
@@ -65,6 +88,7 @@ def attention(
     *,
     scale: float | None = None,
     bias: Tensor | None = None,
+    mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1): the one door that every model goes through.
@@ -75,6 +99,8 @@ def attention(
         v: values (B, H, N_k, D_v).
         scale: factor on the dot products; 1/√D where None.
         bias: added to the scores before the softmax, broadcastable to (B, H, N_q, N_k). −inf hides a key.
+        mask: boolean, broadcastable to (B, H, N_q, N_k); True where a query may attend to a key. A query that may
+            attend to none gets 0.
         backend: ``"math"`` (the plain equation), ``"sdpa"`` (PyTorch's fused kernels), ``"flash"`` (ours, on NVIDIA
             GPUs of compute capability ≥ 8.0 with Triton, on CPUs under ``TRITON_INTERPRET=1``; elsewhere sdpa, and a
             line on stderr says so once) or ``"auto"``, the fastest at hand: flash only where it has been measured to
@@ -85,7 +111,7 @@ def attention(
 
     Raises:
         ValueError: an unknown backend; shapes that do not fit together, or not into the backend asked for.
-        TypeError: a boolean ``bias``, which backends would read differently.
+        TypeError: a boolean ``bias``, which backends would read differently; a ``mask`` that is not boolean.
 
     >>> q = k = v = torch.randn(2, 3, 5, 8)
     >>> attention(q, k, v).shape
@@ -99,15 +125,38 @@ def attention(
             "batch and heads must agree, q and k in D, k and v in their length"
         )
     if bias is not None and bias.dtype == torch.bool:
-        raise TypeError("bias is boolean; pass torch.where(mask, 0.0, -torch.inf) to hide the keys where mask is False")
+        raise TypeError("bias is boolean; pass it as mask, with True where a query may attend to a key")
+    check_mask(mask, (*q.shape[:3], k.shape[2]))
     if backend == "auto":
-        backend = _fastest(q, k, v, bias)
+        backend = _fastest(q, k, v, bias if mask is None else mask)
     if backend not in ATTENTION_BACKENDS:
         raise ValueError(f"attention backend {backend!r} is unknown; use 'auto' or one of {sorted(ATTENTION_BACKENDS)}")
-    return ATTENTION_BACKENDS[backend](q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return ATTENTION_BACKENDS[backend](q, k, v, scale=scale, bias=bias, mask=mask)
 
 
-def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None, backend: str = "auto") -> Tensor:
+def check_mask(mask: Tensor | None, shape: Sequence[int]) -> None:
+    """What is asked of a mask for scores of this shape (B, H, N_q, N_k).
+
+    Raises:
+        TypeError: not boolean; other libraries read 0 and 1, or −inf, the other way round.
+        ValueError: it cannot be broadcast to the shape.
+    """
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask is {mask.dtype}; it must be boolean, with True where a query may attend to a key")
+    sizes = (1,) * (len(shape) - mask.ndim) + tuple(mask.shape)
+    if len(sizes) != len(shape) or any(m not in (1, n) for m, n in zip(sizes, shape, strict=True)):
+        raise ValueError(
+            f"mask {tuple(mask.shape)} cannot be broadcast to (B, H, N_q, N_k) = {tuple(shape)}; "
+            "for a mask of keys (B, N), pass mask[:, None, None]"
+        )
+
+
+def attention_qkvpacked(
+    qkv: Tensor, *, scale: float | None = None, mask: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
     """`attention` on one packed projection (B, N, 3, H, D), whose gradient our kernels write packed as well.
 
     Returns:
@@ -120,13 +169,14 @@ def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None, backend: str
     torch.Size([2, 4, 5, 8])
     """
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    check_mask(mask, (*q.shape[:3], k.shape[2]))
     if backend == "auto":
-        backend = _fastest(q, k, v, None)
+        backend = _fastest(q, k, v, mask)
     if backend == "flash" and _runs_flash(qkv.device, asked_for=True):
         from vitcourse.hardware import flash
 
-        return flash.flash_attention_qkvpacked(qkv, scale=scale)
-    return attention(q, k, v, scale=scale, backend=backend)
+        return flash.flash_attention_qkvpacked(qkv, scale=scale, bias=_masked_bias(None, mask, qkv.dtype))
+    return attention(q, k, v, scale=scale, mask=mask, backend=backend)
 
 
 def _fastest(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> str:
@@ -194,6 +244,25 @@ def say_once(line: str) -> None:
 
 def _shapes(*tensors: Tensor) -> str:
     return ", ".join(str(tuple(t.shape)) for t in tensors)
+
+
+def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the tokens that count: (B, N, D) and a boolean mask (B, N) -> (B, D).
+
+    Raises:
+        TypeError, ValueError: another type or shape of the mask.
+
+    >>> masked_mean(torch.tensor([[[1.0], [2.0], [9.0]]]), torch.tensor([[True, True, False]]))
+    tensor([[1.5000]])
+    """
+    if mask is None:
+        return x.mean(dim=1)
+    if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
+        raise (TypeError if mask.dtype != torch.bool else ValueError)(
+            f"mask must be boolean (B, N) = {tuple(x.shape[:2])}, got {mask.dtype} of shape {tuple(mask.shape)}"
+        )
+    # Where, not times: what is not to count may be NaN.
+    return x.masked_fill(~mask[..., None], 0.0).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 class Mlp(nn.Module):

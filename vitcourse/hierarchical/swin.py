@@ -30,7 +30,7 @@ from vitcourse.layers import (
     pad_to_multiple,
     to_pair,
 )
-from vitcourse.vit.model import Block, Grid
+from vitcourse.vit.model import Block, Grid, refuse_mask, whole_grid
 from vitcourse.vit.patches import PatchEmbed
 
 
@@ -55,7 +55,8 @@ class WindowAttention(nn.Module):
         backend: see :func:`vitcourse.layers.attention`.
 
     Raises:
-        ValueError: dim is not divisible by num_heads; windows or shifts out of range; in ``forward``, prefix tokens.
+        ValueError: dim is not divisible by num_heads; windows or shifts out of range; in ``forward``, prefix tokens, a
+            part of the tokens, or a mask.
 
     >>> mixer = WindowAttention(32, num_heads=4, window_size=7, shift_size=3)
     >>> mixer(torch.zeros(2, 14 * 10, 32), (14, 10, 0)).shape
@@ -116,8 +117,9 @@ class WindowAttention(nn.Module):
         self.recorder.append(rearrange(weights, "b (w h) n m -> (b w) h n m", h=self.num_heads))
         return weights @ v
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        h, w, prefix = grid
+    def forward(self, x: Tensor, grid: Grid | None, mask: Tensor | None = None) -> Tensor:
+        h, w, prefix = whole_grid(grid, self)
+        refuse_mask(mask, self)
         if prefix:
             raise ValueError(
                 f"windows have no place for {prefix} prefix tokens; build the model with class_token=False, "
