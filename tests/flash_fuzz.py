@@ -285,6 +285,34 @@ def test_a_query_that_sees_no_key_gets_zero(n_k):
         torch.testing.assert_close(got, true, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("bias_dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)  # kernels for many keys, and for few
+def test_the_lowest_number_there_is_hides_no_key(dtype, bias_dtype):
+    """Who sees nothing else weighs all such keys alike, as in the plain equation, and so do the gradients.
+
+    Times log₂e the number would be −∞; and in a float32 that is as low, the logarithm of a sum is lost.
+    """
+    q, k, v, dout = inputs(9, 21, 16, dtype)
+    low, bias = torch.finfo(bias_dtype).min, bias_like((1, 2, 9, 21), bias_dtype)
+    bias[..., 4:7] = low
+    bias[..., 0, :] = low
+    bias[..., 1, :] = max(low, -1e30)
+    bias[..., 2, :] = low
+    bias[..., 2, 3] = max(low, -3e38) / 2  # far above the others
+    bias[..., 3, :9], bias[..., 3, 9:] = -torch.inf, low
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (q, k, v, bias)]
+    out = flash_attention(*leaves[:3], bias=leaves[3])
+    found = [out, *torch.autograd.grad(out, leaves, dout)]
+    true = [tensor.detach().double().requires_grad_() for tensor in (q, k, v, bias)]
+    expected = plain(*true)
+    expected = [expected, *torch.autograd.grad(expected, true, dout.double())]
+    for got, exact in zip(found, expected, strict=True):
+        step = max(torch.finfo(t).eps for t in (dtype, got.dtype))
+        if bias_dtype == torch.float16:
+            step = 2**-24 * 65504  # beside which float32 rounds a score to this
+        torch.testing.assert_close(got.double(), exact, rtol=0, atol=8 * step * max(1, exact.abs().max().item()))
+
+
 # ------------------------------------------------------------------------------------------------------------ layouts
 
 
@@ -688,10 +716,17 @@ class OneLayer(nn.Module):
 
 
 def allow_this_device(monkeypatch):
-    """Let the door use the kernels on this device, be it a CPU with the interpreter."""
-    monkeypatch.setattr(layers, "_flash_obstacle", lambda device: None)
+    """Let the door look up measurements of this device, be it a CPU with the interpreter."""
     if INTERPRETED:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+
+
+def test_the_door_opens_wherever_the_kernels_run(capsys):
+    q, k, v, _ = inputs(5, 6, 16, torch.float32)
+    assert torch.equal(layers.attention(q, k, v, backend="flash"), flash_attention(q, k, v))
+    packed = torch.stack([q, q, q]).permute(1, 3, 0, 2, 4)
+    assert torch.equal(layers.attention_qkvpacked(packed, backend="flash"), flash_attention(q, q, q))
+    assert capsys.readouterr().err == ""
 
 
 def test_export_and_the_door(monkeypatch):

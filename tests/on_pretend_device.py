@@ -38,9 +38,9 @@ from vitcourse.efficient_attention import (  # noqa: E402
 )
 from vitcourse.hardware.prune import magnitude_prune, make_permanent, prune_model  # noqa: E402
 from vitcourse.hardware.quantize import SCHEMES, quantize_model  # noqa: E402
-from vitcourse.registry import save_weights  # noqa: E402
 from vitcourse.train import TrainConfig, evaluate, fit  # noqa: E402
 from vitcourse.vit import VisionTransformer, record_attention  # noqa: E402
+from vitcourse.weights import save_weights  # noqa: E402
 
 SIZES = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 

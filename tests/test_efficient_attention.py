@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitcourse import create_model
@@ -39,6 +40,8 @@ from vitcourse.efficient_attention import (
     unmerge,
 )
 from vitcourse.layers import attention_weights
+from vitcourse.train import TrainConfig, fit
+from vitcourse.train.optim import param_groups
 from vitcourse.vit import Attention, Block, VisionTransformer, record_attention
 
 SPARSE = {
@@ -426,8 +429,11 @@ def test_merging_is_that_of_plain_loops(prefix, patches, r):
     assert_close((spread * size[..., None]).sum(1), (x * size[..., None]).sum(1))
 
 
-def test_nothing_moves_where_nothing_merges():
-    assert torch.equal(bipartite_matching(torch.randn(2, 7, 3), 0, 1), torch.arange(7).expand(2, 7))
+def test_without_a_pair_to_merge_places_follow_the_same_rule():
+    """Prefix tokens, then A (the even places of the sequence), then B."""
+    assert bipartite_matching(torch.randn(2, 7, 3), 0, 1).tolist() == [[0, 4, 1, 5, 2, 6, 3]] * 2
+    assert bipartite_matching(torch.randn(1, 4, 3), 0).tolist() == [[0, 2, 1, 3]]
+    assert bipartite_matching(torch.randn(1, 1, 3), 0, 1).tolist() == [[0]]
 
 
 def test_proportional_attention_counts_a_key_as_often_as_it_has_patches():
@@ -532,6 +538,60 @@ def test_merging_compiles_and_exports():
     assert_close(torch.compile(merged, fullgraph=True, backend="aot_eager")(x), expected, 1e-5)
     program = torch.export.export(merged, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
     assert_close(program.module()(x[:2]), merged(x[:2]), 1e-5)
+
+
+def test_hooks_on_blocks_and_in_them_run_as_in_the_plain_model():
+    model, x, calls = VisionTransformer(**SMALL).double(), torch.randn(2, 1, 28, 28).double(), []
+    for name, part in model.blocks.named_modules():
+        part.register_forward_pre_hook(lambda _, args, name=name: calls.append((name, len(args), args[0].shape[:2])))
+        part.register_forward_hook(lambda _, args, out, name=name: calls.append((name, len(args), out.shape[:2])))
+    plain, merged = model(x), merge_tokens(model, [0, 8])
+    expected = calls.copy()
+    calls.clear()
+    assert_close(merge_tokens(model, 0)(x), plain)
+    assert calls == expected and ("0", 2, (2, 50)) in calls and ("1.attn", 2, (2, 50)) in calls
+    calls.clear()
+    merged(x)
+    assert [call[:2] for call in calls] == [call[:2] for call in expected]
+    assert calls[-1] == ("1", 2, (2, 42)) and calls[-2][0] == "1.drop_path"
+
+
+def test_what_a_hook_changes_is_changed_under_merging_too():
+    model, x = VisionTransformer(**SMALL).double(), torch.randn(2, 1, 28, 28).double()
+    merged, before = merge_tokens(model, 8), merge_tokens(model, 8)(x)
+    for part, change in ((model.blocks[0], lambda _, __, out: 2 * out), (model.blocks[1].mlp, lambda _, __, out: -out)):
+        hook = part.register_forward_hook(change)
+        changed = merged(x)
+        hook.remove()
+        assert (changed - before).abs().max() > 1e-3
+    hook = model.blocks[1].attn.register_forward_pre_hook(lambda _, args: (2 * args[0], *args[1:]))
+    assert (merged(x) - before).abs().max() > 1e-3
+    hook.remove()
+    assert_close(merged(x), before)
+
+
+def test_a_model_that_merges_is_trained_as_any_other():
+    torch.manual_seed(0)
+    merged = merge_tokens(VisionTransformer(**SMALL), 8)
+    merged.model.no_weight_decay = lambda: {"head.weight"}
+    decayed = {id(p) for group in param_groups(merged) if group["weight_decay"] for p in group["params"]}
+    assert id(merged.model.blocks[0].mlp.fc1.weight) in decayed and id(merged.model.head.weight) not in decayed
+    data = TensorDataset(torch.randn(8, 1, 28, 28), torch.arange(8) % 5)
+    config = TrainConfig(epochs=1, batch_size=4, device="cpu", grad_checkpointing=True)
+    fit(merged, data, config=config, progress=False)
+    assert merged.model.grad_checkpointing
+    with torch.no_grad():
+        assert merged(torch.zeros(1, 1, 28, 28)).isfinite().all()
+
+
+@EACH
+def test_no_images_give_no_logits(mixer):
+    model = VisionTransformer(**SMALL, attn_layer=mixer)
+    assert model(torch.zeros(0, 1, 28, 28)).shape == (0, 5)
+    assert model.feature_maps(torch.zeros(0, 1, 28, 36))[0].shape == (0, 16, 7, 9)
+    with record_attention(model) as weights:
+        model(torch.zeros(0, 1, 28, 28))
+    assert [w.shape for w in weights] == [(0, 2, 50, 50)] * 2
 
 
 def test_merging_in_half_precision_keeps_sizes_exact():

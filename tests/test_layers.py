@@ -12,9 +12,11 @@ from vitcourse.layers import (
     LayerScale,
     Mlp,
     attention,
+    attention_qkvpacked,
     attention_weights,
     drop_path_rates,
     init_linear,
+    masked_mean,
     to_pair,
 )
 
@@ -65,6 +67,79 @@ def test_gradients_reach_q_k_v_and_bias(backend):
     assert torch.autograd.gradcheck(lambda q, k, v, b: attention(q, k, v, bias=b, backend=backend), inputs)
 
 
+MASKS = {
+    "pairs": (2, 3, 7, 11),
+    "pairs, for all heads": (2, 1, 7, 11),
+    "keys": (2, 1, 1, 11),
+    "for all images": (7, 11),
+}
+
+
+def some_mask(shape):
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(1)) < 0.6
+    mask[..., 0] = True
+    return mask
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("shape", MASKS.values(), ids=MASKS)
+def test_a_mask_hides_keys_in_every_backend(backend, biased, shape):
+    q, k, v = qkv()
+    mask, bias = some_mask(shape), torch.randn(2, 3, 7, 11, dtype=torch.float64)
+    bias = bias if biased else torch.zeros_like(bias)
+    expected = by_hand(q, k, v, 8**-0.5, bias.masked_fill(~mask, -torch.inf))
+    got = attention(q, k, v, bias=bias if biased else None, mask=mask, backend=backend)
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_a_query_that_may_attend_to_nothing_gets_zero_and_no_nan(backend):
+    q, k, v = [t.requires_grad_() for t in qkv()]
+    mask = some_mask((2, 3, 7, 11))
+    mask[1, :, 4] = False
+    out = attention(q, k, v, mask=mask, backend=backend)
+    assert (out[1, :, 4] == 0).all() and out.isfinite().all()
+    out.square().sum().backward()
+    assert all(t.grad.isfinite().all() for t in (q, k, v)) and (q.grad[1, :, 4] == 0).all()
+
+
+def test_packed_projections_take_masks_too():
+    qkv_packed, mask = torch.randn(2, 5, 3, 4, 8), some_mask((2, 4, 5, 5))
+    q, k, v = qkv_packed.permute(2, 0, 3, 1, 4)
+    for backend in ("auto", *BACKENDS):
+        got = attention_qkvpacked(qkv_packed, mask=mask, backend=backend)
+        torch.testing.assert_close(got, attention(q, k, v, mask=mask, backend="math"))
+
+
+def test_masks_that_others_read_otherwise_are_refused():
+    q, k, v = qkv()
+    with pytest.raises(
+        TypeError, match=r"mask is torch.float64; it must be boolean, with True where a query may attend"
+    ):
+        attention(q, k, v, mask=torch.zeros(7, 11, dtype=torch.float64))
+    with pytest.raises(
+        ValueError, match=r"mask \(2, 11\) cannot be broadcast .* for a mask of keys .* mask\[:, None, None\]"
+    ):
+        attention(q, k, v, mask=torch.ones(2, 11, dtype=torch.bool))
+
+
+def test_the_mean_of_what_counts():
+    x, mask = torch.randn(3, 5, 2), torch.rand(3, 5) < 0.5
+    mask[0], mask[1] = True, False
+    mean = masked_mean(x, mask)
+    torch.testing.assert_close(mean[0], x[0].mean(0))
+    assert (mean[1] == 0).all()
+    torch.testing.assert_close(mean[2], x[2, mask[2]].mean(0) if mask[2].any() else mean[2] * 0)
+    x[~mask] = torch.nan
+    assert torch.equal(masked_mean(x, mask), mean)
+    assert torch.equal(masked_mean(x[:1], None), x[:1].mean(1))
+    with pytest.raises(TypeError, match=r"mask must be boolean \(B, N\) = \(3, 5\), got torch.float32"):
+        masked_mean(x, mask.float())
+    with pytest.raises(ValueError, match="mask must be boolean"):
+        masked_mean(x, mask[:1])
+
+
 def test_auto_never_fails_where_sdpa_works():
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
         q, k, v = qkv(dtype=dtype)
@@ -72,7 +147,7 @@ def test_auto_never_fails_where_sdpa_works():
 
 
 def test_flash_says_once_why_another_backend_is_used(capsys):
-    layers._say_once.cache_clear()
+    layers.say_once.cache_clear()
     q, k, v = qkv()
     for _ in range(2):
         assert torch.equal(attention(q, k, v, backend="flash"), attention(q, k, v, backend="sdpa"))
@@ -100,7 +175,7 @@ def test_what_keeps_flash_from_running_on_a_gpu(monkeypatch, capability, triton,
 
 def test_asking_for_flash_compiles_to_one_graph():
     q, k, v = qkv()
-    layers._say_once.cache_clear()
+    layers.say_once.cache_clear()
     compiled = torch.compile(lambda q, k, v: attention(q, k, v, backend="flash"), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(q, k, v), attention(q, k, v, backend="math"))
 
@@ -122,7 +197,7 @@ def test_attention_refuses_what_does_not_fit():
     for wrong in ((q[..., :4], k, v), (q, k[:, :, :5], v), (q[:, :2], k, v), (q[:1], k, v)):
         with pytest.raises(ValueError, match="do not fit together"):
             attention(*wrong)
-    with pytest.raises(TypeError, match=r"bias is boolean; pass torch\.where"):
+    with pytest.raises(TypeError, match="bias is boolean; pass it as mask"):
         attention(q, k, v, bias=torch.ones(7, 11, dtype=torch.bool))
 
 

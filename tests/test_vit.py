@@ -634,3 +634,73 @@ def test_bad_images_are_named_with_a_remedy(method):
 def test_attention_refuses_heads_that_do_not_divide():
     with pytest.raises(ValueError, match="embed_dim 10 is not divisible by num_heads 3"):
         Attention(10, 3)
+
+
+# ------------------------------------------------------------------------------------------ masks, and some tokens only
+
+
+def test_tokens_that_are_hidden_change_nothing():
+    """A batch of images of different sizes: the tokens of the smaller one are filled up, and hidden."""
+    for changes in ({}, {"global_pool": "avg", "class_token": False, "reg_tokens": 2}):
+        model = tiny(**changes)
+        small, large = torch.randn(1, 3, 16, 24), torch.randn(1, 3, 32, 32)
+        (short, _), (long, grid) = model.embed(small), model.embed(large)
+        missing = long.shape[1] - short.shape[1]
+        tokens = torch.cat([F.pad(short, (0, 0, 0, missing), value=9.0), long])
+        mask = torch.ones(2, long.shape[1], dtype=torch.bool)
+        mask[0, short.shape[1] :] = False
+        logits = model.forward_head(model.forward_tokens(tokens, None, mask), mask)
+        torch.testing.assert_close(logits, torch.cat([model(small), model(large)]))
+        with record_attention(model) as weights:
+            torch.testing.assert_close(model.forward_head(model.forward_tokens(tokens, grid, mask), mask), logits)
+        assert all((w[0, :, :, short.shape[1] :] == 0).all() for w in weights)
+
+
+def test_an_encoder_of_visible_patches_alone():
+    model, x = tiny(), torch.randn(2, 3, 32, 32)
+    tokens, grid = model.embed(x)
+    assert torch.equal(model.forward_tokens(tokens, grid), model.forward_features(x))
+    visible = torch.tensor([0, 3, 5, 6, 11])
+    seen = torch.zeros(17, dtype=torch.bool)
+    seen[visible] = True
+    alone = model.forward_tokens(tokens[:, visible], None)
+    hidden = model.forward_tokens(tokens, grid, seen.expand(2, -1))
+    torch.testing.assert_close(alone, hidden[:, visible])
+
+
+def test_a_mask_of_pairs_with_checkpointing_and_compilation():
+    model, (tokens, grid) = tiny().train(), tiny().embed(torch.randn(2, 3, 32, 32))
+    causal = torch.ones(17, 17, dtype=torch.bool).tril()[None, None]
+    plain = model.forward_tokens(tokens, grid, causal)
+    changed = model.forward_tokens(torch.cat([tokens[:, :9], torch.randn(2, 8, 48)], 1), grid, causal)
+    torch.testing.assert_close(changed[:, :9], plain[:, :9])
+    compiled = torch.compile(model.forward_tokens, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(tokens, grid, causal), plain)
+    model.set_grad_checkpointing()
+    torch.testing.assert_close(model.forward_tokens(tokens, grid, causal), plain)
+
+
+def test_mixers_that_cannot_honour_a_mask_or_do_without_a_grid_raise():
+    from vitcourse import efficient_attention, hierarchical, hybrid
+
+    x, mask = torch.randn(1, 16, 48), torch.ones(16, 16, dtype=torch.bool)
+    mixers = {
+        Attention(48, 3): (True, True),
+        hybrid.RelativeAttention(48, 3, grid_size=(4, 4)): (True, False),
+        hierarchical.WindowAttention(48, 3, window_size=2): (False, False),
+        hierarchical.CosineWindowAttention(48, 3, window_size=2): (False, False),
+        efficient_attention.LinearAttention(48, 3): (False, True),
+        efficient_attention.LocalAttention(48, 3, window_size=3, block_size=2): (False, False),
+    }
+    for mixer, (takes_masks, takes_parts) in mixers.items():
+        expected = mixer(x, (4, 4, 0))
+        if takes_masks:
+            torch.testing.assert_close(mixer(x, (4, 4, 0), mask), expected)
+        else:
+            with pytest.raises(ValueError, match=f"{type(mixer).__name__} cannot honour a mask"):
+                mixer(x, (4, 4, 0), mask)
+        if takes_parts:
+            torch.testing.assert_close(mixer(x, None), expected)
+        else:
+            with pytest.raises(ValueError, match="grid is None"):
+                mixer(x, None)

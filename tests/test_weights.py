@@ -24,11 +24,12 @@ from vitcourse.efficient_attention import LinearAttention, merge_tokens
 from vitcourse.hardware import quantize_model
 from vitcourse.hardware.prune import keep_units, magnitude_prune
 from vitcourse.hierarchical import PostNormBlock
+from vitcourse.layers import say_once
 from vitcourse.paths import data_dir
 from vitcourse.registry import Preprocess, register_model
 from vitcourse.train import Ema, TrainConfig, evaluate, fit
 from vitcourse.vit import Attention, resize_pos_embed
-from vitcourse.weights import files, read_metadata, save_weights, sources, unwrap
+from vitcourse.weights import read_metadata, save_weights, sources, unwrap
 
 SMALL = {"img_size": 32, "patch_size": 8, "num_classes": 7, "embed_dim": 48, "depth": 2, "num_heads": 3}
 ODD = Preprocess(img_size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bilinear", crop_pct=0.8)
@@ -416,7 +417,7 @@ def test_wrappers_are_seen_through_when_saving_and_loading(tmp_path, wrap):
 
 
 def test_whoever_saves_a_merging_model_is_told_what_the_file_has(tmp_path, capsys):
-    files._say_once.cache_clear()
+    say_once.cache_clear()
     for _ in range(2):
         save_weights(merge_tokens(small(), 2), tmp_path / "model.safetensors")
     assert capsys.readouterr().err.count("the file holds the model without its merging of tokens") == 1

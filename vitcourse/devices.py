@@ -127,11 +127,13 @@ def half_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float16
 
 
-@cache
 def has_float64(device: torch.device) -> bool:
     """Whether there is double precision: not on Apple's GPUs, nor on some of Intel's."""
-    if device.type in ("cpu", "cuda", "meta"):
-        return True
+    return device.type in ("cpu", "cuda", "meta") or _makes_float64(device)
+
+
+@cache
+def _makes_float64(device: torch.device) -> bool:
     try:
         torch.zeros((), dtype=torch.float64, device=device)
     except (TypeError, RuntimeError):

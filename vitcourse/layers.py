@@ -10,23 +10,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def math_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
+def math_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Softmax attention as the equation has it: the (N_q, N_k) matrix is made, and can be looked at."""
-    return attention_weights(q, k, scale=scale, bias=bias) @ v
+    return attention_weights(q, k, scale=scale, bias=bias, mask=mask) @ v
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
+def sdpa_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """PyTorch's fused kernels, which never store the (N_q, N_k) matrix."""
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    bias = _masked_bias(bias, mask, q.dtype)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    if bias is not None and torch.compiler.is_exporting():
+        # What the graph is translated to may lay the output out otherwise than the kernel that it was traced with, so
+        # that a view of it becomes impossible.
+        return out.clone(memory_format=torch.contiguous_format)
+    return out
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
+def flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, bias: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Our own Triton kernels (`vitcourse.hardware.flash`); PyTorch's where they cannot run, and a line says so."""
-    if _flash_capability(q.device, asked_for=True) is None:
-        return sdpa_attention(q, k, v, scale=scale, bias=bias)
+    if not _runs_flash(q.device, asked_for=True):
+        return sdpa_attention(q, k, v, scale=scale, bias=bias, mask=mask)
     from vitcourse.hardware import flash
 
-    return flash.flash_attention(q, k, v, scale=scale, bias=bias)
+    return flash.flash_attention(q, k, v, scale=scale, bias=_masked_bias(bias, mask, q.dtype))
 
 
 # `auto` is what `attention` picks when nothing is asked for.
@@ -37,7 +49,9 @@ ATTENTION_BACKENDS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def attention_weights(q: Tensor, k: Tensor, *, scale: float | None = None, bias: Tensor | None = None) -> Tensor:
+def attention_weights(
+    q: Tensor, k: Tensor, *, scale: float | None = None, bias: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Attention probabilities softmax(q kᵀ · scale + bias) over the keys.
 
     Args:
@@ -45,12 +59,26 @@ def attention_weights(q: Tensor, k: Tensor, *, scale: float | None = None, bias:
         k: keys (B, H, N_k, D).
         scale: factor on the dot products; 1/√D where None.
         bias: added to the scores, broadcastable to (B, H, N_q, N_k); −inf hides a key.
+        mask: boolean, broadcastable to the same; True where a query may attend to a key.
 
     Returns:
-        (B, H, N_q, N_k); each row sums to 1.
+        (B, H, N_q, N_k); each row sums to 1, but for one that ``mask`` hides all keys from, which is 0.
     """
     scores = q * (q.shape[-1] ** -0.5 if scale is None else scale) @ k.transpose(-2, -1)
-    return (scores if bias is None else scores + bias).softmax(dim=-1)
+    scores = scores if bias is None else scores + bias
+    if mask is None:
+        return scores.softmax(dim=-1)
+    # A row of −inf would make NaN of the gradient, too. What is finite and hidden becomes 0 afterwards.
+    return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1).masked_fill(~mask, 0.0)
+
+
+def _masked_bias(bias: Tensor | None, mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Bias and mask as one bias, −inf where a key is hidden; the fused kernels make 0 of a row that is all hidden."""
+    if mask is None:
+        return bias
+    if bias is None:
+        bias = torch.zeros((), dtype=dtype, device=mask.device)
+    return torch.where(mask, bias, float("-inf"))
 
 
 def attention(
@@ -60,6 +88,7 @@ def attention(
     *,
     scale: float | None = None,
     bias: Tensor | None = None,
+    mask: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017, eq. 1): the one door that every model goes through.
@@ -70,16 +99,19 @@ def attention(
         v: values (B, H, N_k, D_v).
         scale: factor on the dot products; 1/√D where None.
         bias: added to the scores before the softmax, broadcastable to (B, H, N_q, N_k). −inf hides a key.
+        mask: boolean, broadcastable to (B, H, N_q, N_k); True where a query may attend to a key. A query that may
+            attend to none gets 0.
         backend: ``"math"`` (the plain equation), ``"sdpa"`` (PyTorch's fused kernels), ``"flash"`` (ours, on NVIDIA
-            GPUs of compute capability ≥ 8.0 with Triton; elsewhere sdpa, and a line on stderr says so once) or
-            ``"auto"``, the fastest at hand: flash only where it has been measured to be.
+            GPUs of compute capability ≥ 8.0 with Triton, on CPUs under ``TRITON_INTERPRET=1``; elsewhere sdpa, and a
+            line on stderr says so once) or ``"auto"``, the fastest at hand: flash only where it has been measured to
+            be.
 
     Returns:
         (B, H, N_q, D_v).
 
     Raises:
         ValueError: an unknown backend; shapes that do not fit together, or not into the backend asked for.
-        TypeError: a boolean ``bias``, which backends would read differently.
+        TypeError: a boolean ``bias``, which backends would read differently; a ``mask`` that is not boolean.
 
     >>> q = k = v = torch.randn(2, 3, 5, 8)
     >>> attention(q, k, v).shape
@@ -93,15 +125,38 @@ def attention(
             "batch and heads must agree, q and k in D, k and v in their length"
         )
     if bias is not None and bias.dtype == torch.bool:
-        raise TypeError("bias is boolean; pass torch.where(mask, 0.0, -torch.inf) to hide the keys where mask is False")
+        raise TypeError("bias is boolean; pass it as mask, with True where a query may attend to a key")
+    check_mask(mask, (*q.shape[:3], k.shape[2]))
     if backend == "auto":
-        backend = _fastest(q, k, v, bias)
+        backend = _fastest(q, k, v, bias if mask is None else mask)
     if backend not in ATTENTION_BACKENDS:
         raise ValueError(f"attention backend {backend!r} is unknown; use 'auto' or one of {sorted(ATTENTION_BACKENDS)}")
-    return ATTENTION_BACKENDS[backend](q, k, v, scale=q.shape[-1] ** -0.5 if scale is None else scale, bias=bias)
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    return ATTENTION_BACKENDS[backend](q, k, v, scale=scale, bias=bias, mask=mask)
 
 
-def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None, backend: str = "auto") -> Tensor:
+def check_mask(mask: Tensor | None, shape: Sequence[int]) -> None:
+    """What is asked of a mask for scores of this shape (B, H, N_q, N_k).
+
+    Raises:
+        TypeError: not boolean; other libraries read 0 and 1, or −inf, the other way round.
+        ValueError: it cannot be broadcast to the shape.
+    """
+    if mask is None:
+        return
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask is {mask.dtype}; it must be boolean, with True where a query may attend to a key")
+    sizes = (1,) * (len(shape) - mask.ndim) + tuple(mask.shape)
+    if len(sizes) != len(shape) or any(m not in (1, n) for m, n in zip(sizes, shape, strict=True)):
+        raise ValueError(
+            f"mask {tuple(mask.shape)} cannot be broadcast to (B, H, N_q, N_k) = {tuple(shape)}; "
+            "for a mask of keys (B, N), pass mask[:, None, None]"
+        )
+
+
+def attention_qkvpacked(
+    qkv: Tensor, *, scale: float | None = None, mask: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
     """`attention` on one packed projection (B, N, 3, H, D), whose gradient our kernels write packed as well.
 
     Returns:
@@ -114,13 +169,14 @@ def attention_qkvpacked(qkv: Tensor, *, scale: float | None = None, backend: str
     torch.Size([2, 4, 5, 8])
     """
     q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    check_mask(mask, (*q.shape[:3], k.shape[2]))
     if backend == "auto":
-        backend = _fastest(q, k, v, None)
-    if backend == "flash" and _flash_capability(qkv.device, asked_for=True) is not None:
+        backend = _fastest(q, k, v, mask)
+    if backend == "flash" and _runs_flash(qkv.device, asked_for=True):
         from vitcourse.hardware import flash
 
-        return flash.flash_attention_qkvpacked(qkv, scale=scale)
-    return attention(q, k, v, scale=scale, backend=backend)
+        return flash.flash_attention_qkvpacked(qkv, scale=scale, bias=_masked_bias(None, mask, qkv.dtype))
+    return attention(q, k, v, scale=scale, mask=mask, backend=backend)
 
 
 def _fastest(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> str:
@@ -137,29 +193,28 @@ def _fastest(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> str:
 
 def _flash_is_faster(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> bool:
     """Whether a committed measurement says so, for this chip, type and shape."""
-    capability = _flash_capability(q.device, asked_for=False)
-    if capability is None or k.shape != v.shape:
+    if not _runs_flash(q.device, asked_for=False) or k.shape != v.shape:
         return False
     from vitcourse.hardware.flash import plans
 
     b, h, _, d = q.shape
     trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, bias))
     return plans.is_faster(
-        capability, q.dtype, d, backward=trained, biased=bias is not None, n_k=k.shape[2], sequences=b * h
+        _capability(q.device), q.dtype, d, backward=trained, biased=bias is not None, n_k=k.shape[2], sequences=b * h
     )
 
 
-def _flash_capability(device: torch.device, asked_for: bool) -> tuple[int, int] | None:
-    """Compute capability of a device that runs our kernels, or None; who asked for them by name is told why."""
+def _runs_flash(device: torch.device, asked_for: bool) -> bool:
+    """Whether a device runs our kernels; who asked for them by name is told why not."""
     obstacle = _flash_obstacle(device)
     if obstacle and asked_for:
-        _say_once(f"vitcourse: attention backend 'flash' {obstacle}; using 'sdpa' instead")
-    return None if obstacle else _capability(device)
+        say_once(f"attention backend 'flash' {obstacle}; using 'sdpa' instead")
+    return obstacle is None
 
 
 # A compiled graph takes the answer as a constant, and the line is written while it is traced. The decorator
 # torch.compiler.assume_constant_result says the same, but imports the whole compiler, also where nobody compiles.
-_flash_capability._dynamo_marked_constant = True
+_runs_flash._dynamo_marked_constant = True
 
 
 @cache
@@ -169,6 +224,11 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 @cache
 def _flash_obstacle(device: torch.device) -> str | None:
+    if device.type == "cpu" and find_spec("triton"):
+        from vitcourse.hardware.flash import ops
+
+        if ops.is_interpreted():
+            return None
     if device.type != "cuda" or torch.version.hip:
         return f"needs an NVIDIA GPU, and the tensors are on {device}"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -177,12 +237,32 @@ def _flash_obstacle(device: torch.device) -> str | None:
 
 
 @cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
+def say_once(line: str) -> None:
+    """Write ``vitcourse: line`` to stderr, the first time in a process that it is said."""
+    print(f"vitcourse: {line}", file=sys.stderr)
 
 
 def _shapes(*tensors: Tensor) -> str:
     return ", ".join(str(tuple(t.shape)) for t in tensors)
+
+
+def masked_mean(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the tokens that count: (B, N, D) and a boolean mask (B, N) -> (B, D).
+
+    Raises:
+        TypeError, ValueError: another type or shape of the mask.
+
+    >>> masked_mean(torch.tensor([[[1.0], [2.0], [9.0]]]), torch.tensor([[True, True, False]]))
+    tensor([[1.5000]])
+    """
+    if mask is None:
+        return x.mean(dim=1)
+    if mask.dtype != torch.bool or mask.shape != x.shape[:2]:
+        raise (TypeError if mask.dtype != torch.bool else ValueError)(
+            f"mask must be boolean (B, N) = {tuple(x.shape[:2])}, got {mask.dtype} of shape {tuple(mask.shape)}"
+        )
+    # Where, not times: what is not to count may be NaN.
+    return x.masked_fill(~mask[..., None], 0.0).sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 class Mlp(nn.Module):
@@ -280,6 +360,59 @@ def check_images(x: Tensor, in_chans: int) -> None:
         raise TypeError(f"images must be floating point, got {x.dtype}; scale to [0, 1] and normalise them first")
 
 
+def always(*conditions: bool) -> bool:
+    """Whether conditions on sizes hold; while a graph is traced, whether they do for all sizes that it is for.
+
+    An ``if`` on a size that a graph knows as a symbol only would bind the graph to sizes of one outcome. This binds
+    it to none: where the answer depends on the size, it is no.
+    """
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return all(statically_known_true(condition) for condition in conditions)
+    return all(conditions)
+
+
+def at_least_two(count: int) -> int:
+    """The count; for a graph whose count is unknown, two at least: one would be a case of its own, and bind the graph.
+
+    For counts of parts of which more do no harm.
+    """
+    return count if always(count < 2) or always(count >= 2) else torch.sym_max(count, 2)
+
+
+def units_in(length: int, unit: int) -> int:
+    """⌈length / unit⌉, as a compiler can reason about it: it has no quotient of a negative number."""
+    return (length + unit - 1) // unit
+
+
+def pad_to_multiple(x: Tensor, units: tuple[int, int], axes: tuple[int, int]) -> Tensor:
+    """Zeros at the end of two axes, up to the next multiple of a unit each; ``x`` itself where nothing is to be added.
+
+    >>> pad_to_multiple(torch.zeros(1, 3, 30, 32), (16, 16), axes=(2, 3)).shape
+    torch.Size([1, 3, 32, 32])
+    """
+    return pad_to(x, [units_in(x.shape[axis], unit) * unit for axis, unit in zip(axes, units, strict=True)], axes)
+
+
+def pad_to(x: Tensor, lengths: Sequence[int], axes: tuple[int, int]) -> Tensor:
+    """Zeros at the end of two axes, up to these lengths."""
+    padding = [0] * (2 * x.ndim)  # of the last axis first, and of each axis its beginning first
+    for axis, length in zip(axes, lengths, strict=True):
+        padding[2 * (x.ndim - 1 - axis) + 1] = length - x.shape[axis]
+    return x if always(*(n == 0 for n in padding)) else F.pad(x, padding)
+
+
+def crop(x: Tensor, lengths: Sequence[int], axes: tuple[int, int]) -> Tensor:
+    """The beginning of two axes: what :func:`pad_to` was given."""
+    for axis, length in zip(axes, lengths, strict=True):
+        if always(length <= x.shape[axis]):
+            x = x.narrow(axis, 0, length)
+        else:  # a compiler that cannot prove it would bind its graph to it
+            x = x.index_select(axis, torch.arange(length, device=x.device))
+    return x
+
+
 def to_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
     """``7`` -> ``(7, 7)``; a pair stays as it is.
 
@@ -287,6 +420,6 @@ def to_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
         ValueError: not a positive integer or a pair of them.
     """
     pair = tuple(value) if isinstance(value, Sequence) else (value, value)
-    if len(pair) != 2 or not all(isinstance(v, int) and v > 0 for v in pair):
+    if len(pair) != 2 or not all(isinstance(v, (int, torch.SymInt)) and v > 0 for v in pair):
         raise ValueError(f"{name} {value!r} must be a positive integer or a pair of them (height, width)")
     return pair

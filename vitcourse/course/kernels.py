@@ -50,6 +50,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vitcourse.layers import say_once
+
 from .cases import Case
 from .running import Outcome, OutOfBounds, TimeLimit, _frozen, isolated, leaves, map_tensors, named_inputs
 
@@ -310,7 +312,7 @@ class Worker:
             environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
             if version("triton").startswith("3.6.") and tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4):
                 problem = "Triton 3.6 cannot interpret loops with NumPy 2.4 or newer"
-                print(f"vitcourse: {problem}; pip install 'numpy<2.4', or a newer PyTorch", file=sys.stderr)
+                say_once(f"{problem}; pip install 'numpy<2.4', or a newer PyTorch")
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # it finds what we have found
         command = [sys.executable, "-m", "vitcourse.course.kernels"]
         self._process = subprocess.Popen(

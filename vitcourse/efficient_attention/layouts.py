@@ -99,6 +99,11 @@ def check_window(window_size: int) -> None:
 
 def check_grid(grid: Grid) -> Grid:
     """The grid as a tuple of three ints. Where sizes are symbols, a graph is for one grid, like its tables."""
+    if torch.compiler.is_exporting() and any(isinstance(n, torch.SymInt) for n in grid):
+        raise ValueError(
+            "sparse attention looks up who sees whom in tables that are made for one grid, and cannot be exported for "
+            "images of any size; leave height and width out of dynamic_shapes"
+        )
     h, w, prefix = (index(n) for n in grid)
     if h < 1 or w < 1 or prefix < 0:
         raise ValueError(f"grid {tuple(grid)} needs at least one row and one column of patches, and no negative prefix")

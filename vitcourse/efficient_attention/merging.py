@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitcourse.efficient_attention.mixer import check_counts, single
-from vitcourse.layers import attention, attention_weights
+from vitcourse.layers import always, attention
 from vitcourse.registry import Preprocess
 from vitcourse.vit import Attention, Block, Grid, VisionTransformer
 
@@ -47,14 +47,17 @@ def bipartite_matching(metric: Tensor, r: int, num_prefix_tokens: int = 0) -> Te
         raise ValueError(f"r={r!r} must be an integer: the tokens to remove")
     if not 0 <= r <= patches // 2:
         raise ValueError(f"r={r} of {patches} patches cannot be merged; r must be from 0 to {patches // 2}")
-    if r == 0:
+    if always(patches < 2):
         return torch.arange(N, device=metric.device).expand(B, N)
     first = num_prefix_tokens % 2  # even places of the whole sequence, as in the authors' code
     with torch.no_grad():
         metric = nn.functional.normalize(single(metric[:, num_prefix_tokens:])[0], dim=-1)
         likeness = metric[:, first::2] @ metric[:, 1 - first :: 2].mT  # (B, A, B)
         value, partner = likeness.max(dim=-1)
-        closest = value.argsort(dim=-1, descending=True, stable=True)[:, :r]
+        if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export():  # whose only sort is stable
+            closest = value.sort(dim=-1, descending=True).indices[:, :r]
+        else:
+            closest = value.argsort(dim=-1, descending=True, stable=True)[:, :r]
         joins = torch.zeros_like(partner, dtype=torch.bool).scatter(1, closest, True)
 
         staying = likeness.shape[1] - r
@@ -130,33 +133,37 @@ def proportional_attention(
     return attention(q, k, v, scale=scale, bias=size.log().to(q.dtype)[:, None, None], backend=backend)
 
 
-def _attend(mixer: Attention, x: Tensor, size: Tensor | None) -> tuple[Tensor, Tensor]:
-    """ViT's attention with sizes: its output (B, N, D), and the keys averaged over the heads (B, N, D/H)."""
-    q, k, v = rearrange(mixer.qkv(x), "b n (three h d) -> three b h n d", three=3, h=mixer.num_heads)
-    if mixer.recorder is not None:
-        bias = None if size is None else size.log().to(q.dtype)[:, None, None]
-        mixer.recorder.append(attention_weights(q, k, bias=bias))
-        out = mixer.recorder[-1] @ v
-    elif size is None:
-        out = attention(q, k, v, backend=mixer.backend)
-    else:
-        out = proportional_attention(q, k, v, size, backend=mixer.backend)
-    return mixer.proj(rearrange(out, "b h n d -> b n (h d)")), k.mean(dim=1)
+class _Merging:
+    """What one block is told, and tells, while it merges r tokens, or half of the patches where that is less."""
+
+    def __init__(self, grid: Grid, size: Tensor | None, r: int, proportional: bool) -> None:
+        self.prefix, self.size, self.r, self.proportional = grid[2], size, r, proportional
+        self.place: Tensor | None = None
+
+    def attention_bias(self, k: Tensor) -> Tensor | None:
+        """Look at the keys (B, H, N, D) to see which tokens are alike; how much more a key counts, as a bias."""
+        self.keys = k.mean(dim=1)
+        return self.size.log().to(k.dtype)[:, None, None] if self.proportional and self.size is not None else None
+
+    def after_attention(self, x: Tensor) -> Tensor:
+        """Tokens (B, N, D) to fewer."""
+        B, N, _ = x.shape
+        size = torch.ones(B, N, device=x.device) if self.size is None else self.size
+        if self.r == 0 or always(N - self.prefix < 2):
+            self.size, self.place = size, torch.arange(N, device=x.device).expand(B, N)
+            return x
+        r = torch.sym_min(self.r, (N - self.prefix) // 2)
+        self.place = bipartite_matching(self.keys, r, self.prefix)
+        x, self.size = merge(x, size, self.place, N - r)
+        return x
 
 
 def _run(
     block: Block, x: Tensor, grid: Grid, size: Tensor | None, r: int, proportional: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A block that removes r tokens, or half of the patches where that is less; see :class:`MergingBlock`."""
-    B, N, _ = x.shape
-    out, keys = _attend(block.attn, block.norm1(x), size if proportional else None)
-    x = x + block.drop_path(block.ls1(out))
-    size = torch.ones(B, N, device=x.device) if size is None else size
-    r = min(r, (N - grid[2]) // 2)
-    place = bipartite_matching(keys, r, grid[2])
-    if r:
-        x, size = merge(x, size, place, N - r)
-    return x + block.drop_path(block.ls2(block.mlp(block.norm2(x)))), size, place
+    """A block that removes r tokens; see :class:`MergingBlock`. It is called as ever: hooks on it, and in it, run."""
+    merging = _Merging(grid, size, r, proportional)
+    return block(x, grid, merging=merging), merging.size, merging.place
 
 
 def _check(block: nn.Module, r: int) -> None:
@@ -194,7 +201,8 @@ class MergingBlock(nn.Module):
     def forward(self, x: Tensor, grid: Grid, size: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (B, N, D) and their sizes (B, N), 1 where None -> fewer tokens, their sizes, and the place of each.
 
-        The places (B, N) are those of :func:`bipartite_matching`. Of ``grid`` only the prefix tokens are needed.
+        The places (B, N) are those of :func:`bipartite_matching`, or where they were if nothing merges. Of ``grid``
+        only the prefix tokens are needed.
         """
         return _run(self.block, x, grid, size, self.r, self.proportional)
 
@@ -203,8 +211,9 @@ class TokenMerging(nn.Module):
     """A VisionTransformer in which tokens merge; made by :func:`merge_tokens`, which see.
 
     It is called like the model, and has its ``forward_features``, ``feature_maps``, ``reset_classifier``,
-    ``num_prefix_tokens``, ``feature_info``, ``patch_size`` and, where the model was made by name, ``preprocess``; all
-    else is found in ``.model``. ``feature_maps`` are un-merged: each patch shows the token that it went into.
+    ``set_grad_checkpointing``, ``no_weight_decay``, ``num_prefix_tokens``, ``feature_info``, ``patch_size`` and, where
+    the model was made by name, ``preprocess``; all else is found in ``.model``. ``feature_maps`` are un-merged: each
+    patch shows the token that it went into. Hooks on the model's blocks, and on what is in them, run as ever.
     """
 
     wraps = "model"  # for those who save, load or train the weights
@@ -247,6 +256,14 @@ class TokenMerging(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """Put a new, randomly initialised head in place; 0 classes for none."""
         self.model.reset_classifier(num_classes)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations: less memory, more time."""
+        self.model.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay should leave alone, beside norms and biases."""
+        return {f"model.{name}" for name in self.model.no_weight_decay()}
 
     def steps(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Run block by block, for whoever wants to see the tokens merge.

@@ -6,7 +6,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from vitcourse.vit import Attention, Grid
+from vitcourse.vit import Attention, Grid, refuse_mask
 
 
 class TokenMixer(Attention):
@@ -21,8 +21,13 @@ class TokenMixer(Attention):
         ValueError: dim is not divisible by num_heads.
     """
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
-        """Tokens x (B, N, D), prefix tokens first, that lie on ``grid`` -> (B, N, D)."""
+    def forward(self, x: Tensor, grid: Grid | None = None, mask: Tensor | None = None) -> Tensor:
+        """Tokens x (B, N, D), prefix tokens first, that lie on ``grid`` -> (B, N, D).
+
+        Raises:
+            ValueError: a mask, or a grid of None where the mixer needs one.
+        """
+        refuse_mask(mask, self)
         B, N, _ = x.shape
         q, k, v = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
         if self.recorder is None:

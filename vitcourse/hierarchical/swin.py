@@ -11,15 +11,26 @@ from itertools import islice
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vitcourse.hierarchical.checkpoints import adapt_checkpoint, checkpoint_names, pretrained_window
 from vitcourse.hierarchical.windows import Pair, cached_relative_position_index, cached_shift_mask
-from vitcourse.layers import attention, attention_weights, check_images, drop_path_rates, init_linear, to_pair
-from vitcourse.vit.model import Block, Grid
+from vitcourse.layers import (
+    always,
+    at_least_two,
+    attention,
+    attention_weights,
+    check_images,
+    crop,
+    drop_path_rates,
+    init_linear,
+    pad_to,
+    pad_to_multiple,
+    to_pair,
+)
+from vitcourse.vit.model import Block, Grid, refuse_mask, whole_grid
 from vitcourse.vit.patches import PatchEmbed
 
 
@@ -44,7 +55,8 @@ class WindowAttention(nn.Module):
         backend: see :func:`vitcourse.layers.attention`.
 
     Raises:
-        ValueError: dim is not divisible by num_heads; windows or shifts out of range; in ``forward``, prefix tokens.
+        ValueError: dim is not divisible by num_heads; windows or shifts out of range; in ``forward``, prefix tokens, a
+            part of the tokens, or a mask.
 
     >>> mixer = WindowAttention(32, num_heads=4, window_size=7, shift_size=3)
     >>> mixer(torch.zeros(2, 14 * 10, 32), (14, 10, 0)).shape
@@ -105,8 +117,9 @@ class WindowAttention(nn.Module):
         self.recorder.append(rearrange(weights, "b (w h) n m -> (b w) h n m", h=self.num_heads))
         return weights @ v
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        h, w, prefix = grid
+    def forward(self, x: Tensor, grid: Grid | None, mask: Tensor | None = None) -> Tensor:
+        h, w, prefix = whole_grid(grid, self)
+        refuse_mask(mask, self)
         if prefix:
             raise ValueError(
                 f"windows have no place for {prefix} prefix tokens; build the model with class_token=False, "
@@ -115,56 +128,66 @@ class WindowAttention(nn.Module):
         p, r = self.window_size
         shift = self._shift_on(h, w)
         x = self._roll_and_pad(x.unflatten(1, (h, w)), shift)
-        rows = x.shape[1] // p
+        rows, columns = at_least_two(x.shape[1] // p), at_least_two(x.shape[2] // r)
+        qkv = pad_to(self.project(x), (rows * p, columns * r), axes=(1, 2))
         # One copy cuts the map into windows and splits the heads.
-        q, k, v = rearrange(
-            self.project(x), "b (i p) (j r) (t h d) -> t b (i j) h (p r) d", t=3, h=self.num_heads, p=p, r=r
-        )
+        sizes = {"t": 3, "h": self.num_heads, "i": rows, "j": columns, "p": p, "r": r}
+        q, k, v = rearrange(qkv, "b (i p) (j r) (t h d) -> t b (i j) h (p r) d", **sizes)
         bias, mask = self.position_bias(x), self._mask(h, w, shift, x)
         if mask is None:  # one bias for all windows, which therefore count as batch …
             bias, q, k, v = bias[None], q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
         else:  # … or one bias for each window, which counts as a head: bias and mask are never copied along the batch
             bias = bias.masked_fill(mask[:, None], float("-inf")).flatten(0, 1)[None]
             q, k, v = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)
-        x = self.attend(q, k, v, bias).view(x.shape[0], -1, self.num_heads, p * r, q.shape[-1])
-        x = rearrange(x, "b (i j) h (p r) d -> b (i p) (j r) (h d)", i=rows, p=p)
+        batch, dim = x.shape[0], self.num_heads * q.shape[-1]
+        x = self.attend(q, k, v, bias).view(batch, rows, columns, self.num_heads, p, r, q.shape[-1])
+        # To one axis, then to four: a compiler that merges i and p alone asks for what it cannot prove.
+        x = rearrange(x, "b i j h p r d -> (b i p j r h d)").view(batch, rows * p, columns * r, dim)
         return self.proj(self._crop_and_roll_back(x, shift, h, w).flatten(1, 2))
 
     def _shift_on(self, h: int, w: int) -> Pair:
         """Where padding is masked, an axis that fits into one window needs no displaced ones."""
         if not self.mask_padding:
             return self.shift_size
-        return tuple(0 if n <= p else s for n, p, s in zip((h, w), self.window_size, self.shift_size, strict=True))
+        sizes = zip((h, w), self.window_size, self.shift_size, strict=True)
+        return tuple(s * torch.sym_min((n - 1) // p, 1) for n, p, s in sizes)  # 0 for n ≤ p, without a branch
 
     def _mask(self, h: int, w: int, shift: Pair, like: Tensor) -> Tensor | None:
-        padded = h % self.window_size[0] or w % self.window_size[1]
-        if any(shift) or (self.mask_padding and padded):
-            return cached_shift_mask((h, w), self.window_size, shift, self.mask_padding, like=like)
-        return None
+        p, r = self.window_size
+        whole = not self.mask_padding or always(h % p == 0, w % r == 0)
+        if whole and always(*(s == 0 for s in shift)):
+            return None
+        return cached_shift_mask((h, w), self.window_size, shift, self.mask_padding, like=like)
 
     def _roll_and_pad(self, x: Tensor, shift: Pair) -> Tensor:
         """Bring displaced windows to where regular ones lie. Padding first keeps each of them in one piece."""
-        h, w = x.shape[1:3]
-        padding = (0, 0, 0, -w % self.window_size[1], 0, -h % self.window_size[0])
+        back = (-shift[0], -shift[1])
         if self.mask_padding:
-            return _roll(_pad(x, padding), (-shift[0], -shift[1]))
-        return _pad(_roll(x, (-shift[0], -shift[1])), padding)
+            return _roll(pad_to_multiple(x, self.window_size, axes=(1, 2)), back)
+        return pad_to_multiple(_roll(x, back), self.window_size, axes=(1, 2))
 
     def _crop_and_roll_back(self, x: Tensor, shift: Pair, h: int, w: int) -> Tensor:
         if self.mask_padding:
-            return _roll(x, shift)[:, :h, :w]
-        return _roll(x[:, :h, :w], shift)
+            return crop(_roll(x, shift), (h, w), axes=(1, 2))
+        return _roll(crop(x, (h, w), axes=(1, 2)), shift)
 
     def extra_repr(self) -> str:
         return f"window_size={self.window_size}, shift_size={self.shift_size}, mask_padding={self.mask_padding}"
 
 
-def _roll(x: Tensor, shift: Pair) -> Tensor:
-    return torch.roll(x, shift, dims=(1, 2)) if any(shift) else x
-
-
-def _pad(x: Tensor, padding: Sequence[int]) -> Tensor:
-    return F.pad(x, padding) if any(padding) else x
+def _roll(x: Tensor, by: Pair) -> Tensor:
+    if always(*(n == 0 for n in by)):
+        return x
+    if all(isinstance(n, int) for n in by):
+        return torch.roll(x, by, dims=(1, 2))
+    for axis, n in zip(
+        (1, 2), by, strict=True
+    ):  # a graph in which the shift depends on the size; ONNX has no such roll
+        length = x.shape[axis]
+        source = torch.arange(length, device=x.device) - n
+        source = torch.where(source < 0, source + length, torch.where(source >= length, source - length, source))
+        x = x.index_select(axis, source)
+    return x
 
 
 class SwinBlock(Block):
@@ -208,7 +231,7 @@ class PatchMerging(nn.Module):
 
     def gather(self, x: Tensor) -> Tensor:
         """Four neighbours side by side, the two of the left column first: (B, ⌈H/2⌉, ⌈W/2⌉, 4C)."""
-        x = _pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        x = pad_to_multiple(x, (2, 2), axes=(1, 2))
         return rearrange(x, "b (h p) (w q) c -> b h w (q p c)", p=2, q=2)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -365,8 +388,7 @@ class SwinTransformer(nn.Module):
     def embed(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to a map of patches (B, h, w, D)."""
         check_images(x, self.in_chans)
-        (p1, p2), (H, W) = self.patch_size, x.shape[-2:]
-        return self.patch_embed(_pad(x, (0, -W % p2, 0, -H % p1)))
+        return self.patch_embed(pad_to_multiple(x, self.patch_size, axes=(2, 3)))
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to the last stage's map (B, h, w, D), normalised."""

@@ -110,8 +110,9 @@ class PostNormBlock(SwinBlock):
         nn.init.zeros_(self.norm1.weight)
         nn.init.zeros_(self.norm2.weight)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        x = x + self.drop_path(self.norm1(self.attn(x, grid)))
+    def forward(self, x: Tensor, grid: Grid | None, mask: Tensor | None = None) -> Tensor:
+        mixed = self.attn(x, grid) if mask is None else self.attn(x, grid, mask)
+        x = x + self.drop_path(self.norm1(mixed))
         return x + self.drop_path(self.norm2(self.mlp(x)))
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from functools import lru_cache, wraps
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from vitcourse.layers import to_pair
+from vitcourse.layers import at_least_two, to_pair, units_in
 
 Pair = tuple[int, int]
 
@@ -145,10 +146,14 @@ def shift_mask(
 
 def _regions(n: int, window: int, shift: int, mask_padding: bool, device: torch.device | None) -> Tensor:
     """For each row of the padded, rolled map, the number of the displaced window that it belongs to."""
-    padded = n + -n % window
-    origin = (torch.arange(padded, device=device) + shift) % padded  # the roll brings this row here
-    region = (origin - shift).div(window, rounding_mode="floor")  # −1 before the first cut
-    return region.masked_fill(origin >= n, -2) if mask_padding else region
+    count = units_in(n, window)
+    place = torch.arange(count * window, device=device)
+    rolled = place + shift >= count * window  # from the beginning of the map, which lies before the first cut
+    region = place.div(window, rounding_mode="floor").masked_fill(rolled, -1)
+    if mask_padding:
+        origin = torch.where(rolled, place + shift - count * window, place + shift)  # the roll brings this row here
+        region = region.masked_fill(origin >= n, -2)
+    return F.pad(region, (0, (at_least_two(count) - count) * window))
 
 
 def _grid(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:

@@ -12,8 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vitcourse.hierarchical.windows import cached_relative_position_index
-from vitcourse.layers import DropPath, Mlp, attention, attention_weights
-from vitcourse.vit import Grid, resize_pos_embed
+from vitcourse.layers import DropPath, Mlp, attention, attention_weights, check_mask
+from vitcourse.vit import Grid, resize_pos_embed, whole_grid
 
 
 def make_shortcut(in_dim: int, dim: int, stride: int) -> nn.Module:
@@ -117,7 +117,8 @@ class RelativeAttention(nn.Module):
         backend: see :func:`vitcourse.layers.attention`.
 
     Raises:
-        ValueError: dim is not divisible by num_heads; in ``forward``, prefix tokens, which have no offsets.
+        ValueError: dim is not divisible by num_heads; in ``forward``, prefix tokens, which have no offsets, or a part
+            of the tokens.
 
     >>> mixer = RelativeAttention(32, num_heads=4, grid_size=(4, 4))
     >>> mixer(torch.zeros(2, 16, 32), (4, 4, 0)).shape, mixer.relative_position_bias_table.shape
@@ -154,17 +155,18 @@ class RelativeAttention(nn.Module):
         index = cached_relative_position_index(size, like=like)
         return table.t().index_select(1, index.flatten()).unflatten(1, index.shape)[None]
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        h, w, prefix = grid
+    def forward(self, x: Tensor, grid: Grid | None, mask: Tensor | None = None) -> Tensor:
+        h, w, prefix = whole_grid(grid, self)
         if prefix:
             raise ValueError(f"relative attention has no offsets for {prefix} prefix tokens; use class_token=False")
         qkv = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.num_heads)
         q, k, v = qkv.unbind(0)
         bias = self.position_bias((h, w), like=q)
         if self.recorder is None:
-            x = attention(q, k, v, bias=bias, backend=self.backend)
+            x = attention(q, k, v, bias=bias, mask=mask, backend=self.backend)
         else:  # fused kernels never form the weights, so whoever wants to see them pays for the plain equation
-            weights = attention_weights(q, k, bias=bias)
+            check_mask(mask, (*q.shape[:3], h * w))
+            weights = attention_weights(q, k, bias=bias, mask=mask)
             self.recorder.append(weights)
             x = weights @ v
         return self.proj(rearrange(x, "b heads n d -> b n (heads d)"))

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitcourse.hybrid.blocks import MBConv, RelativeAttention, RelativeBlock, table_size
 from vitcourse.hybrid.stem import init_conv
-from vitcourse.layers import check_images, drop_path_rates, init_linear, to_pair
+from vitcourse.layers import check_images, drop_path_rates, init_linear, pad_to_multiple, to_pair
 from vitcourse.vit import resize_pos_embed
 from vitcourse.vit.positions import grid_of_checkpoint, size_of_source
 
@@ -144,6 +144,8 @@ class CoAtNet(nn.Module):
     def _stage_outputs(self, x: Tensor) -> Iterator[Tensor]:
         check_images(x, self.in_chans)
         self._check_divisible(x.shape[-2:])
+        # Adds nothing, but tells a compiler that sizes are multiples: it would take each for a quotient of quotients.
+        x = pad_to_multiple(x, (self.total_stride, self.total_stride), axes=(2, 3))
         x = self.stem(x)
         for stage in self.stages:
             for block in stage:

@@ -43,8 +43,11 @@ def run(argv: list[str]) -> None:
     import torch
 
     from vitcourse import create_model
+    from vitcourse.devices import resolve_device
 
     from .engine import fit
+
+    resolve_device(config.device)  # a wrong one is better found before anything is opened
 
     if config.threads:
         torch.set_num_threads(config.threads)

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from vitcourse.devices import describe_device, device_of, kept_random_state, seed_all, widest_float
 from vitcourse.inference import frozen_modules
-from vitcourse.weights import check_saveable, save_weights, unwrap
+from vitcourse.weights import HEADER_KEYS, check_saveable, save_weights, unwrap
 
 from .augment import seed_of
 from .batches import Plan, check_plan, has_bad_numbers, train_batches
@@ -384,7 +384,7 @@ class _Trainer:
             "classes": getattr(self.train_set, "classes", None),
             "seed": self.config.seed,
             "command": self.command,
-            **self.about,
+            **{k: v for k, v in self.about.items() if k not in HEADER_KEYS},  # save_weights knows these better
             **measured,
         }
         save_weights(model, self.folder.path / name, half=self.config.save_dtype == "fp16", **facts)

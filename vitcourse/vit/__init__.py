@@ -7,7 +7,15 @@ from dataclasses import replace
 from typing import Any
 
 from vitcourse.registry import Preprocess, register_model
-from vitcourse.vit.model import Attention, Block, Grid, VisionTransformer, record_attention
+from vitcourse.vit.model import (
+    Attention,
+    Block,
+    Grid,
+    VisionTransformer,
+    record_attention,
+    refuse_mask,
+    whole_grid,
+)
 from vitcourse.vit.patches import LinearPatchEmbed, PatchEmbed, image_to_patch, patch_to_image
 from vitcourse.vit.positions import resize_matrix, resize_pos_embed, sincos_2d
 
@@ -21,9 +29,11 @@ __all__ = [
     "image_to_patch",
     "patch_to_image",
     "record_attention",
+    "refuse_mask",
     "resize_matrix",
     "resize_pos_embed",
     "sincos_2d",
+    "whole_grid",
 ]
 
 SIZES: dict[str, dict[str, Any]] = {  # Touvron et al. 2021 (Ti, S), Dosovitskiy et al. 2021, table 1 (B, L, H)

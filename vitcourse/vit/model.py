@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -14,11 +13,15 @@ from vitcourse.layers import (
     DropPath,
     LayerScale,
     Mlp,
+    attention,
     attention_qkvpacked,
     attention_weights,
     check_images,
+    check_mask,
     drop_path_rates,
     init_linear,
+    masked_mean,
+    pad_to_multiple,
     to_pair,
 )
 from vitcourse.vit.patches import PatchEmbed, check_divisible
@@ -27,11 +30,21 @@ from vitcourse.vit.positions import grid_of_checkpoint, resize_pos_embed, sincos
 Grid = tuple[int, int, int]  # rows and columns of patches, then the number of prefix tokens ([CLS], registers)
 
 
+class Merging(Protocol):
+    """What takes part where the tokens of a block become fewer; see :mod:`vitcourse.efficient_attention.merging`."""
+
+    def attention_bias(self, k: Tensor) -> Tensor | None: ...
+
+    def after_attention(self, x: Tensor) -> Tensor: ...
+
+
 class Attention(nn.Module):
     """Multi-head self-attention (sec. 3.1 and appendix A): the token mixer of ViT.
 
-    A token mixer is called as ``mixer(x, grid)`` with x (B, N, D) and returns (B, N, D). ``grid`` says how the tokens
-    lie on the image, for mixers that need to know; this one does not.
+    A token mixer is called as ``mixer(x, grid, mask)`` with x (B, N, D) and returns (B, N, D). ``grid`` says how the
+    tokens lie on the image, for mixers that need to know; this one does not. It is None for a part of the tokens. A
+    boolean ``mask``, broadcastable to (B, H, N, N), is True where a token may attend to another; without one the mixer
+    is called as ``mixer(x, grid)``. A mixer that cannot honour either raises.
 
     A mixer whose heads do not depend on each other can lose some of them (:mod:`vitcourse.hardware.prune`). It has
     ``num_heads``, ``qkv`` and ``proj`` as here, and ``head_axes`` names its other parameters, or linear layers, each
@@ -69,17 +82,48 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * num_heads * self.head_dim, bias=qkv_bias)
         self.proj = nn.Linear(num_heads * self.head_dim, dim)
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, grid: Grid | None = None, mask: Tensor | None = None, merging: Merging | None = None
+    ) -> Tensor:
         B, N, _ = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, self.head_dim)
-        if self.recorder is None:
-            x = attention_qkvpacked(qkv, backend=self.backend)
-        else:  # fused kernels never form the weights, so whoever wants to see them pays for the plain equation
+        if self.recorder is None and merging is None:
+            x = attention_qkvpacked(qkv, mask=mask, backend=self.backend)
+        else:
             q, k, v = qkv.permute(2, 0, 3, 1, 4)
-            weights = attention_weights(q, k)
-            self.recorder.append(weights)
-            x = weights @ v
+            bias = None if merging is None else merging.attention_bias(k)
+            if self.recorder is None:
+                x = attention(q, k, v, bias=bias, mask=mask, backend=self.backend)
+            else:  # fused kernels never form the weights, so whoever wants to see them pays for the plain equation
+                check_mask(mask, (*q.shape[:3], N))
+                weights = attention_weights(q, k, bias=bias, mask=mask)
+                self.recorder.append(weights)
+                x = weights @ v
         return self.proj(x.transpose(1, 2).flatten(2))
+
+
+def whole_grid(grid: Grid | None, mixer: nn.Module) -> Grid:
+    """The grid, for a mixer that cannot do without.
+
+    Raises:
+        ValueError: there is none, since the tokens are a part of the image's.
+    """
+    if grid is None:
+        raise ValueError(
+            f"{type(mixer).__name__} needs to know where the tokens lie, and grid is None, as for a part of them; "
+            "use vitcourse.vit.Attention"
+        )
+    return grid
+
+
+def refuse_mask(mask: Tensor | None, mixer: nn.Module) -> None:
+    """For a mixer that has no pairs of tokens to hide from each other, or hides some already.
+
+    Raises:
+        ValueError: there is a mask.
+    """
+    if mask is not None:
+        raise ValueError(f"{type(mixer).__name__} cannot honour a mask; use vitcourse.vit.Attention")
 
 
 @contextmanager
@@ -145,8 +189,14 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim, init_values) if init_values is not None else nn.Identity()
         self.drop_path = DropPath(drop_path) if drop_path else nn.Identity()
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), grid)))
+    def forward(
+        self, x: Tensor, grid: Grid | None = None, mask: Tensor | None = None, merging: Merging | None = None
+    ) -> Tensor:
+        # By name, and only what there is: mixers and hooks see the arguments that they know.
+        more = {name: value for name, value in (("mask", mask), ("merging", merging)) if value is not None}
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), grid, **more)))
+        if merging is not None:
+            x = merging.after_attention(x)
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
@@ -287,11 +337,10 @@ class VisionTransformer(nn.Module):
     def embed(self, x: Tensor) -> tuple[Tensor, Grid]:
         """Images (B, C, H, W) to tokens (B, prefix + h · w, D) with positions, and the grid they lie on."""
         check_images(x, self.in_chans)
-        (p1, p2), (H, W) = self.patch_size, x.shape[-2:]
         if self.pad:
-            x = F.pad(x, (0, (p2 - W % p2) % p2, 0, (p1 - H % p1) % p1))  # a compiler has no remainder of −W
+            x = pad_to_multiple(x, self.patch_size, axes=(2, 3))
         else:
-            check_divisible((H, W), self.patch_size)
+            check_divisible(x.shape[-2:], self.patch_size)
 
         x = self.patch_embed(x)  # (B, D, h, w)
         h, w = x.shape[-2:]
@@ -308,19 +357,37 @@ class VisionTransformer(nn.Module):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to tokens (B, N, D) after the last block and, where tokens are normalised, the norm."""
-        x, grid = self.embed(x)
+        return self.forward_tokens(*self.embed(x))
+
+    def forward_tokens(self, x: Tensor, grid: Grid | None, mask: Tensor | None = None) -> Tensor:
+        """The blocks and the norm on tokens that :meth:`embed` made, or some of them (masked autoencoders, padding).
+
+        Args:
+            x: tokens (B, N, D), prefix tokens first.
+            grid: how they lie on the image; None for a part of the patches, which not every token mixer takes.
+            mask: boolean, (B, N) for tokens that nobody is to see where it is False, or broadcastable to (B, H, N, N).
+
+        Raises:
+            ValueError: a grid of None, or a mask, that the token mixer cannot honour; a mask of another shape.
+        """
+        if mask is not None and mask.ndim == 2:
+            mask = mask[:, None, None]
         for block in self.blocks:
-            x = self._run(block, x, grid)
+            x = self._run(block, x, grid, *([] if mask is None else [mask]))
         return self.norm(x)
 
-    def _run(self, block: nn.Module, x: Tensor, grid: Grid) -> Tensor:
+    def _run(self, block: nn.Module, x: Tensor, grid: Grid | None, *mask: Tensor) -> Tensor:
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, grid, use_reentrant=False)
-        return block(x, grid)
+            return checkpoint(block, x, grid, *mask, use_reentrant=False)
+        return block(x, grid, *mask)
 
-    def forward_head(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, D) to logits (B, num_classes)."""
-        x = x[:, 0] if self.global_pool == "token" else x[:, self.num_prefix_tokens :].mean(dim=1)
+    def forward_head(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Tokens (B, N, D) to logits (B, num_classes); a mean is over the patches where ``mask`` (B, N) is True."""
+        prefix = self.num_prefix_tokens
+        if self.global_pool == "token":
+            x = x[:, 0]
+        else:
+            x = masked_mean(x[:, prefix:], None if mask is None else mask[:, prefix:])
         return self.head(self.head_drop(self.fc_norm(x)))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from vitcourse.devices import widest_float
+from vitcourse.layers import always
 
 
 def sincos_2d(h: int, w: int, dim: int, temperature: float = 10000.0) -> Tensor:
@@ -59,7 +60,7 @@ def resize_matrix(n_in: int, n_out: int, *, antialias: bool = True, device: torc
     dtype = widest_float(device)
     centre = (torch.arange(n_out, device=device, dtype=dtype)[:, None] + 0.5) * ratio - 0.5  # in input pixels
     if antialias:
-        stretch = max(ratio, 1.0)
+        stretch = torch.sym_max(n_in, n_out) / n_out  # max(ratio, 1), without a branch that binds a graph to one side
         weight = _cubic((torch.arange(n_in, device=device) - centre) / stretch, a=-0.5)
         weight = weight / weight.sum(dim=1, keepdim=True)  # what the filter loses beyond the border is shared out
     else:
@@ -81,15 +82,6 @@ def _cubic(x: Tensor, a: float) -> Tensor:
 @torch.inference_mode(False)  # what is made here may be used in training later
 def _cached_resize_matrix(n_in: int, n_out: int, antialias: bool, device: torch.device) -> Tensor:
     return resize_matrix(n_in, n_out, antialias=antialias, device=device)
-
-
-def _same_grid(old: tuple[int, int], new: tuple[int, int]) -> bool:
-    """Whether nothing is to be resized. While compiling for sizes yet unknown the answer is no: one graph fits all."""
-    if torch.compiler.is_compiling():
-        from torch.fx.experimental.symbolic_shapes import statically_known_true
-
-        return all(statically_known_true(a == b) for a, b in zip(old, new, strict=True))
-    return tuple(old) == tuple(new)
 
 
 def full_precision(device_type: str) -> AbstractContextManager:
@@ -127,7 +119,7 @@ def resize_pos_embed(
             f"pos_embed has {pos_embed.shape[1]} positions, but old_grid {tuple(old_grid)} with "
             f"{num_prefix_tokens} prefix tokens has {num_prefix_tokens + old_grid[0] * old_grid[1]}"
         )
-    if _same_grid(old_grid, new_grid):
+    if always(*(a == b for a, b in zip(old_grid, new_grid, strict=True))):
         return pos_embed
     traced = torch.compiler.is_compiling() or type(pos_embed) not in (Tensor, nn.Parameter)  # what is fake, do not keep
     matrix = resize_matrix if traced else _cached_resize_matrix
@@ -139,8 +131,10 @@ def resize_pos_embed(
     with full_precision(pos_embed.device.type):
         exact = torch.promote_types(patches.dtype, torch.float32)
         grid = rearrange(patches.to(exact), "1 (h w) d -> h w d", h=old_grid[0])
-        resized = torch.einsum("yh,xw,hwd->yxd", rows.to(exact), columns.to(exact), grid)
-    return torch.cat([prefix, rearrange(resized, "y x d -> 1 (y x) d").to(prefix.dtype)], dim=1)
+        wide = torch.bmm(columns.to(exact).expand(old_grid[0], -1, -1), grid)  # (h, x, d)
+        resized = torch.bmm(rows.to(exact).expand(new_grid[1], -1, -1), wide.transpose(0, 1))  # (x, y, d)
+    resized = rearrange(resized.to(prefix.dtype), "x y d -> 1 (y x) d")
+    return torch.cat([prefix, resized], dim=1)
 
 
 def size_of_source(facts: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -1,8 +1,6 @@
 """`save_weights`: a file that a model can be rebuilt from, or a refusal while the model is still there."""
 
-import functools
 import json
-import sys
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -12,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitcourse.layers import say_once
 from vitcourse.registry import FORM_MODULES, Preprocess, forms_of, takes_argument
 
 from .facts import COMPARED, differences, facts_of
@@ -78,15 +77,10 @@ def check_saveable(model: nn.Module) -> None:
     _header(model, tensors_to_save(model))
 
 
-@functools.cache
-def _say_once(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def _tell_what_is_left_out(model: nn.Module) -> None:
     for wrapper in peel(model):
         if told := getattr(type(wrapper), "left_out_of_files", None):
-            _say_once(f"vitcourse: {told}")
+            say_once(told)
 
 
 def tensors_to_save(model: nn.Module) -> dict[str, Tensor]:
@@ -117,8 +111,8 @@ def _header(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     if isinstance(getattr(model, "preprocess", None), Preprocess):
         header["preprocess"] = asdict(model.preprocess)
     if not hasattr(model, "model_args"):
-        _say_once(
-            f"vitcourse: {type(model).__name__} was not built by create_model: the file holds its weights alone; build "
+        say_once(
+            f"{type(model).__name__} was not built by create_model: the file holds its weights alone; build "
             "the model in code, then load_weights"
         )
         return header
@@ -128,8 +122,8 @@ def _header(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     try:
         json.dumps(arguments)
     except TypeError:  # a class, such as attn_layer
-        _say_once(
-            f"vitcourse: {model.name} was built with arguments no file can hold ({', '.join(model.model_args)}); "
+        say_once(
+            f"{model.name} was built with arguments no file can hold ({', '.join(model.model_args)}); "
             "its weights are saved alone: build the model in code, then load_weights"
         )
         return header

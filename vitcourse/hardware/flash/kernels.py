@@ -1,9 +1,13 @@
 """The kernels. A program works on one (batch, head) pair, called a sequence, or on a block of its rows.
 
-Vocabulary: queries q (N_q, D), keys k and values v (N_k, D). A *score* is log₂e · (scale · q kᵀ + bias), since the GPU
-has an instruction for 2ˣ and none for eˣ. ``lse`` is log₂ Σ 2^score over the keys: the one number per query that lets
-the backward pass make the probabilities again, 2^(score − lse), instead of reading them. A name with d in front is a
+Vocabulary: queries q (N_q, D), keys k and values v (N_k, D). A *score* is log₂e · scale · q kᵀ, since the GPU has an
+instruction for 2ˣ and none for eˣ. ``lse`` is log₂ Σ 2^score over the keys: the one number per query that lets the
+backward pass make the probabilities again, 2^(score − lse), instead of reading them. A name with d in front is a
 gradient.
+
+With a bias a score is scale · q kᵀ + bias, and its difference from the largest is what log₂e multiplies: log₂e · bias
+would overflow for the lowest numbers, which people write to hide a key. Beside such a number the logarithm of a sum is
+lost, too, so ``lse`` is two rows here: the largest score, and log₂ Σ e^(score − largest).
 
 Tensors (B, H, N, D) come as (pointer, stride of B, of H, of N); D has stride 1. Strides are counted in UNITs: of an
 integer the compiler finds out whether 16 divides it, but not whether 8 does, and would load the rows of 72 elements
@@ -64,11 +68,21 @@ def _store(matrix, first, tile, HEAD_DIM: tl.constexpr):
 
 @triton.jit
 def _load_bias(bias, sequence, heads, rows, cols, n_q, n_k):
-    """The bias of some queries and keys, as scores: −∞ beyond the edges, where nobody shall look."""
+    """The bias of some queries and keys: −∞ beyond the edges, where nobody shall look."""
     pointer = bias[0] + (sequence // heads).to(tl.int64) * bias[1] + (sequence % heads).to(tl.int64) * bias[2]
     offsets = rows.to(tl.int64) * bias[3] + cols.to(tl.int64) * bias[4]
     inside = (rows < n_q) & (cols < n_k)
-    return tl.load(pointer + offsets, mask=inside, other=float("-inf")).to(tl.float32) * LOG2E
+    tile = tl.load(pointer + offsets, mask=inside, other=float("-inf"))
+    if tile.dtype == tl.float64:  # what is finite stays so
+        tile = tl.where(tile == float("-inf"), tile, tl.maximum(tile, -3.4028234e38))
+    return tile.to(tl.float32)
+
+
+@triton.jit
+def _sums_of(lse, sequence, n_q, bias):
+    """Where a sequence's lse begins: n_q numbers, twice as many where there is a bias."""
+    rows: tl.constexpr = 1 if bias is None else 2
+    return lse + sequence.to(tl.int64) * n_q * rows
 
 
 @triton.jit
@@ -90,32 +104,37 @@ def _attend(queries, keys, values, bias, hidden, scale, peak, total, out):
     scores = _dot(queries, tl.trans(keys))
     if bias is None and hidden is None:
         # Every score is finite. The scale can wait for the subtraction, and the two become one instruction.
-        new_peak = tl.maximum(peak, tl.max(scores, 1) * scale)
+        new_peak = tl.maximum(peak, tl.max(scores, 1) * (scale * LOG2E))
         shrink = tl.exp2(peak - new_peak)
-        weights = tl.exp2(scores * scale - new_peak[:, None])
+        weights = tl.exp2(scores * (scale * LOG2E) - new_peak[:, None])
     else:
-        scores = tl.where(hidden, float("-inf"), scores * scale) if bias is None else scores * scale + bias
+        unit: tl.constexpr = 1.0 if bias is None else LOG2E
+        scores = tl.where(hidden, float("-inf"), scores * (scale * LOG2E)) if bias is None else scores * scale + bias
         new_peak = tl.maximum(peak, tl.max(scores, 1))
         # While all keys are hidden the peak is −∞, and −∞ − (−∞) would be NaN.
         shift = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-        shrink = tl.exp2(peak - shift)
-        weights = tl.exp2(scores - shift[:, None])
+        shrink = tl.exp2((peak - shift) * unit)
+        weights = tl.exp2((scores - shift[:, None]) * unit)
     total = total * shrink + tl.sum(weights, 1)
     out = _dot(weights.to(values.dtype), values, out * shrink[:, None])
     return new_peak, total, out
 
 
 @triton.jit
-def _finish(out, lse, first, peak, total, tile, HEAD_DIM: tl.constexpr):
+def _finish(out, lse, first, peak, total, tile, bias, HEAD_DIM: tl.constexpr):
     """Divide by the sum of the weights, and store. A query whose keys are all hidden gets 0, as in PyTorch's kernels.
 
-    Its lse is +∞: the backward pass makes probabilities of 2^−∞ = 0 from it, and gradients of 0.
+    Its lse, or its peak, is +∞: the backward pass makes probabilities of 2^−∞ = 0 from it, and gradients of 0.
     """
     blind = total == 0
     total = tl.where(blind, 1.0, total)
     _store(out, first, tile / total[:, None], HEAD_DIM)
     rows = first + tl.arange(0, tile.shape[0])
-    tl.store(lse + rows, tl.where(blind, float("inf"), peak + tl.log2(total)), mask=rows < out[2])
+    if bias is None:
+        tl.store(lse + rows, tl.where(blind, float("inf"), peak + tl.log2(total)), mask=rows < out[2])
+    else:
+        tl.store(lse + rows, tl.where(blind, float("inf"), peak), mask=rows < out[2])
+        tl.store(lse + out[2] + rows, tl.log2(total), mask=rows < out[2])
 
 
 @triton.jit(do_not_specialize=["programs"])
@@ -132,7 +151,7 @@ def forward_short(
     sequence, program = tl.program_id(0) // programs, tl.program_id(0) % programs
     q, k = _matrix(q, sequence, heads, n_q, UNIT), _matrix(k, sequence, heads, n_k, UNIT)
     out, v = _matrix(out, sequence, heads, n_q, UNIT), _matrix(v, sequence, heads, n_k, UNIT)
-    lse += sequence.to(tl.int64) * n_q
+    lse = _sums_of(lse, sequence, n_q, bias)
     keys = ()
     values = ()
     for i in tl.static_range(len(PIECES)):
@@ -149,10 +168,8 @@ def forward_short(
             cols = (PIECES[i][0] + tl.arange(0, PIECES[i][1]))[None, :]
             biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
             hidden = cols >= n_k if i == len(PIECES) - 1 else None
-            peak, total, tile = _attend(
-                queries, keys[i], values[i], biases, hidden, scale * LOG2E, peak, total, tile
-            )  # fmt: skip
-        _finish(out, lse, first_q, peak, total, tile, HEAD_DIM)
+            peak, total, tile = _attend(queries, keys[i], values[i], biases, hidden, scale, peak, total, tile)
+        _finish(out, lse, first_q, peak, total, tile, bias, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["programs"])
@@ -169,7 +186,7 @@ def forward_long(
     sequence, first_q = tl.program_id(0) // programs, tl.program_id(0) % programs * BLOCK_Q
     q, k = _matrix(q, sequence, heads, n_q, UNIT), _matrix(k, sequence, heads, n_k, UNIT)
     out, v = _matrix(out, sequence, heads, n_q, UNIT), _matrix(v, sequence, heads, n_k, UNIT)
-    lse += sequence.to(tl.int64) * n_q
+    lse = _sums_of(lse, sequence, n_q, bias)
     queries = _load(q, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
     peak = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
@@ -181,15 +198,15 @@ def forward_long(
         values = _load(v, first_k, BLOCK_K, HEAD_DIM, BLOCK_D, EDGE=False)
         cols = (first_k + tl.arange(0, BLOCK_K))[None, :]
         biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
-        peak, total, tile = _attend(queries, keys, values, biases, None, scale * LOG2E, peak, total, tile)
+        peak, total, tile = _attend(queries, keys, values, biases, None, scale, peak, total, tile)
     if TAIL:
         for first_k in tl.range(full, n_k, BLOCK_K, num_stages=1):  # once
             keys = _load(k, first_k, TAIL, HEAD_DIM, BLOCK_D)
             values = _load(v, first_k, TAIL, HEAD_DIM, BLOCK_D)
             cols = (first_k + tl.arange(0, TAIL))[None, :]
             biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
-            peak, total, tile = _attend(queries, keys, values, biases, cols >= n_k, scale * LOG2E, peak, total, tile)
-    _finish(out, lse, first_q, peak, total, tile, HEAD_DIM)
+            peak, total, tile = _attend(queries, keys, values, biases, cols >= n_k, scale, peak, total, tile)
+    _finish(out, lse, first_q, peak, total, tile, bias, HEAD_DIM)
 
 
 # ----------------------------------------------------------------------------------------------------------- backward
@@ -203,20 +220,30 @@ def _load_vector(pointer, first, length, BLOCK: tl.constexpr, other):
 
 
 @triton.jit
+def _load_sums(lse, first, n_q, BLOCK: tl.constexpr, bias):
+    """Of a block of queries lse, or the peak and the logarithm of the sum. Beyond the edge P is 0 by them."""
+    peak = _load_vector(lse, first, n_q, BLOCK, float("inf"))
+    return peak, peak if bias is None else _load_vector(lse + n_q, first, n_q, BLOCK, 0.0)
+
+
+@triton.jit
 def _delta(out, dout):
     """δ = Σ O ∘ dO for each query: what the softmax's normalisation takes from the gradient of its every score."""
     return tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
 
 
 @triton.jit
-def _differentiate(scores, dweights, lse, delta, bias, hidden, scale):
+def _differentiate(scores, dweights, peak, log_sum, delta, bias, hidden, scale):
     """Probabilities P once more, and the gradient of the scores, P ∘ (dP − δ) (Dao et al. 2022, appendix B.2).
 
-    ``scores`` are q kᵀ and ``dweights`` are dO vᵀ, or both of them transposed. Where lse is +∞ P is 0: in blind
-    queries, and beyond the edge. ``bias`` and ``hidden``, where a key lies beyond the edge, may be None.
+    ``scores`` are q kᵀ and ``dweights`` are dO vᵀ, or both of them transposed. ``peak`` and ``log_sum`` are those of
+    ``_load_sums``. Where peak is +∞ P is 0: in blind queries, and beyond the edge. ``bias`` and ``hidden``, where a key
+    lies beyond the edge, may be None.
     """
-    scores = scores * scale if bias is None else scores * scale + bias
-    weights = tl.exp2(scores - lse)
+    if bias is None:
+        weights = tl.exp2(scores * (scale * LOG2E) - peak)
+    else:
+        weights = tl.exp2((scores * scale + bias - peak) * LOG2E - log_sum)
     if hidden is not None:  # the score 0 of no key can be far above lse: ∞, and ∞ times 0 is NaN
         weights = tl.where(hidden, 0.0, weights)
     return weights, weights * (dweights - delta)
@@ -237,7 +264,7 @@ def backward_short(
     k, dk = _matrix(k, sequence, heads, n_k, UNIT), _matrix(dk, sequence, heads, n_k, UNIT)
     v, dv = _matrix(v, sequence, heads, n_k, UNIT), _matrix(dv, sequence, heads, n_k, UNIT)
     out, dout = _matrix(out, sequence, heads, n_q, UNIT), _matrix(dout, sequence, heads, n_q, UNIT)
-    lse += sequence.to(tl.int64) * n_q
+    lse = _sums_of(lse, sequence, n_q, bias)
     keys = _load(k, 0, BLOCK_K, HEAD_DIM, BLOCK_D)
     values = _load(v, 0, BLOCK_K, HEAD_DIM, BLOCK_D)
     dkeys = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
@@ -247,12 +274,12 @@ def backward_short(
         queries = _load(q, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
         dtile = _load(dout, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
         delta = _delta(_load(out, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D), dtile)
-        peak = _load_vector(lse, first_q, n_q, BLOCK_Q, float("inf"))
+        peak, log_sum = _load_sums(lse, first_q, n_q, BLOCK_Q, bias)
         rows = (first_q + tl.arange(0, BLOCK_Q))[None, :]
         biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
         weights, dscores = _differentiate(
             _dot(keys, tl.trans(queries)), _dot(values, tl.trans(dtile)),
-            peak[None, :], delta[None, :], biases, cols >= n_k, scale * LOG2E,
+            peak[None, :], log_sum[None, :], delta[None, :], biases, cols >= n_k, scale,
         )  # fmt: skip
         dvalues = _dot(weights.to(dtile.dtype), dtile, dvalues)
         dscores = dscores.to(queries.dtype)
@@ -283,7 +310,8 @@ def backward_queries(
     rows = first_q + tl.arange(0, BLOCK_Q)
     tl.store(delta + sequence.to(tl.int64) * n_q + rows, sums, mask=rows < n_q)
     sums, rows = sums[:, None], rows[:, None]
-    peak = _load_vector(lse + sequence.to(tl.int64) * n_q, first_q, n_q, BLOCK_Q, float("inf"))[:, None]
+    peak, log_sum = _load_sums(_sums_of(lse, sequence, n_q, bias), first_q, n_q, BLOCK_Q, bias)
+    peak, log_sum = peak[:, None], log_sum[:, None]
     dqueries = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     full = n_k // BLOCK_K * BLOCK_K
     for first_k in range(0, full, BLOCK_K):
@@ -292,7 +320,7 @@ def backward_queries(
         cols = (first_k + tl.arange(0, BLOCK_K))[None, :]
         biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
         scores, dweights = _dot(queries, tl.trans(keys)), _dot(dtile, tl.trans(values))
-        _, dscores = _differentiate(scores, dweights, peak, sums, biases, None, scale * LOG2E)
+        _, dscores = _differentiate(scores, dweights, peak, log_sum, sums, biases, None, scale)
         dqueries = _dot(dscores.to(keys.dtype), keys, dqueries)
     if TAIL:
         for first_k in tl.range(full, n_k, BLOCK_K, num_stages=1):  # once, see ``forward_long``
@@ -301,7 +329,7 @@ def backward_queries(
             cols = (first_k + tl.arange(0, TAIL))[None, :]
             biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
             scores, dweights = _dot(queries, tl.trans(keys)), _dot(dtile, tl.trans(values))
-            _, dscores = _differentiate(scores, dweights, peak, sums, biases, cols >= n_k, scale * LOG2E)
+            _, dscores = _differentiate(scores, dweights, peak, log_sum, sums, biases, cols >= n_k, scale)
             dqueries = _dot(dscores.to(keys.dtype), keys, dqueries)
     _store(dq, first_q, dqueries * scale, HEAD_DIM)
 
@@ -319,7 +347,7 @@ def backward_keys(
     q, dout = _matrix(q, sequence, heads, n_q, UNIT), _matrix(dout, sequence, heads, n_q, UNIT)
     k, dk = _matrix(k, sequence, heads, n_k, UNIT), _matrix(dk, sequence, heads, n_k, UNIT)
     v, dv = _matrix(v, sequence, heads, n_k, UNIT), _matrix(dv, sequence, heads, n_k, UNIT)
-    lse += sequence.to(tl.int64) * n_q
+    lse = _sums_of(lse, sequence, n_q, bias)
     delta += sequence.to(tl.int64) * n_q
     keys = _load(k, first_k, BLOCK_K, HEAD_DIM, BLOCK_D)
     values = _load(v, first_k, BLOCK_K, HEAD_DIM, BLOCK_D)
@@ -329,12 +357,13 @@ def backward_keys(
     for first_q in range(0, n_q, BLOCK_Q):
         queries = _load(q, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
         dtile = _load(dout, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
-        peak = _load_vector(lse, first_q, n_q, BLOCK_Q, float("inf"))[None, :]
+        peak, log_sum = _load_sums(lse, first_q, n_q, BLOCK_Q, bias)
+        peak, log_sum = peak[None, :], log_sum[None, :]
         sums = _load_vector(delta, first_q, n_q, BLOCK_Q, 0.0)[None, :]
         rows = (first_q + tl.arange(0, BLOCK_Q))[None, :]
         biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
         scores, dweights = _dot(keys, tl.trans(queries)), _dot(values, tl.trans(dtile))
-        weights, dscores = _differentiate(scores, dweights, peak, sums, biases, None, scale * LOG2E)
+        weights, dscores = _differentiate(scores, dweights, peak, log_sum, sums, biases, None, scale)
         dvalues = _dot(weights.to(dtile.dtype), dtile, dvalues)
         dkeys = _dot(dscores.to(queries.dtype), queries, dkeys)
     _store(dk, first_k, dkeys * scale, HEAD_DIM)
@@ -365,10 +394,12 @@ def backward_bias(
         values = _load(_matrix(v, sequence, heads, n_k, UNIT), first_k, BLOCK_K, HEAD_DIM, BLOCK_D)
         dtile = _load(_matrix(dout, sequence, heads, n_q, UNIT), first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
         sums = _delta(_load(_matrix(out, sequence, heads, n_q, UNIT), first_q, BLOCK_Q, HEAD_DIM, BLOCK_D), dtile)
-        peak = _load_vector(lse + sequence.to(tl.int64) * n_q, first_q, n_q, BLOCK_Q, float("inf"))
+        peak, log_sum = _load_sums(_sums_of(lse, sequence, n_q, bias), first_q, n_q, BLOCK_Q, bias)
         biases = _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
         scores, dweights = _dot(queries, tl.trans(keys)), _dot(dtile, tl.trans(values))
-        _, dscores = _differentiate(scores, dweights, peak[:, None], sums[:, None], biases, None, scale * LOG2E)
+        _, dscores = _differentiate(
+            scores, dweights, peak[:, None], log_sum[:, None], sums[:, None], biases, None, scale
+        )  # fmt: skip
         total += dscores
     dbias += part_and_head.to(tl.int64) * n_q * n_k
     tl.store(dbias + rows.to(tl.int64) * n_k + cols, total, mask=(rows < n_q) & (cols < n_k))

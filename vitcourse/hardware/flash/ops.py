@@ -66,14 +66,22 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 @cache
-def _kernel(name: str, device: torch.device) -> Any:
-    """A kernel that can run on this device."""
+def is_interpreted() -> bool:
+    """Whether the kernels run on a CPU: Triton decides by TRITON_INTERPRET, once, when they are imported."""
     import triton
 
     from vitcourse.hardware.flash import kernels
 
+    return not isinstance(kernels.forward_long, triton.JITFunction)
+
+
+@cache
+def _kernel(name: str, device: torch.device) -> Any:
+    """A kernel that can run on this device."""
+    from vitcourse.hardware.flash import kernels
+
     kernel = getattr(kernels, name)
-    if device.type == "cpu" and isinstance(kernel, triton.JITFunction):
+    if device.type == "cpu" and not is_interpreted():
         raise RuntimeError(
             f"flash attention needs CUDA, and the tensors are on {device}; use backend='sdpa', "
             "or set TRITON_INTERPRET=1 before Triton is imported, to run the kernels slowly on a CPU"
@@ -113,10 +121,10 @@ def _biased(bias: Tensor | None, q: Tensor, k: Tensor) -> tuple | None:
 
 
 def run_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """The output (B, H, N_q, D), and lse (B, H, N_q)."""
+    """The output (B, H, N_q, D), and lse (B, H, N_q), with a bias (B, H, 2, N_q): see :mod:`.kernels`."""
     b, h, n_q, d = q.shape
     n_k = k.shape[2]
-    out, lse = heads_last(q), q.new_empty((b, h, n_q), dtype=torch.float32)
+    out, lse = _fake_forward(q, k, v, bias, scale)
     if n_k == 0:
         return out.zero_(), lse.fill_(torch.inf)
     if out.numel() == 0:
@@ -161,7 +169,7 @@ def run_backward(
         _launch(first, device, b * h, *tensors, h, n_q, n_k, scale)
         _bring_back(gradients, (dq, dk, dv))
         return
-    delta = torch.empty_like(lse)
+    delta = lse.new_empty(b, h, n_q)
     programs = -(-n_q // first.constants["BLOCK_Q"])
     tensors = q_, k_, v_, bias_, out_, lse, dout_, dq, delta
     _launch(first, device, b * h * programs, *tensors, h, n_q, n_k, programs, scale)
@@ -218,7 +226,8 @@ def backward_qkvpacked(
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    return heads_last(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    b, h, n_q, _ = q.shape
+    return heads_last(q), q.new_empty((b, h, n_q) if bias is None else (b, h, 2, n_q), dtype=torch.float32)
 
 
 OPERATORS = {

@@ -80,7 +80,7 @@ BIASED: dict[str, dict[str, tuple[Tile, Tile]]] = {
 BACKWARD_SHORT: dict[str, tuple[tuple[Tile, ...], tuple[Tile, ...]]] = {
     "shared": (
         (Tile(64, 64, 4, 1), Tile(64, 128, 8, 1), Tile(32, 256, 8, 1)),
-        (Tile(32, 64, 4, 1), Tile(64, 128, 8, 1)),
+        (Tile(32, 64, 4, 1), Tile(32, 128, 8, 1)),
     ),
     "registers": ((Tile(16, 64, 4, 1), Tile(32, 128, 8, 1)), (Tile(16, 64, 4, 1), Tile(32, 128, 8, 1))),
     "float32": ((), ()),

@@ -231,7 +231,8 @@ def keep_units(model: nn.Module, keep: Mapping[str, Iterable[int]]) -> nn.Module
         keep: indices of the units that stay, for each layer that is to shrink.
 
     Returns:
-        ``model``; ``model.structure`` is what :func:`structure` says of it, and goes into a file with its weights.
+        ``model``; ``model.structure`` is what :func:`structure` says of it, and goes into a file with its weights. A
+        model of :func:`vitcourse.create_model` inside of a wrapper has one of its own.
 
     Raises:
         ValueError: a layer or a unit that does not exist, twice the same, or none left.
@@ -246,7 +247,11 @@ def keep_units(model: nn.Module, keep: Mapping[str, Iterable[int]]) -> nn.Module
             raise ValueError(f"keep[{name!r}] must list some of 0 … {available - 1}, each once; got {_some(units)}")
     for name, units in chosen.items():
         _shrink(layers[name], torch.tensor(units))
-    model.structure = structure(model)
+    widths = structure(model)
+    for path, part in model.named_modules():
+        if part is model or hasattr(part, "model_args"):  # what create_model made takes it along, out of a wrapper too
+            inside = path and f"{path}."
+            part.structure = {n.removeprefix(inside): units for n, units in widths.items() if n.startswith(inside)}
     return model
 
 
@@ -369,9 +374,12 @@ def prune_model(
         costs, total = _macs_per_unit(pruned, example)
         keep, remaining = _choose(scores, costs, total - target, _floors(pruned, min_heads, channel_multiple))
         if remaining > 0:
+            held = sum(costs[name] * len(units) for name, units in keep.items()) / full
             raise ValueError(
-                f"macs {macs} cannot be reached: round {step} ends at {(target + remaining) / full:.3f} with min_heads "
-                f"{min_heads} and channel_multiple {channel_multiple}; {_not_prunable(pruned, example, full)}"
+                f"macs {macs} cannot be reached: round {step} ends at {(target + remaining) / full:.3f}. "
+                f"{held:.3f} is what min_heads {min_heads} and channel_multiple {channel_multiple} keep, and "
+                f"{(target + remaining) / full - held:.3f} cannot be pruned, most of it in "
+                + _not_prunable(pruned, example, full)
             )
         keep_units(pruned, keep)
         if finetune is not None:
@@ -412,7 +420,7 @@ def _not_prunable(model: nn.Module, images: Tensor, full: int) -> str:
     apart = [n for n in macs if not any(_within(n, layer) or _within(layer, n) for layer in layers)]
     whole = [n for n in apart if not any(n != other and _within(n, other) for other in apart)]
     largest = sorted(whole, key=macs.get, reverse=True)[:3]
-    return "of what cannot be pruned, most is in " + ", ".join(f"{n} ({macs[n] / full:.3f})" for n in largest)
+    return ", ".join(f"{n} ({macs[n] / full:.3f})" for n in largest)
 
 
 def _floors(model: nn.Module, min_heads: int, channel_multiple: int) -> dict[str, tuple[int, int]]:

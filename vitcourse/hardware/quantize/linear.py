@@ -149,18 +149,34 @@ class W8A8Linear(Int8Linear):
     Args:
         linear: the layer to take the weights of.
         name: what errors call it.
-        input_scale: scale of all activations, (1, 1); None for one per token.
+        input_scale: scale of all activations, (1, 1); None for one per token. NaN where it is yet to be loaded.
 
     Raises:
         ValueError: as :class:`Int8Linear`.
-        RuntimeError: in ``forward``, the input requires a gradient: rounding has none.
+        RuntimeError: in ``forward``, the input requires a gradient: rounding has none; or the scale is NaN still.
     """
 
     def __init__(self, linear: nn.Linear, name: str = "linear", input_scale: Tensor | None = None) -> None:
         super().__init__(linear, name)
+        self.name = name
         self.register_buffer("input_scale", input_scale)
+        self.has_scale = self._look_for_scale()
+
+    def _look_for_scale(self) -> bool:
+        """Whether activations have a scale. Not asked at every call, which would wait for the GPU."""
+        scale = self.input_scale
+        return scale is None or scale.is_meta or bool(scale.isfinite().all())
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        super()._load_from_state_dict(state, prefix, *args)
+        self.has_scale = self._look_for_scale()
 
     def compute(self, x: Tensor) -> Tensor:
+        if not self.has_scale:
+            raise RuntimeError(
+                f"{self.name!r} has no scale for its activations: no calibration batch reached it, or its weights are "
+                f"not loaded yet; load them, or quantize again with batches that reach it or with skip={self.name!r}"
+            )
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "rounded activations have no gradient; run under torch.inference_mode(), or quantize with "

@@ -13,6 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from vitcourse.hardware.patterns import as_patterns, matches
+from vitcourse.layers import say_once
 from vitcourse.weights import tensors_to_save
 
 from . import ops
@@ -74,9 +75,8 @@ def quantize_model(
             ``"head"``, ``["blocks.0", "*.fc2"]``, ``"pos_embed"``.
         group_size: for int4: how many neighbouring inputs share a scale at most: 32, 64, 128 or 256. Where it does not
             divide a layer's inputs, the layer has smaller groups, if they need less filling up with zeros.
-        batches: for w8a8_static: images (B, C, H, W) as the model takes them, or (images, labels) pairs. Without them
-            the activations' scales are NaN until weights are loaded, and one line on stderr says so, as it does of
-            layers that never run on them.
+        batches: for w8a8_static, and needed there: images (B, C, H, W) as the model takes them, or (images, labels)
+            pairs. Layers that they never reach have no scale, and will refuse to run; one line on stderr names them.
         observer: for w8a8_static: ``"minmax"``, ``"percentile"`` (99.99 % of the magnitudes are covered), or what
             makes an observer per layer, such as ``lambda: PercentileObserver(99.9)``.
         inplace: change ``model`` itself, which saves the memory of a copy.
@@ -85,15 +85,20 @@ def quantize_model(
         the quantized copy, or ``model``; ``model.quantization`` says how it was made.
 
     Raises:
-        ValueError: an unknown scheme, group size or observer; a skip pattern that matches nothing, with the nearest
-            names; no linear layer or convolution left; one whose weight is parametrized, as by ``magnitude_prune``;
-            weights or activations that are NaN or infinite.
+        ValueError: an unknown scheme, group size or observer; no batches for w8a8_static; a skip pattern that matches
+            nothing, with the nearest names; no linear layer or convolution left; one whose weight is parametrized, as
+            by ``magnitude_prune``; weights or activations that are NaN or infinite.
         TypeError: skip is neither a name nor a sequence of names, or an observer makes no observers.
     """
     _check(scheme, group_size)
     observer = _maker(observer)
     if batches is not None and scheme != "w8a8_static":
         raise ValueError(f"batches are for scheme 'w8a8_static'; {scheme!r} needs none")
+    if batches is None and scheme == "w8a8_static":
+        raise ValueError(
+            "scheme 'w8a8_static' needs batches of images, to find the scales of activations on; 'w8a8' finds them as "
+            "they come, and quantize_like(model, quantization) makes the form of a model whose weights are to be loaded"
+        )
     patterns = _patterns(model, skip)
     if not inplace:
         model = deepcopy(model)
@@ -115,7 +120,7 @@ def quantize_like(model: nn.Module, how: Mapping[str, Any]) -> nn.Module:
         how: its ``model.quantization``.
 
     Returns:
-        ``model``, with the scales of static activations NaN until weights are loaded.
+        ``model``. Layers with static activations refuse to run until weights are loaded, and with them their scales.
 
     Raises:
         ValueError: another mapping than :func:`quantize_model` leaves; otherwise as there.
@@ -180,10 +185,7 @@ def _quantize(
     model = _replace(model, replaced).requires_grad_(False)
     model.quantization = {"scheme": scheme, "skip": patterns, "group_size": group_size}
     if scheme.startswith("w8a8") and next(model.buffers()).device.type == "cpu" and not ops.HAS_FAST_INT8:
-        print(
-            "vitcourse: this CPU has no 8-bit products (VNNI); int8 sums are made of float32: exact, not fast",
-            file=sys.stderr,
-        )
+        say_once("this CPU has no 8-bit products (VNNI); int8 sums are made of float32: exact, not fast")
     return model
 
 
@@ -269,18 +271,16 @@ def _fitting(group_size: int, inputs: int) -> int:
 
 
 def _input_scales(
-    model: nn.Module, linears: dict[str, nn.Linear], batches: Iterable | None, observer: Callable[[], Observer]
-) -> dict[str, Tensor] | None:
-    """A (1, 1) scale for the activations that enter each layer, if there are batches."""
-    if batches is None:
-        print("vitcourse: w8a8_static without batches: the input scales are NaN until loaded", file=sys.stderr)
-        return None
+    model: nn.Module, linears: dict[str, nn.Linear], batches: Iterable, observer: Callable[[], Observer]
+) -> dict[str, Tensor]:
+    """A (1, 1) scale for the activations that enter each layer; NaN for one that none of the batches reaches."""
     observers = {name: observer() for name in linears}
     missed = watch_inputs(model, linears, batches, lambda name, x: observers[name].observe(x))
     if missed:
         print(
-            f"vitcourse: these never ran, and their input scale is NaN: {', '.join(missed)}; right for layers whose "
-            "weight the model reads itself, wrong if other batches would reach them",
+            f"vitcourse: these never ran, and have no input scale: {', '.join(missed)}; right for layers whose "
+            "weight the model reads itself; to others give batches that reach them, for without a scale they refuse to "
+            "run",
             file=sys.stderr,
         )
     return {
