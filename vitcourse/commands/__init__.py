@@ -46,9 +46,7 @@ class TaskProgram(Protocol):
     def draw(self, result: dict[str, Any]) -> "Figure":
         """What ``measure`` found, as a figure."""
 
-    def predict(
-        self, model: "nn.Module", files: Sequence[Path], options: "argparse.Namespace"
-    ) -> list[dict[str, Any]]:
+    def predict(self, model: "nn.Module", files: Sequence[Path], options: "argparse.Namespace") -> list[dict[str, Any]]:
         """One record per file, as JSON can hold it, with ``"file"`` and, for one that cannot be read, ``"error"``."""
 
     def rows(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -43,6 +43,31 @@ def evaluate(
     >>> sorted(evaluate(model, open_dataset("fashion_mnist_subset", "test")))
     ['val_accuracy', 'val_loss']
     """
+    total = torch.zeros(2, device=device_of(model))
+
+    def add(logits: Tensor, labels: Tensor) -> None:
+        nonlocal total
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        total = total.to(loss.device) + torch.stack([loss, (logits.argmax(1) == labels).sum()])
+
+    visit_logits(model, dataset, add, config, mean_std=mean_std, share=share)
+    loss, correct = reduce(total).tolist()
+    return {"val_loss": loss / len(dataset), "val_accuracy": correct / len(dataset)}
+
+
+def visit_logits(
+    model: nn.Module,
+    dataset: Dataset,
+    visit: Callable[[Tensor, Tensor], None],
+    config: TrainConfig | None = None,
+    *,
+    mean_std: MeanStd | None = None,
+    share: Share | None = None,
+) -> None:
+    """Call ``visit(logits, labels)``, (B, num_classes) in float32 and (B,), for every batch of a data set.
+
+    The other arguments, and what is raised, are those of :func:`evaluate`.
+    """
     if len(dataset) == 0:
         raise ValueError("dataset is empty; give a data set with at least one image")
     config = config or TrainConfig()
@@ -52,11 +77,6 @@ def evaluate(
         raise ValueError(f"the model lies on {device}, and device is {config.device!r}; move it: model.to(device)")
     mean_std = mean_std or find_mean_std(model, dataset, device)
     batches = eval_batches(dataset, share or Share(), config, device, Pairs(getattr(model, "num_classes", None)))
-    total = torch.zeros(2, device=device)
     with evaluating(model), torch.inference_mode(), autocast(device, config.precision):
         for images, labels in batches:
-            logits = model(normalise(images, mean_std)).float()
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            total += torch.stack([loss, (logits.argmax(1) == labels).sum()])
-    loss, correct = reduce(total).tolist()
-    return {"val_loss": loss / len(dataset), "val_accuracy": correct / len(dataset)}
+            visit(model(normalise(images, mean_std)).float(), labels)
