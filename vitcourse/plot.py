@@ -70,7 +70,7 @@ def show_image(ax: Axes, image: Tensor, title: str = "", **options: Any) -> None
     if image.ndim == 3:
         image = image.permute(1, 2, 0)
         image = image.float().clamp(0, 1) if image.is_floating_point() else image
-    ax.imshow(image.float() if image.dtype == torch.bfloat16 else image, **options)
+    ax.imshow((image.float() if image.dtype == torch.bfloat16 else image).numpy(), **options)
     ax.set_axis_off()
     ax.set_title(title)
 

@@ -71,16 +71,10 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vitcourse {__version__}")
         return 0
     if name not in COMMANDS:
-        print(f"error: command {name!r} is unknown{_nearest(name)}; there are {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+        from vitcourse.train.config import check_choice
+
+        return guarded(lambda _: check_choice("command", name, COMMANDS), rest)
     return import_module(COMMANDS[name].module).main(rest)
-
-
-def _nearest(name: str) -> str:
-    from difflib import get_close_matches
-
-    close = get_close_matches(name, COMMANDS, n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def _help() -> str:
@@ -89,7 +83,7 @@ def _help() -> str:
     return "\n".join([usage, *lines, "\nvitcourse COMMAND --help says more; vitcourse --version says which this is."])
 
 
-def guarded(run: Callable[[list[str]], int], argv: list[str] | None) -> int:
+def guarded(run: Callable[[list[str]], Any], argv: list[str] | None) -> int:
     """Run a command; what goes wrong is one line on stderr and exit code 1."""
     try:
         return run(sys.argv[1:] if argv is None else argv)

@@ -136,7 +136,7 @@ def draw(result: dict[str, Any]) -> Figure:
     with plot.styled():
         figure = Figure(figsize=(side + 3.2, side))
         matrix, bars = figure.subplots(1, 2, width_ratios=(side, 2.4))
-        matrix.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        matrix.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
         matrix.grid(False)
         matrix.set(xlabel="predicted", ylabel="true", title=_title(result))
         if count <= SHOWN_NUMBERS:
@@ -151,7 +151,7 @@ def draw(result: dict[str, Any]) -> Figure:
         matrix.set_yticks(list(ticks), short, fontsize=8)
         bars.barh(range(count), [row["accuracy"] or 0.0 for row in result["classes"]], color=plot.BLUE)
         bars.set(xlim=(0, 1), xlabel="accuracy", ylim=matrix.get_ylim(), yticks=[])
-        bars.axvline(result["accuracy"], color=plot.ORANGE, label=f"all: {result['accuracy']:.3f}")
+        bars.axvline(result["accuracy"], color=plot.ORANGE, label=f"all: {result['accuracy']:.4f}")
         bars.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=9)
     return figure
 

@@ -1,4 +1,4 @@
-"""``vitcourse train``, also ``python -m vitcourse.train``: a model and a data set by name, every field of TrainConfig as a flag."""
+"""``vitcourse train``: a model and a data set by name, every field of TrainConfig as a flag."""
 
 import argparse
 import ast
