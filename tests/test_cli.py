@@ -81,17 +81,18 @@ def test_help_loads_no_pytorch():
 import sys
 before = set(sys.modules)
 from vitcourse.commands import main
-for argv in (["--help"], ["--version"], *([name, "--help"] for name in ("train", "evaluate", "predict"))):
+for argv in (["--help"], ["--version"], *([name, "--help"] for name in sys.argv[1:])):
     try:
         main(argv)
     except SystemExit as end:
         assert end.code == 0
 print("loaded:", *sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    program = [sys.executable, "-c", code, *COMMANDS]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True)
     *text, loaded = done.stdout.splitlines()
     assert not set(loaded.split()) & {"torch", "torchvision", "numpy", "einops", "matplotlib", "PIL", "safetensors"}
-    assert all(f"usage: vitcourse {name} " in done.stdout for name in ("train", "evaluate", "predict"))
+    assert all(f"usage: vitcourse {name} " in done.stdout for name in COMMANDS)
     assert f"vitcourse {vitcourse.__version__}" in text
     assert all(any(line.startswith(f"  {name} ") for line in text) for name in COMMANDS)
 

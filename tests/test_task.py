@@ -118,6 +118,16 @@ def test_a_loss_must_depend_on_the_model():
         run(regressor(), Points(), COUNTED, Several())
 
 
+def test_who_says_that_samples_are_counted_must_count_them():
+    class Twice(TwoViews):
+        def loss(self, model, batch):
+            total, count = super().loss(model, batch)
+            return total, 2 * count
+
+    with pytest.raises(ValueError, match="task 'two_views' counts 16 of 8 samples"):
+        run(encoder(), Views(), TrainConfig(batch_size=8, device="cpu"), Twice())
+
+
 # -------------------------------------------------------------------------------------------- what is remembered
 
 

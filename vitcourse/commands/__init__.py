@@ -2,9 +2,10 @@
 
 What a new direction adds is named here: a command in :data:`COMMANDS`, and in :data:`TASKS` the module that measures,
 predicts and draws what a task of its own makes. Both tables hold names, and a module is imported when it is asked for:
-``vitcourse --help`` and the help of ``train``, ``evaluate`` and ``predict`` load no PyTorch.
+no help loads PyTorch.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -29,7 +30,7 @@ COMMANDS = {
     "train": Command("vitcourse.train.cli", "train a model on a data set or on folders of images"),
     "evaluate": Command("vitcourse.commands.evaluate", "measure a weights file on a data set"),
     "predict": Command("vitcourse.commands.predict", "say what a weights file sees in pictures"),
-    "course": Command("vitcourse.course.__main__", "the lessons: start, progress, build, check, mistakes"),
+    "course": Command("vitcourse.commands.course", "the lessons: start, progress, build, check, mistakes"),
 }
 TASKS = {"classification": "vitcourse.commands.classification"}  # by the name that stands in a weights file
 
@@ -71,10 +72,20 @@ def main(argv: list[str] | None = None) -> int:
         print(f"vitcourse {__version__}")
         return 0
     if name not in COMMANDS:
-        from vitcourse.train.config import check_choice
+        return guarded(lambda _: _refuse(name), rest)
+    try:
+        code = import_module(COMMANDS[name].module).main(rest)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read our output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
+        return 1
 
-        return guarded(lambda _: check_choice("command", name, COMMANDS), rest)
-    return import_module(COMMANDS[name].module).main(rest)
+
+def _refuse(name: str) -> None:
+    from vitcourse.train.config import check_choice
+
+    check_choice("command", name, COMMANDS)
 
 
 def _help() -> str:
@@ -84,9 +95,11 @@ def _help() -> str:
 
 
 def guarded(run: Callable[[list[str]], Any], argv: list[str] | None) -> int:
-    """Run a command; what goes wrong is one line on stderr and exit code 1."""
+    """Run a command, which gives its exit code (None: 0); what goes wrong is one line on stderr and exit code 1."""
     try:
-        return run(sys.argv[1:] if argv is None else argv)
+        return run(sys.argv[1:] if argv is None else argv) or 0
+    except BrokenPipeError:
+        raise
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -25,7 +25,7 @@ from .ledger import Ledger, check_scale
 from .optim import Ema, learning_rate, make_optimizer, param_groups, set_learning_rate
 from .record import History, RunFolder, TensorBoard
 from .runtime import Processes, autocast, deterministic, memory_errors, resolve_precision
-from .task import Part, Task, check_task, is_better
+from .task import Count, Part, Task, check_task, is_better
 
 EpochHook = Callable[[dict[str, Any]], None]
 
@@ -225,7 +225,7 @@ class _Trainer:
             with contextlib.nullcontext() if last else self.processes.no_sync(self.replica):
                 with autocast(self.device, self.precision):
                     loss, count = self.task.contribution(self.net, batch, expected)
-                self._check_loss(loss)
+                self._check_loss(loss, count, part.stop - part.start)
                 # Means of the parts, weighted by their counts, are the mean of the whole; DDP divides by `world`.
                 self.scaler.scale(loss * world).backward()
             loss_sum += loss.detach()
@@ -236,7 +236,12 @@ class _Trainer:
     def _place(self, part: slice, size: int) -> Part:
         return Part(self.plan.epoch_of(self.step), self.step, part.start, size, self.plan.batch(self.step)[part])
 
-    def _check_loss(self, loss: Tensor) -> None:
+    def _check_loss(self, loss: Tensor, count: Count, samples: int) -> None:
+        if self.task.counts_samples and count != samples:
+            raise ValueError(
+                f"task {self.task.name!r} counts {count} of {samples} samples, and says that it counts samples; leave "
+                "counts_samples False"
+            )
         if loss.ndim or not loss.requires_grad:
             what = f"has shape {tuple(loss.shape)}" if loss.ndim else "does not depend on a trained parameter"
             raise ValueError(

@@ -56,7 +56,7 @@ class Task:
             batches would change it, and so ``accum`` must be 1.
         gathers_batch: a coupled loss that itself gathers what it compares from all processes; without it, it runs in
             one process.
-        counts_samples: the count is the number of samples, so that it is known beforehand.
+        counts_samples: the count is the number of samples, an int, so that it is known beforehand.
         per_sample: about how much is counted per sample. The result does not depend on it; in fp16 it keeps scaled
             gradients in range.
         takes_pairs: samples are pairs (image, label), collated as PyTorch does, and may therefore be taken at once from
