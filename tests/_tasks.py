@@ -41,7 +41,8 @@ class TwoViews(Task):
         self.seen.append(batch["index"].tolist())
         queries, self.keys = F.normalize(model(first), dim=-1), F.normalize(self.teacher(second), dim=-1)
         logits = torch.cat([(queries * self.keys).sum(-1, keepdim=True), queries @ self.queue.T], 1) / 0.2
-        return F.cross_entropy(logits, torch.zeros(len(first), dtype=torch.long), reduction="sum"), len(first)
+        first_is_right = torch.zeros(len(first), dtype=torch.long, device=logits.device)
+        return F.cross_entropy(logits, first_is_right, reduction="sum"), len(first)
 
     def after_step(self, model, step, total):
         assert not torch.is_grad_enabled() and 0 <= step < total

@@ -229,7 +229,8 @@ class _Trainer:
                 # Means of the parts, weighted by their counts, are the mean of the whole; DDP divides by `world`.
                 self.scaler.scale(loss * world).backward()
             loss_sum += loss.detach()
-            counted += torch.as_tensor(count).detach().to(counted)
+            if not self.task.counts_samples:
+                counted += torch.as_tensor(count).detach().to(counted)
         # Until all parts were seen, nobody knew the count that the sum is to be divided by.
         self._update(loss_sum, None if self.task.counts_samples else _ratio(expected, self.processes.sum(counted)))
 
