@@ -15,6 +15,7 @@ from vitcourse.efficient_attention import (
     LocalAttention,
     RandomBlockAttention,
     RandomFeatureAttention,
+    merge_tokens,
 )
 from vitcourse.hardware.prune import (
     accelerate_2_4,
@@ -251,6 +252,28 @@ def test_what_cannot_be_pruned_is_named(vit, batches):
     )
     with pytest.raises(ValueError, match=message):
         prune_model(vit, batches, macs=0.1, rounds=1)
+
+
+def test_what_the_floors_keep_is_told_apart_from_what_cannot_be_pruned(vit, batches):
+    """By the smallest model there is: its MACs in the layers that can be pruned, and in the others."""
+    with pytest.raises(ValueError, match="macs 0.05 cannot be reached") as caught:
+        prune_model(vit, batches, macs=0.05, rounds=1, min_heads=2)
+    image, full = batches[0][0][:1], count_macs(vit, batches[0][0][:1])
+    whole = count_macs(keep_units(vit, {name: range(2 if "attn" in name else 8) for name in structure(vit)}), image)
+    fixed = 16 * (16 * 24) + 24 * 5  # the patch embedding, and the head
+    assert (
+        f"round 1 ends at {whole / full:.3f}. {(whole - fixed) / full:.3f} is what min_heads 2 and channel_multiple 8 "
+        f"keep, and {fixed / full:.3f} cannot be pruned, most of it in patch_embed ("
+    ) in str(caught.value)
+
+
+def test_a_model_that_merges_tokens_is_pruned_as_it_is(batches):
+    model = create_model("vit_tiny", **SIZES)
+    small = prune_model(merge_tokens(randomised(model), 2), batches, macs=0.6, rounds=1)
+    assert count_macs(small, batches[0][0]) <= 0.6 * count_macs(merge_tokens(model, 2), batches[0][0])
+    widths = structure(small.model)
+    assert widths != structure(model) and small.model.structure == widths
+    assert small.structure == {f"model.{name}": units for name, units in widths.items()}
 
 
 # ----------------------------------------------------------------------------------------------------------- importance

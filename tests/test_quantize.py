@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import math
 import os
 import re
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitcourse import create_model, load_weights
@@ -43,7 +44,7 @@ from vitcourse.inference import find_mean_std, normalise
 from vitcourse.layers import say_once
 from vitcourse.paths import data_dir
 from vitcourse.train import evaluate
-from vitcourse.weights import save_weights
+from vitcourse.weights import read_metadata, save_weights
 
 LAYERS = {"int8": Int8Linear, "w8a8": W8A8Linear, "int4": Int4Linear}
 EPS = torch.finfo(torch.float32).eps
@@ -533,10 +534,15 @@ def test_pruned_models_are_quantized_and_come_back_as_both(tmp_path):
 )
 def test_a_file_of_another_kind_of_quantization_is_refused(change, message, tmp_path):
     small, path = quantize_model(small_vit(), "int4"), tmp_path / "small.safetensors"
-    small.quantization |= change
     save_weights(small, path)
+    header = read_metadata(path)
+    header["quantization"] |= change
+    save_file(load_file(path), path, metadata={"vitcourse": json.dumps(header)})
     with pytest.raises(ValueError, match=f"small.safetensors {message}"):
         create_model(path)
+    small.quantization |= change  # and nobody writes one
+    with pytest.raises(ValueError, match=message.removeprefix("cannot be rebuilt: ")):
+        save_weights(small, path)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -378,7 +378,9 @@ def at_least_two(count: int) -> int:
 
     For counts of parts of which more do no harm.
     """
-    return count if always(count < 2) or always(count >= 2) else torch.sym_max(count, 2)
+    if not torch.compiler.is_compiling() or always(count < 2) or always(count >= 2):
+        return count
+    return torch.sym_max(count, 2)
 
 
 def units_in(length: int, unit: int) -> int:
@@ -397,15 +399,18 @@ def pad_to_multiple(x: Tensor, units: tuple[int, int], axes: tuple[int, int]) ->
 
 def pad_to(x: Tensor, lengths: Sequence[int], axes: tuple[int, int]) -> Tensor:
     """Zeros at the end of two axes, up to these lengths."""
-    padding = [0] * (2 * x.ndim)  # of the last axis first, and of each axis its beginning first
-    for axis, length in zip(axes, lengths, strict=True):
-        padding[2 * (x.ndim - 1 - axis) + 1] = length - x.shape[axis]
-    return x if always(*(n == 0 for n in padding)) else F.pad(x, padding)
+    first, second = (length - x.shape[axis] for axis, length in zip(axes, lengths, strict=True))
+    if always(first == 0, second == 0):
+        return x
+    # F.pad wants the last axis first, and of each axis its beginning first.
+    return F.pad(x, (0, 0) * (x.ndim - 1 - axes[1]) + (0, second) + (0, 0) * (axes[1] - axes[0] - 1) + (0, first))
 
 
 def crop(x: Tensor, lengths: Sequence[int], axes: tuple[int, int]) -> Tensor:
     """The beginning of two axes: what :func:`pad_to` was given."""
     for axis, length in zip(axes, lengths, strict=True):
+        if always(length == x.shape[axis]):
+            continue
         if always(length <= x.shape[axis]):
             x = x.narrow(axis, 0, length)
         else:  # a compiler that cannot prove it would bind its graph to it

@@ -214,6 +214,8 @@ class TokenMerging(nn.Module):
     ``set_grad_checkpointing``, ``no_weight_decay``, ``num_prefix_tokens``, ``feature_info``, ``patch_size`` and, where
     the model was made by name, ``preprocess``; all else is found in ``.model``. ``feature_maps`` are un-merged: each
     patch shows the token that it went into. Hooks on the model's blocks, and on what is in them, run as ever.
+
+    A graph of ``torch.export`` for images of any size is one for those with more than 2r patches left in every block.
     """
 
     wraps = "model"  # for those who save, load or train the weights

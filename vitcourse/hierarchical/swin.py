@@ -274,7 +274,9 @@ class SwinTransformer(nn.Module):
     """Swin Transformer (Liu et al. 2021, fig. 3): images (B, C, H, W) to logits (B, num_classes).
 
     Images of any size are taken: filled with zeros on the right and below to the next multiple of the patch, and maps
-    to the next multiple of the window; see :class:`WindowAttention` for what becomes of that padding.
+    to the next multiple of the window; see :class:`WindowAttention` for what becomes of that padding. A graph of
+    ``torch.export`` for any size is one for two tokens or more along each axis of the last map: ``Dim("height",
+    min=33)`` for patches of 4 and four stages.
 
     Args:
         img_size: side of the images, or (height, width), in pixels. Where it makes a stage's map no longer than a

@@ -30,7 +30,8 @@ class CoAtNet(nn.Module):
     Convolutions start from He's normal distribution (fan-out), linear layers from Xavier's uniform one, the tables of
     offsets and the head from a truncated normal of σ = 0.02, all biases from zero: what timm does, but for the head.
 
-    Images of any size that the strides divide are taken; the tables of offsets are then interpolated.
+    Images of any size that the strides divide are taken; the tables of offsets are then interpolated. So does a graph
+    of ``torch.export``, with ``32 * Dim("rows")`` for the height where the strides' product is 32, for instance.
 
     Args:
         img_size: side of the images that the tables of offsets are made for, or (height, width), in pixels.

@@ -203,7 +203,10 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """Vision Transformer (Dosovitskiy et al. 2021, fig. 1): images (B, C, H, W) to logits (B, num_classes).
 
-    Images of any size that the patch size divides are taken; the positions are then interpolated.
+    Images of any size that the patch size divides are taken; the positions are then interpolated. ``torch.export`` and
+    ``torch.onnx.export(dynamo=True)`` make graphs of that too, with ``dynamic_shapes=({0: Dim("batch"), 2: 16 *
+    Dim("rows"), 3: 16 * Dim("columns")},)`` for patch 16; with ``pad``, ``Dim("height", min=17)`` and so on: one patch
+    along an axis would be another graph.
 
     Args:
         img_size: side of the images that the positions are made for, or (height, width), in pixels.
