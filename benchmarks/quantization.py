@@ -38,9 +38,9 @@ from vitcourse.devices import half_dtype
 from vitcourse.hardware.quantize import SCHEMES, dequantize, model_bytes, quantize, quantize_model
 from vitcourse.hardware.quantize.checks import GROUP_SIZES
 from vitcourse.hardware.quantize.tilings import kernel_for, tilings
+from vitcourse.inference import find_mean_std, normalise
 from vitcourse.paths import data_dir
 from vitcourse.train import evaluate
-from vitcourse.train.evaluation import find_mean_std, normalise
 from vitcourse.weights import save_weights
 
 TARGETS = {"w8a8": 1 / 1.4, "int4": 1 / 2}  # of a GPU's time, ours over bfloat16's, at most; int4 at batch 1

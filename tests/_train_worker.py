@@ -5,6 +5,7 @@ import signal
 import sys
 
 import torch
+from _tasks import COUNTED, Nearness, Points, regressor
 
 from vitcourse.data import ImageDataset
 from vitcourse.train import TrainConfig, engine, fit, main
@@ -32,8 +33,8 @@ def killed(step: int, argv: list[str]) -> None:
     """The command line, killed without warning after ``step`` steps."""
     update = engine._Trainer._update
 
-    def update_and_die(self: engine._Trainer, loss: torch.Tensor) -> None:
-        update(self, loss)
+    def update_and_die(self: engine._Trainer, *sums: torch.Tensor | None) -> None:
+        update(self, *sums)
         if self.step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -44,8 +45,11 @@ def killed(step: int, argv: list[str]) -> None:
 def distributed(out: str) -> None:
     model, train_set, val_set = double_run()
     history = fit(model, train_set, val_set, DOUBLE, progress=False)
+    counted = regressor()
+    counts = fit(counted, Points(), Points(11), COUNTED, task=Nearness(), progress=False)
     if os.environ["RANK"] == "0":
-        torch.save({"model": model.state_dict(), "history": list(history)}, out)
+        found = {"model": model.state_dict(), "history": list(history)}
+        torch.save({**found, "counted": counted.state_dict(), "counts": list(counts)}, out)
 
 
 if __name__ == "__main__":

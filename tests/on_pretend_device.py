@@ -20,6 +20,7 @@ from functools import partial  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from _tasks import Nearness, Points, TwoViews, Views, regressor  # noqa: E402
 from torch import nn  # noqa: E402
 
 from vitcourse import course, create_model, devices  # noqa: E402
@@ -192,6 +193,26 @@ def test_a_run_is_the_same_as_on_the_cpu_and_goes_on_where_it_stopped(tmp_path, 
         assert history[-1]["val_loss"] == pytest.approx(expected[-1]["val_loss"], rel=1e-2)
     again = create_model(tmp_path / "whole" / "final.safetensors")
     assert torch.equal(everything(again), everything(whole))
+
+
+@pytest.mark.parametrize("kind", ["counts", "views"])
+def test_other_tasks_train_there_too(kind):
+    def run(device: str):
+        if kind == "counts":
+            model, data, task = regressor().float(), Points(), Nearness()
+            data.x, data.points = data.x.float(), [points.float() for points in data.points]
+        else:
+            torch.manual_seed(0)
+            model, data, task = nn.Linear(6, 3), Views(), TwoViews()
+        accum = 1 if task.couples_batch else 2
+        config = TrainConfig(epochs=2, batch_size=8, accum=accum, lr=1e-2, device=device)
+        history = fit(model, data, data, config, task=task, progress=False)
+        assert devices.device_of(model).type == device
+        return everything(model).cpu(), history[-1]["val_loss"]
+
+    (there, loss), (here, expected) = run("pretend"), run("cpu")
+    torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4)
+    assert loss == pytest.approx(expected, rel=1e-3)
 
 
 # ------------------------------------------------------------------------------------------------------------ the parts

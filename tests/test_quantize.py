@@ -40,10 +40,10 @@ from vitcourse.hardware.quantize import (
     unpack_int4,
     watch_inputs,
 )
+from vitcourse.inference import find_mean_std, normalise
 from vitcourse.layers import say_once
 from vitcourse.paths import data_dir
 from vitcourse.train import evaluate
-from vitcourse.train.evaluation import find_mean_std, normalise
 from vitcourse.weights import read_metadata, save_weights
 
 LAYERS = {"int8": Int8Linear, "w8a8": W8A8Linear, "int4": Int4Linear}

@@ -21,6 +21,7 @@ from torch.utils.data import Dataset
 
 from vitcourse import create_model, load_weights
 from vitcourse.data import ImageDataset, open_dataset, subset
+from vitcourse.inference import evaluating, normalise
 from vitcourse.train import (
     Ema,
     TrainConfig,
@@ -35,14 +36,14 @@ from vitcourse.train import (
 )
 from vitcourse.train import augment as aug
 from vitcourse.train.batches import Plan, Share, even_slices
-from vitcourse.train.evaluation import evaluating, normalise
 from vitcourse.train.optim import make_optimizer, set_learning_rate
-from vitcourse.train.record import COLUMNS, write_atomically
+from vitcourse.train.record import write_atomically
 from vitcourse.train.runtime import resolve_precision
 from vitcourse.vit import VisionTransformer
 from vitcourse.weights import read_metadata
 
 sys.path.insert(0, str(Path(__file__).parent))
+from _tasks import COUNTED, Nearness, Points, regressor
 from _train_worker import DOUBLE, double_run
 
 WORKER = Path(__file__).with_name("_train_worker.py")
@@ -440,7 +441,7 @@ def test_history_and_metrics_file(tmp_path):
     assert rows == history and len(history.column("val_loss")) == 2
     with open(tmp_path / "metrics.csv", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
-    assert tuple(table[0]) == COLUMNS and float(table[2]["train_loss"]) == history[2]["train_loss"]
+    assert list(table[0]) == list(history[0]) and float(table[2]["train_loss"]) == history[2]["train_loss"]
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
@@ -512,7 +513,8 @@ def command(folder: Path, out: Path, *more: str) -> list[str]:
 
 def without_times(path: Path) -> list[list[str]]:
     with open(path, encoding="utf-8") as file:
-        return [row[: COLUMNS.index("seconds")] for row in csv.reader(file)]
+        table = list(csv.reader(file))
+    return [row[: table[0].index("seconds")] for row in table]
 
 
 @pytest.fixture(scope="module")
@@ -633,6 +635,13 @@ def test_two_processes_do_what_one_does(tmp_path):
         torch.testing.assert_close(theirs["model"][name], value, rtol=1e-9, atol=1e-10)
     for name, rel in (("train_loss", 1e-6), ("val_loss", 1e-6), ("val_accuracy", 1e-7)):
         assert [r[name] for r in theirs["history"]] == pytest.approx([r[name] for r in history], rel=rel)
+
+    model = regressor()  # and where what is counted differs between samples
+    history = fit(model, Points(), Points(11), COUNTED, task=Nearness(), progress=False)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(theirs["counted"][name], value, rtol=1e-9, atol=1e-10)
+    for name in ("train_loss", "grad_norm", "val_loss", "furthest"):
+        assert [r[name] for r in theirs["counts"]] == pytest.approx([r[name] for r in history], rel=1e-6)
 
 
 # ----------------------------------------------------------------------------------------------------------- errors

@@ -17,6 +17,7 @@ _EXPORTS = {
     "create_model": "factory",
     "list_models": "registry",
     "load_weights": "weights",
+    "predict": "inference",
     "register_model": "registry",
     "save_weights": "weights",
     "VisionTransformer": "vit",

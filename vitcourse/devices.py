@@ -5,12 +5,13 @@ The engine, the graders, ``course.setup``, the command line and the benchmarks a
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _session: torch.device | None = None  # what `use_device` chose
 
@@ -95,6 +96,23 @@ def describe_device(device: torch.device) -> str:
         return "the CPU"
     name = getattr(torch.get_device_module(device), "get_device_name", None)  # Apple's has none
     return name(device) if name else str(device)
+
+
+def map_tensors(tree: Any, function: Callable[[Tensor], Any]) -> Any:
+    """Apply ``function`` to the tensors of nested tuples, lists and dicts; everything else stays.
+
+    >>> map_tensors({"boxes": [torch.ones(2), torch.ones(3)], "name": "a"}, len)
+    {'boxes': [2, 3], 'name': 'a'}
+    """
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: map_tensors(value, function) for key, value in tree.items()}
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(value, function) for value in tree))
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(map_tensors(value, function) for value in tree)
+    return tree
 
 
 # ----------------------------------------------------------------------------------------------- what devices differ in

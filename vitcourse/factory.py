@@ -23,7 +23,8 @@ def create_model(
 
     Returns:
         the model; ``model.preprocess`` says how its images are prepared: mean, std, interpolation and crop as the
-        weights were trained with, at the size that the model was built for.
+        weights were trained with, at the size that the model was built for. ``model.classes`` has the names of the
+        classes, if a file says them and the head is still the one that it was saved with; else it is None.
 
     Raises:
         ValueError: an unknown name, with the nearest ones; a file that does not say how its model is built, or another
@@ -63,6 +64,9 @@ def _from_file(path: str | Path, overrides: Mapping[str, Any]) -> nn.Module:
                 raise ValueError(
                     f"quantized models are not trained for other {what}; train the real one, then quantize"
                 )
+        classes = saved.get("classes")
+        if classes and len(classes) == getattr(model, "num_classes", None):
+            model.classes = list(classes)
         return restore_forms(model, saved)
     except ValueError as error:
         raise ValueError(f"{path} cannot be rebuilt: {error}") from error

@@ -1,6 +1,7 @@
 """Figures of the lessons: one style, and the few plots that more than one lesson draws."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -23,26 +24,33 @@ BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK = (
 COLOURS = (BLUE, ORANGE, GREEN, RED, SKY, PURPLE, BLACK)
 
 
+# The look of every figure in the course: small files, readable labels, colours for everybody.
+STYLE = {
+    "figure.dpi": 80,
+    "savefig.dpi": 80,
+    "figure.constrained_layout.use": True,
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.prop_cycle": plt.cycler(color=COLOURS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "image.cmap": "viridis",
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+    "lines.markersize": 6,
+}
+
+
 def use_style() -> None:
-    """The look of every figure in the course: small files, readable labels, colours for everybody."""
-    plt.rcParams.update(
-        {
-            "figure.dpi": 80,
-            "savefig.dpi": 80,
-            "figure.constrained_layout.use": True,
-            "font.size": 11,
-            "axes.titlesize": 12,
-            "axes.prop_cycle": plt.cycler(color=COLOURS),
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.25,
-            "image.cmap": "viridis",
-            "legend.frameon": False,
-            "lines.linewidth": 2,
-            "lines.markersize": 6,
-        }
-    )
+    """Draw every figure from now on in the style of the course."""
+    plt.rcParams.update(STYLE)
+
+
+def styled() -> AbstractContextManager[None]:
+    """The style of the course for a while; what a program has set is then as it was."""
+    return plt.rc_context(STYLE)
 
 
 def panels(rows: int = 1, columns: int = 1, *, width: float = 3.0, height: float = 3.0) -> tuple[Figure, np.ndarray]:
@@ -62,7 +70,7 @@ def show_image(ax: Axes, image: Tensor, title: str = "", **options: Any) -> None
     if image.ndim == 3:
         image = image.permute(1, 2, 0)
         image = image.float().clamp(0, 1) if image.is_floating_point() else image
-    ax.imshow(image.float() if image.dtype == torch.bfloat16 else image, **options)
+    ax.imshow((image.float() if image.dtype == torch.bfloat16 else image).numpy(), **options)
     ax.set_axis_off()
     ax.set_title(title)
 

@@ -138,6 +138,8 @@ def list_models(pattern: str = "*") -> list[str]:
 def build_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """A model by name, with its initial weights; ``model.name`` and ``model.model_args`` say how it was built.
 
+    ``model.classes``, the classes' names, is None: nobody has trained it yet.
+
     Raises:
         ValueError: an unknown name, with the nearest ones; see also the model's class.
         TypeError: an argument that the model does not have, with the nearest.
@@ -148,7 +150,7 @@ def build_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     entry = models[name]
     _check_arguments(name, entry.build, arguments)
     model = entry.build(**{**entry.defaults, **arguments})
-    model.name, model.model_args = name, dict(arguments)
+    model.name, model.model_args, model.classes = name, dict(arguments), None
     preprocess, channels = entry.preprocess, getattr(model, "in_chans", len(entry.preprocess.mean))
     if channels != len(preprocess.mean):  # nobody has trained it yet
         preprocess = replace(preprocess, mean=(0.5,) * channels, std=(0.5,) * channels)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vitcourse.devices import kept_random_state, seed_all
+from vitcourse.devices import kept_random_state, map_tensors, seed_all
 
 from .cases import Case
 
@@ -136,19 +136,6 @@ def isolated(seed: int) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------------------------- trees
-
-
-def map_tensors(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """Apply `function` to the tensors of nested lists, tuples and dicts; leave everything else."""
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, dict):
-        return {key: map_tensors(value, function) for key, value in tree.items()}
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_tensors(value, function) for value in tree))
-    if isinstance(tree, (list, tuple)):
-        return type(tree)(map_tensors(value, function) for value in tree)
-    return tree
 
 
 def leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:

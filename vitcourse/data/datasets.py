@@ -109,8 +109,8 @@ class Augmented(Dataset):
     generator is seeded, and it is put back afterwards: the global random state is untouched. torchvision's v2
     transforms draw from that generator; one that draws from ``random`` or ``numpy.random`` would not be reproducible.
 
-    ``transform`` may be None where ``dataset`` has its own, which is then seeded too. The facts (``classes``,
-    ``targets``, ...) are those of ``dataset``.
+    ``transform`` may be None where ``dataset`` has its own, which is then seeded too; items need not be pairs then. The
+    facts (``classes``, ``targets``, ...) are those of ``dataset``.
 
     >>> from vitcourse.data import open_dataset, train_transform
     >>> fashion = open_dataset("fashion_mnist_subset", "test")
@@ -140,6 +140,8 @@ class Augmented(Dataset):
             items = [self._draw(drawn, *(key if isinstance(key, tuple) else (0, key))) for key in keys]
         finally:
             torch.default_generator.set_state(state)
+        if self.transform is None:
+            return items  # of whatever form: several views, boxes, clips
         images, labels = zip(*items, strict=True)
         if fixed and len({getattr(image, "shape", None) for image in images}) == 1:
             images = apply(fixed, torch.stack(images))
@@ -147,12 +149,12 @@ class Augmented(Dataset):
             images = [apply(fixed, image) for image in images]
         return list(zip(images, labels, strict=True))
 
-    def _draw(self, steps: list[Callable], epoch: int, index: int) -> tuple[Any, int]:
+    def _draw(self, steps: list[Callable], epoch: int, index: int) -> Any:
         # Hashed, because a sum such as seed + epoch + index would come to the same for many items.
         key = hashlib.blake2b(struct.pack("<3q", self.seed, epoch, index), digest_size=8).digest()
         torch.default_generator.manual_seed(int.from_bytes(key, "little"))
-        image, label = self.dataset[index]
-        return apply(steps, image), label
+        item = self.dataset[index]
+        return item if self.transform is None else (apply(steps, item[0]), item[1])
 
 
 def subset(dataset: Dataset, n: int, seed: int = 0) -> Subset:

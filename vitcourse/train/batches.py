@@ -7,11 +7,13 @@ micro-batch takes a part of each entry.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+
+from vitcourse.devices import map_tensors
 
 from .augment import seed_of
 from .config import TrainConfig
@@ -82,6 +84,29 @@ class Share:
         return even_slices(mine[self.rank].start, mine[self.rank].stop, self.accum) if self.rank < len(mine) else []
 
 
+class Batcher(Protocol):
+    """Who says what a batch is: a task, or :class:`Pairs`."""
+
+    takes_pairs: bool  # (images, labels), which may also be taken at once from a data set that holds them
+
+    def collate(self, samples: list[Any]) -> Any: ...
+
+    def check_batch(self, batch: Any) -> None: ...
+
+
+def check_plan(plan: Plan, share: Share) -> None:
+    """Raise ValueError unless every batch has samples, and every process a part of it."""
+    n, size = plan.num_images, plan.batch_size
+    if plan.drop_last and n < size:
+        raise ValueError(f"train_set has {n} images, fewer than batch_size {size}; use --batch-size {n} or less")
+    last = size if plan.drop_last else min(size, n % size or size)
+    if len(even_slices(0, last, share.world)) < share.world:
+        raise ValueError(
+            f"a batch of {last} images is too small for {share.world} processes, who take pairs; use "
+            "--drop-last and a larger --batch-size"
+        )
+
+
 def in_memory(dataset: Dataset) -> tuple[Tensor, Tensor] | None:
     """The images (N, C, H, W) and labels (N,) of a data set that holds them as a tensor and has no transform."""
     if isinstance(dataset, Subset):
@@ -93,21 +118,38 @@ def in_memory(dataset: Dataset) -> tuple[Tensor, Tensor] | None:
     return images, torch.as_tensor(dataset.targets)
 
 
-def choose_memory(dataset: Dataset, loader: str) -> tuple[Tensor, Tensor] | None:
-    """``in_memory(dataset)`` as the ``loader`` option wants it.
+def choose_memory(dataset: Dataset, loader: str, batcher: Batcher) -> tuple[Tensor, Tensor] | None:
+    """``in_memory(dataset)`` as the ``loader`` option wants it, for whoever takes pairs.
 
     Raises:
-        ValueError: ``loader="memory"`` and a data set that is not held in memory.
+        ValueError: ``loader="memory"`` and a data set that is not held in memory, or a task with batches of its own.
     """
     if loader == "workers":
         return None
-    held = in_memory(dataset)
+    if not batcher.takes_pairs and loader == "memory":
+        raise ValueError("loader 'memory' is for pairs (image, label), and this task has other batches; use 'workers'")
+    held = in_memory(dataset) if batcher.takes_pairs else None
     if held is None and loader == "memory":
         raise ValueError(
             "loader 'memory' needs a data set with a tensor `images` (N, C, H, W), `targets` and no transform; "
             "use loader 'workers'"
         )
     return held
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images (B, C, H, W) and labels (B,) below ``num_classes`` (None: not looked at)."""
+
+    num_classes: int | None = None
+    takes_pairs = True
+
+    def collate(self, samples: list[Any]) -> Any:
+        return default_collate(samples)
+
+    def check_batch(self, batch: tuple[Tensor, Tensor]) -> None:
+        if self.num_classes is not None:
+            check_labels(batch[1], self.num_classes, "the data set")
 
 
 def train_batches(
@@ -117,26 +159,26 @@ def train_batches(
     steps: range,
     config: TrainConfig,
     device: torch.device,
-    num_classes: int | None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The micro-batches (images, labels) of one process in ``steps``, in order, on the device.
+    batcher: Batcher,
+) -> Iterator[Any]:
+    """The micro-batches of one process in ``steps``, in order, on the device.
 
     One iterator serves all epochs, so that worker processes start once and read ahead across their borders.
 
     Raises:
-        ValueError: a label that is not below ``num_classes`` (None: not looked at).
+        ValueError: what ``batcher.check_batch`` finds; a data set that is to be held in memory, and cannot be.
     """
     keys = (
         [(plan.epoch_of(step), index) for index in plan.batch(step)[part].tolist()]
         for step in steps
         for part in share.slices(len(plan.batch(step)))
     )
-    held = choose_memory(dataset, config.loader)
+    held = choose_memory(dataset, config.loader, batcher)
     if held is None:
         from vitcourse.data import Augmented
 
         seeded = dataset if isinstance(dataset, Augmented) else Augmented(dataset, seed=config.seed)
-        yield from _load(seeded, keys, config, device, num_classes)
+        yield from _load(seeded, keys, config, device, batcher)
         return
     images, labels = (t.to(device) for t in held)
     for batch in keys:
@@ -145,55 +187,38 @@ def train_batches(
 
 
 def eval_batches(
-    dataset: Dataset, share: Share, config: TrainConfig, device: torch.device, num_classes: int | None
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every image of ``dataset`` once, over all processes together: process r has images r, r + world, …"""
+    dataset: Dataset, share: Share, config: TrainConfig, device: torch.device, batcher: Batcher
+) -> Iterator[Any]:
+    """Every sample of ``dataset`` once, over all processes together: process r has samples r, r + world, …"""
     mine = torch.arange(share.rank, len(dataset), share.world)
     chunks = [chunk for chunk in mine.split(config.eval_batch_size) if len(chunk)]
-    held = choose_memory(dataset, "workers" if config.loader == "workers" else "auto")
+    held = choose_memory(dataset, "workers" if config.loader == "workers" else "auto", batcher)
     if held is None:
-        yield from _load(dataset, [chunk.tolist() for chunk in chunks], config, device, num_classes)
+        if not batcher.takes_pairs:  # views that are drawn at random are the same in every evaluation
+            from vitcourse.data import Augmented
+
+            dataset = Augmented(dataset, seed=config.seed)
+        yield from _load(dataset, [chunk.tolist() for chunk in chunks], config, device, batcher)
         return
     for chunk in chunks:
         yield held[0][chunk].to(device), held[1][chunk].to(device)
 
 
 def _load(
-    dataset: Dataset, batches: Iterable[list[Any]], config: TrainConfig, device: torch.device, num_classes: int | None
-) -> Iterator[tuple[Tensor, Tensor]]:
+    dataset: Dataset, batches: Iterable[list[Any]], config: TrainConfig, device: torch.device, batcher: Batcher
+) -> Iterator[Any]:
     pinned = device.type == "cuda"  # copies while it computes, which is safe from memory that stays where it is
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=config.num_workers,
+        collate_fn=batcher.collate,
         pin_memory=pinned,
         generator=torch.Generator().manual_seed(config.seed),  # else it would draw from the global one
     )
-    for images, labels in loader:
-        if num_classes is not None:
-            check_labels(labels, num_classes, "the data set")
-        yield images.to(device, non_blocking=pinned), labels.to(device, non_blocking=pinned)
-
-
-def check_data(dataset: Dataset, name: str, *, num_classes: int | None, model: torch.nn.Module) -> None:
-    """Look at a data set before a run: is it empty, do its labels and images fit the model?
-
-    Raises:
-        ValueError: it is empty, a label is out of range, or channels, size or the number of classes differ.
-    """
-    if len(dataset) == 0:
-        raise ValueError(f"{name} is empty; give a data set with at least one image")
-    classes = getattr(dataset, "classes", None)
-    if classes is not None and num_classes is not None and len(classes) != num_classes:
-        raise ValueError(
-            f"the model's num_classes is {num_classes} but {name} has {len(classes)} classes; "
-            f"build the model with num_classes={len(classes)}"
-        )
-    targets = getattr(dataset, "targets", None)
-    if targets is not None and num_classes is not None:
-        check_labels(torch.as_tensor(targets), num_classes, name)
-    image, _ = dataset[0]
-    check_image(image, model, name)
+    for batch in loader:
+        batcher.check_batch(batch)
+        yield map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=pinned))
 
 
 def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
@@ -206,19 +231,12 @@ def check_labels(labels: Tensor, num_classes: int, name: str) -> None:
         )
 
 
-def check_image(image: Any, model: torch.nn.Module, name: str) -> None:
-    if not isinstance(image, Tensor) or image.ndim != 3:
-        what = f"a tensor of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
-        raise ValueError(f"images of {name} must be tensors (C, H, W), got {what}; convert them in the transform")
-    channels, *size = image.shape
-    in_chans, img_size = getattr(model, "in_chans", channels), getattr(model, "img_size", size)
-    if in_chans != channels:
-        raise ValueError(f"{name} has {channels}-channel images, the model's in_chans is {in_chans}; make them agree")
-    img_size = [img_size] * 2 if isinstance(img_size, int) else list(img_size)
-    if img_size != size:
-        raise ValueError(
-            f"{name} has images of {size[0]}×{size[1]}, the model's img_size is {img_size[0]}×{img_size[1]}; "
-            f"build the model with img_size={size[0]} or resize the images"
-        )
-    if image.is_floating_point() and not bool(image.isfinite().all()):
-        raise ValueError(f"{name} has NaN or infinite pixels; check the transform and the files")
+def has_bad_numbers(sample: Any) -> bool:
+    """Whether something in a sample is NaN or infinite.
+
+    >>> has_bad_numbers((torch.tensor([0.0, torch.inf]), 3))
+    True
+    """
+    found: list[bool] = []
+    map_tensors(sample, lambda t: found.append(t.is_floating_point() and not bool(t.isfinite().all())))
+    return any(found)

@@ -1,4 +1,4 @@
-"""``python -m vitcourse.train``: a model and a data set by name, every field of TrainConfig as a flag."""
+"""``vitcourse train``: a model and a data set by name, every field of TrainConfig as a flag."""
 
 import argparse
 import ast
@@ -120,7 +120,7 @@ class _UNSET:
 
 def make_parser(recipe: dict[str, Any]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m vitcourse.train",
+        prog="vitcourse train",
         description="Train a model of vitcourse. Launched by torchrun or accelerate launch, the same command uses "
         "several devices.",
         allow_abbrev=False,

@@ -5,29 +5,29 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from vitcourse.devices import describe_device, device_of, kept_random_state, seed_all
+from vitcourse.devices import describe_device, device_of, kept_random_state, seed_all, widest_float
+from vitcourse.inference import frozen_modules
 from vitcourse.weights import HEADER_KEYS, check_saveable, save_weights, unwrap
 
-from .augment import Mixer, augment, seed_of
-from .batches import Plan, check_data, even_slices, train_batches
+from .augment import seed_of
+from .batches import Plan, check_plan, has_bad_numbers, train_batches
+from .classification import EvalFn, FunctionTask, LossFn
 from .config import TrainConfig, TrainingError
-from .evaluation import evaluate, find_mean_std, normalise
+from .ledger import Ledger, check_scale
 from .optim import Ema, learning_rate, make_optimizer, param_groups, set_learning_rate
 from .record import History, RunFolder, TensorBoard
 from .runtime import Processes, autocast, deterministic, memory_errors, resolve_precision
+from .task import Count, Part, Task, check_task, is_better
 
-LossFn = Callable[[nn.Module, Tensor, Tensor], Tensor]
-EvalFn = Callable[[nn.Module, Dataset], dict[str, float]]
+EpochHook = Callable[[dict[str, Any]], None]
 
 
 def fit(
@@ -41,10 +41,11 @@ def fit(
     loss_fn: LossFn | None = None,
     eval_fn: EvalFn | None = None,
     groups: list[dict[str, Any]] | None = None,
-    on_epoch_end: Callable[[dict[str, Any]], None] | None = None,
+    on_epoch_end: EpochHook | None = None,
     about: dict[str, Any] | None = None,
     command: str | None = None,
     progress: bool = True,
+    task: Task | None = None,
 ) -> History:
     """Train ``model`` in place and return what happened, one row per epoch.
 
@@ -53,6 +54,9 @@ def fit(
     (then only crops, flips and mixing apply). Afterwards the model holds the weights that the last evaluation
     measured, which with ``config.ema`` are their running mean, and is in evaluation mode.
 
+    What a caller has frozen stays frozen: parts in evaluation mode of a model in training mode, and batch norms without
+    a parameter to train (:func:`vitcourse.inference.frozen_modules`).
+
     Where it trains, ``config.device`` says. By ``"auto"`` a model that lies on an accelerator stays there; any other
     moves to the device of the session (:func:`vitcourse.devices.resolve_device`), and a line on stderr says so.
 
@@ -60,8 +64,9 @@ def fit(
     batch; ``config.batch_size`` stays the size of the whole.
 
     Args:
-        model: images (B, C, H, W) to logits (B, num_classes), or whatever ``loss_fn`` makes of it.
-        train_set: pairs (image, label); a random transform in it is seeded by (seed, epoch, index).
+        model: images (B, C, H, W) to logits (B, num_classes), or whatever ``loss_fn`` or ``task`` makes of it.
+        train_set: pairs (image, label), or the samples that ``task`` takes; a random transform in it is seeded by
+            (seed, epoch, index).
         val_set: evaluated after every ``config.eval_every`` epochs and at the end.
         config: every other choice; the defaults are in :class:`TrainConfig`.
         out_dir: folder for checkpoints, metrics and weights; without one nothing is written.
@@ -74,9 +79,10 @@ def fit(
         about: facts that must not change between a run and its continuation, and that go into the weights file.
         command: the command line of this run, to be kept beside the weights.
         progress: show a bar on stderr.
+        task: what is learned, where it is not image classification; takes the place of ``loss_fn`` and ``eval_fn``.
 
     Raises:
-        ValueError: data, model and config do not fit together; ``out_dir`` has another run.
+        ValueError: data, model, task and config do not fit together; ``out_dir`` has another run.
         TrainingError: the loss is not finite, memory is full, or a checkpoint is damaged.
 
     >>> from vitcourse.data import open_dataset, subset
@@ -87,20 +93,16 @@ def fit(
     (4, True)
     """
     config = config or TrainConfig()
+    if task is not None and (loss_fn or eval_fn):
+        raise ValueError("task brings its own loss and evaluation; leave out loss_fn and eval_fn")
+    task = task or FunctionTask(loss_fn, eval_fn)
     with memory_errors(config):
-        trainer = _Trainer(model, train_set, val_set, config, _Hooks(loss_fn, eval_fn, on_epoch_end), groups)
+        trainer = _Trainer(model, train_set, val_set, config, task, groups, on_epoch_end)
         if out_dir is not None:
             trainer.open(out_dir, resume, about or {}, command)
         elif resume or config.tensorboard:
             raise ValueError("resume and tensorboard need an out_dir")
         return trainer.run(progress)
-
-
-@dataclass(frozen=True)
-class _Hooks:
-    loss: LossFn | None
-    evaluate: EvalFn | None
-    on_epoch_end: Callable[[dict[str, Any]], None] | None
 
 
 class _Trainer:
@@ -112,10 +114,12 @@ class _Trainer:
         train_set: Dataset,
         val_set: Dataset | None,
         config: TrainConfig,
-        hooks: _Hooks,
+        task: Task,
         groups: list[dict[str, Any]] | None,
+        on_epoch_end: EpochHook | None,
     ) -> None:
-        self.model, self.train_set, self.val_set, self.config, self.hooks = model, train_set, val_set, config, hooks
+        self.model, self.train_set, self.val_set, self.config, self.task = model, train_set, val_set, config, task
+        self.on_epoch_end = on_epoch_end
         if config.threads:
             torch.set_num_threads(config.threads)
         self.processes = Processes(config, model)
@@ -123,43 +127,25 @@ class _Trainer:
         self.precision = resolve_precision(config.precision, self.device)
         self.share = self.processes.share(config.accum)
         self.plan = Plan(len(train_set), config.batch_size, config.drop_last, config.seed)
-        self.num_classes = self._check_data()
+        check_task(task, config, self.share.world)
+        task.check_data(model, train_set, val_set, config)
+        check_plan(self.plan, self.share)
         self.total_steps = config.max_steps or config.epochs * self.plan.steps_per_epoch
         self._prepare_model(groups)
 
         self.folder: RunFolder | None = None
         self.tensorboard: TensorBoard | None = None
         self.command: str | None = None
-        self.step, self.history, self.best = 0, History(), -1.0
-        self.epoch_loss, self.epoch_norm, self.epoch_images, self.epoch_seconds = 0.0, 0.0, 0, 0.0
-        self.pending: list[Tensor] = []  # losses and gradient norms that are still on the device
+        self.step, self.history = 0, History()
+        self.best: float | None = None
+        self.ledger = Ledger(self.processes.sum, self.precision)
         self.about = {
+            "task": task.name,
             "images": len(train_set),
             "model_class": type(unwrap(model)).__name__,
             "precision": self.precision,
+            **task.settings(),
         }
-
-    def _check_data(self) -> int | None:
-        """The number of classes; None if it is unknown, or a loss of the caller's own needs none."""
-        config, classes = self.config, getattr(self.train_set, "classes", None)
-        num_classes = getattr(self.model, "num_classes", None) or (len(classes) if classes else None)
-        if self.hooks.loss is not None and not (config.mixup or config.cutmix):
-            num_classes = None
-        for dataset, name in ((self.train_set, "train_set"), (self.val_set, "val_set")):
-            if dataset is not None:
-                check_data(dataset, name, num_classes=num_classes, model=self.model)
-        if (config.mixup or config.cutmix) and num_classes is None:
-            raise ValueError("mixup and cutmix need the number of classes; give the model `num_classes`")
-        n, size = len(self.train_set), config.batch_size
-        if config.drop_last and n < size:
-            raise ValueError(f"train_set has {n} images, fewer than batch_size {size}; use --batch-size {n} or less")
-        last = size if config.drop_last else min(size, n % size or size)
-        if len(even_slices(0, last, self.share.world)) < self.share.world:
-            raise ValueError(
-                f"a batch of {last} images is too small for {self.share.world} processes, who take pairs; use "
-                "--drop-last and a larger --batch-size"
-            )
-        return num_classes
 
     def _prepare_model(self, groups: list[dict[str, Any]] | None) -> None:
         model, config = self.model, self.config
@@ -169,14 +155,17 @@ class _Trainer:
             model.set_grad_checkpointing(True)
         lies = device_of(model)
         self.moved = lies is not None and lies.type != self.device.type
+        self.frozen = frozen_modules(model)
         model.to(self.device)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
-        self.mean_std = find_mean_std(model, self.train_set, self.device)
+        self.task.setup(unwrap(model), self.train_set, config, self.device)
         self.ema = Ema(model, config.ema) if config.ema else None
-        self.parameters = [p for p in model.parameters() if p.requires_grad]
         # A wrapper's names have a prefix, by which no_weight_decay would not find its parameters.
         self.optimizer = make_optimizer(groups or param_groups(unwrap(model), config.weight_decay), config)
+        trained = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
+        self.parameters = [p for p in model.parameters() if trained.pop(id(p), None) is not None]
+        self.parameters += trained.values()  # what is in the caller's groups, and not in the model
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.replica = self.processes.wrap(model)
         self.net = torch.compile(self.replica) if config.compile else self.replica
@@ -201,7 +190,7 @@ class _Trainer:
         config, steps = self.config, range(self.step, self.total_steps)
         if self.moved and progress and self.processes.is_main:
             print(f"vitcourse: the model moves to {self.device} ({describe_device(self.device)})", file=sys.stderr)
-        batches = train_batches(self.train_set, self.plan, self.share, steps, config, self.device, self.num_classes)
+        batches = train_batches(self.train_set, self.plan, self.share, steps, config, self.device, self.task)
         bar = tqdm(
             total=self.total_steps,
             initial=self.step,
@@ -210,63 +199,76 @@ class _Trainer:
             mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file needs no smooth bar
         )
         with bar, kept_random_state(), deterministic(config.deterministic):
+            self.model.zero_grad(set_to_none=True)  # what a caller's own backward pass has left
             self.model.train()
+            for module in self.frozen:
+                module.training = False
             while self.step < self.total_steps:
                 started = time.perf_counter()
                 self._train_step(batches)
-                self.epoch_seconds += time.perf_counter() - started
+                self.ledger.seconds += time.perf_counter() - started
                 bar.update()
                 self._after_step(bar)
             self._finish()
         return self.history
 
-    def _train_step(self, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
-        config, step = self.config, self.step
-        size = len(self.plan.batch(step))
-        mixer = Mixer(config, self.num_classes, step, size) if config.mixup or config.cutmix else None
+    def _train_step(self, batches: Iterator[Any]) -> None:
+        size, world = len(self.plan.batch(self.step)), self.share.world
+        expected = size * self.task.per_sample
         slices = self.share.slices(size)
         loss_sum = torch.zeros((), device=self.device)
+        counted = torch.zeros((), dtype=widest_float(self.device), device=self.device)
         for part in slices:
-            images, labels = self._prepare(next(batches), part, mixer)
-            seed_all(seed_of(config.seed, step, part.start))  # of dropout and stochastic depth
+            batch = self.task.prepare(next(batches), self._place(part, size))
+            seed_all(seed_of(self.config.seed, self.step, part.start))  # of dropout and stochastic depth
             last = part is slices[-1]
             with contextlib.nullcontext() if last else self.processes.no_sync(self.replica):
                 with autocast(self.device, self.precision):
-                    loss = (self.hooks.loss or self._cross_entropy)(self.net, images, labels)
-                # Means of the parts, weighted by their sizes, are the mean of the whole; DDP divides by `world`.
-                weight = (part.stop - part.start) / size
-                self.scaler.scale(loss * (weight * self.share.world)).backward()
-            loss_sum += loss.detach() * weight
-        self._update(loss_sum)
+                    loss, count = self.task.contribution(self.net, batch, expected)
+                self._check_loss(loss, count, part.stop - part.start)
+                # Means of the parts, weighted by their counts, are the mean of the whole; DDP divides by `world`.
+                self.scaler.scale(loss * world).backward()
+            loss_sum += loss.detach()
+            if not self.task.counts_samples:
+                counted += torch.as_tensor(count).detach().to(counted)
+        # Until all parts were seen, nobody knew the count that the sum is to be divided by.
+        self._update(loss_sum, None if self.task.counts_samples else _ratio(expected, self.processes.sum(counted)))
 
-    def _prepare(self, batch: tuple[Tensor, Tensor], part: slice, mixer: Mixer | None) -> tuple[Tensor, Tensor]:
-        images, labels = batch
-        index = self.plan.batch(self.step)[part]
-        images = augment(images, index, self.plan.epoch_of(self.step), self.config)
-        images = normalise(images, self.mean_std)
-        if self.config.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
-        return mixer(images, labels, part.start) if mixer else (images, labels)
+    def _place(self, part: slice, size: int) -> Part:
+        return Part(self.plan.epoch_of(self.step), self.step, part.start, size, self.plan.batch(self.step)[part])
 
-    def _cross_entropy(self, net: nn.Module, images: Tensor, targets: Tensor) -> Tensor:
-        logits = net(images)
-        if logits.ndim != 2 or (self.num_classes and logits.shape[1] != self.num_classes):
-            expected = f"(B, {self.num_classes or 'num_classes'})"
-            raise ValueError(f"the model's output has shape {tuple(logits.shape)}, expected logits {expected}")
-        return F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
+    def _check_loss(self, loss: Tensor, count: Count, samples: int) -> None:
+        if self.task.counts_samples and count != samples:
+            raise ValueError(
+                f"task {self.task.name!r} counts {count} of {samples} samples, and says that it counts samples; leave "
+                "counts_samples False"
+            )
+        if loss.ndim or not loss.requires_grad:
+            what = f"has shape {tuple(loss.shape)}" if loss.ndim else "does not depend on a trained parameter"
+            raise ValueError(
+                f"the loss of task {self.task.name!r} {what}; return one number that the model's output enters, also "
+                "where nothing is counted"
+            )
 
-    def _update(self, loss: Tensor) -> None:
+    def _update(self, loss: Tensor, correction: Tensor | None = None) -> None:
         config = self.config
         set_learning_rate(self.optimizer, learning_rate(self.step, self.total_steps, config))
         self.scaler.unscale_(self.optimizer)
+        if correction is not None:
+            loss = loss * correction
+            for parameter in self.parameters:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(correction.to(parameter.grad.dtype))
         norm = nn.utils.clip_grad_norm_(self.parameters, config.clip_grad or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)  # also of what is in none of the caller's groups
         if self.ema:
             self.ema.update(self.model, self.step)
-        self.pending.append(torch.stack([loss.float(), norm.float()]))
-        self.epoch_images += len(self.plan.batch(self.step))
+        with torch.no_grad():
+            self.task.after_step(unwrap(self.model), self.step, self.total_steps)
+        self.ledger.add(loss, norm, len(self.plan.batch(self.step)))
         self.step += 1
 
     # ------------------------------------------------------------------------------ between the steps: keep records
@@ -275,81 +277,67 @@ class _Trainer:
         config, finished = self.config, self.step == self.total_steps
         epoch_ends = self.step % self.plan.steps_per_epoch == 0 or finished
         due = self.step % config.checkpoint_every == 0 if config.checkpoint_every else epoch_ends
-        if epoch_ends or due or self.device.type == "cpu" or len(self.pending) >= 50:
+        if epoch_ends or due or self.device.type == "cpu" or len(self.ledger.pending) >= 50:
             self._check_losses()
         if epoch_ends:
             self._end_epoch(finished)
-            bar.set_postfix({k: round(v, 4) for k, v in self.history[-1].items() if k in _SHOWN and v is not None})
+            bar.set_postfix({k: round(v, 4) for k, v in self.history[-1].items() if k in self.shown and v is not None})
         if due or finished:
             self._save()
 
     def _check_losses(self) -> None:
         """Fetch the losses of the last steps from the device, all at once, and stop if one is not finite."""
-        started, first = time.perf_counter(), self.step - len(self.pending)
-        losses, norms = torch.stack(self.pending, dim=1)
-        losses, norms = self.processes.sum(losses).tolist(), norms.tolist()
-        self.pending.clear()
-        self.epoch_seconds += time.perf_counter() - started  # this is where a GPU is waited for
-        for i, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
-            if not math.isfinite(loss) or not (math.isfinite(norm) or self.precision == "fp16"):
-                self._stop_not_finite(first + i, "loss" if not math.isfinite(loss) else "gradient")
-            self.epoch_loss += loss
-            self.epoch_norm += norm if math.isfinite(norm) else 0.0
-        if self.scaler.is_enabled() and self.scaler.get_scale() < 2**-14:
-            raise TrainingError(
-                f"fp16 gradients overflow at every scale (step {self.step}); use --precision fp32, or lower --lr"
-            )
+        if found := self.ledger.settle():
+            ago, what = found
+            self._stop_not_finite(self.step - ago, what)
+        check_scale(self.scaler, self.step)
 
     def _stop_not_finite(self, step: int, what: str) -> None:
         lr = learning_rate(step, self.total_steps, self.config)
-        images = (torch.as_tensor(self.train_set[int(i)][0]) for i in self.plan.batch(step))
         cause = (
             "that batch has images with NaN or infinite pixels: repair the data"
-            if any(i.is_floating_point() and not bool(i.isfinite().all()) for i in images)
+            if any(has_bad_numbers(self.train_set[int(i)]) for i in self.plan.batch(step))
             else f"lower --lr ({self.config.lr:g}), raise --warmup ({self.config.warmup:g}) or use --precision fp32"
         )
         has_checkpoint = self.folder is not None and self.folder.checkpoint.exists()
         kept = f"; the last good checkpoint is {self.folder.checkpoint}" if has_checkpoint else ""
         raise TrainingError(f"the {what} is not finite at step {step} (lr {lr:.3g}): {cause}{kept}")
 
+    @property
+    def shown(self) -> tuple[str, ...]:
+        return ("epoch", "train_loss", *self.task.metrics)
+
     def _end_epoch(self, finished: bool) -> None:
         epoch = self.plan.epoch_of(self.step - 1) + 1
-        first = (epoch - 1) * self.plan.steps_per_epoch
+        means, speed = self.ledger.close(self.step - (epoch - 1) * self.plan.steps_per_epoch)
         row: dict[str, Any] = {
             "epoch": epoch,
             "step": self.step,
             "lr": learning_rate(self.step - 1, self.total_steps, self.config),
-            "train_loss": self.epoch_loss / (self.step - first),
-            "grad_norm": self.epoch_norm / (self.step - first),
-            "val_loss": None,
-            "val_accuracy": None,
-            "seconds": self.epoch_seconds,
-            "images_per_second": self.epoch_images / max(self.epoch_seconds, 1e-9),
+            **means,
+            **dict.fromkeys(self.task.metrics),
+            **speed,
         }
         if self.val_set is not None and (finished or epoch % self.config.eval_every == 0):
-            row.update(self._evaluate())
+            model = self.ema.model if self.ema else self.model
+            row.update(
+                self.task.evaluate(model, self.val_set, self.config, share=self.share, reduce=self.processes.sum)
+            )
         self.history.append(row)
-        self.epoch_loss, self.epoch_norm, self.epoch_images, self.epoch_seconds = 0.0, 0.0, 0, 0.0
         if self.processes.is_main:
             self._record(row)
 
-    def _evaluate(self) -> dict[str, float]:
-        model = self.ema.model if self.ema else self.model
-        if self.hooks.evaluate:
-            return self.hooks.evaluate(model, self.val_set)
-        return evaluate(
-            model, self.val_set, self.config, mean_std=self.mean_std, share=self.share, reduce=self.processes.sum
-        )
-
     def _record(self, row: dict[str, Any]) -> None:
-        accuracy = row.get("val_accuracy")
-        if self.folder and accuracy is not None and accuracy > self.best:
-            self._save_weights("best.safetensors", row)
-        self.best = max(self.best, accuracy if accuracy is not None else -1.0)
+        metric, direction = self.task.best or (None, "max")
+        value = row.get(metric)
+        if value is not None and is_better(value, self.best, direction):
+            self.best = value
+            if self.folder:
+                self._save_weights("best.safetensors", row)
         if self.tensorboard:
             self.tensorboard.write(row)
-        if self.hooks.on_epoch_end:
-            self.hooks.on_epoch_end(row)
+        if self.on_epoch_end:
+            self.on_epoch_end(row)
 
     def _finish(self) -> None:
         if self.ema:
@@ -374,7 +362,8 @@ class _Trainer:
                 "scaler": self.scaler.state_dict(),
                 "history": list(self.history),
                 "best": self.best,
-                "epoch": [self.epoch_loss, self.epoch_norm, self.epoch_images, self.epoch_seconds],
+                "epoch": self.ledger.state(),
+                "task": self.task.state_dict(),
             }
         )
         self.folder.write_metrics(self.history)
@@ -391,11 +380,12 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         self.step, self.best, self.history = state["step"], state["best"], History(state["history"])
-        self.epoch_loss, self.epoch_norm, self.epoch_images, self.epoch_seconds = state["epoch"]
+        self.ledger.load(state["epoch"])
+        self.task.load_state_dict(state.get("task", {}))
 
     def _save_weights(self, name: str, row: dict[str, Any]) -> None:
         model = self.ema.model if self.ema else self.model
-        measured = {k: row[k] for k in ("epoch", "step", "val_loss", "val_accuracy") if row[k] is not None}
+        measured = {k: row[k] for k in ("epoch", "step", *self.task.metrics) if row.get(k) is not None}
         facts = {
             "classes": getattr(self.train_set, "classes", None),
             "seed": self.config.seed,
@@ -406,4 +396,6 @@ class _Trainer:
         save_weights(model, self.folder.path / name, half=self.config.save_dtype == "fp16", **facts)
 
 
-_SHOWN = ("epoch", "train_loss", "val_loss", "val_accuracy")
+def _ratio(expected: float, counted: Tensor) -> Tensor:
+    """What brings a sum divided by ``expected`` to a mean over what was counted; 1 where that is nothing."""
+    return torch.where(counted > 0, expected / counted.clamp(min=torch.finfo(counted.dtype).tiny), 1.0)

@@ -1,7 +1,6 @@
-"""Accuracy and loss of a model on a data set, and what training and evaluation share: normalisation, and eval mode."""
+"""Accuracy and loss of a model on a data set."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +8,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vitcourse.devices import device_of, resolve_device
+from vitcourse.inference import MeanStd, evaluating, find_mean_std, normalise
 
-from .batches import Share, eval_batches
+from .batches import Pairs, Share, eval_batches
 from .config import TrainConfig
 from .runtime import autocast
-
-MeanStd = tuple[Tensor, Tensor]
 
 
 def evaluate(
@@ -30,9 +28,9 @@ def evaluate(
 
     Args:
         model: images (B, C, H, W) to logits (B, num_classes); it is evaluated where it lies.
-        dataset: pairs (image, label); uint8 images are normalised as in :func:`find_mean_std`.
+        dataset: pairs (image, label); uint8 images are normalised as in :func:`vitcourse.inference.find_mean_std`.
         config: gives precision, ``eval_batch_size``, ``loader`` and ``num_workers``.
-        mean_std: used in place of what :func:`find_mean_std` finds.
+        mean_std: used in place of what ``find_mean_std`` finds.
         share: which of several processes this is; each then takes its share of the images, every image exactly once.
         reduce: sums a tensor over these processes.
 
@@ -45,6 +43,31 @@ def evaluate(
     >>> sorted(evaluate(model, open_dataset("fashion_mnist_subset", "test")))
     ['val_accuracy', 'val_loss']
     """
+    total = torch.zeros(2, device=device_of(model))
+
+    def add(logits: Tensor, labels: Tensor) -> None:
+        nonlocal total
+        loss = F.cross_entropy(logits, labels, reduction="sum")
+        total = total.to(loss.device) + torch.stack([loss, (logits.argmax(1) == labels).sum()])
+
+    visit_logits(model, dataset, add, config, mean_std=mean_std, share=share)
+    loss, correct = reduce(total).tolist()
+    return {"val_loss": loss / len(dataset), "val_accuracy": correct / len(dataset)}
+
+
+def visit_logits(
+    model: nn.Module,
+    dataset: Dataset,
+    visit: Callable[[Tensor, Tensor], None],
+    config: TrainConfig | None = None,
+    *,
+    mean_std: MeanStd | None = None,
+    share: Share | None = None,
+) -> None:
+    """Call ``visit(logits, labels)``, (B, num_classes) in float32 and (B,), for every batch of a data set.
+
+    The other arguments, and what is raised, are those of :func:`evaluate`.
+    """
     if len(dataset) == 0:
         raise ValueError("dataset is empty; give a data set with at least one image")
     config = config or TrainConfig()
@@ -53,55 +76,7 @@ def evaluate(
     if asked.type != device.type or (share is None and asked.index not in (None, device.index)):
         raise ValueError(f"the model lies on {device}, and device is {config.device!r}; move it: model.to(device)")
     mean_std = mean_std or find_mean_std(model, dataset, device)
-    batches = eval_batches(dataset, share or Share(), config, device, getattr(model, "num_classes", None))
-    total = torch.zeros(2, device=device)
+    batches = eval_batches(dataset, share or Share(), config, device, Pairs(getattr(model, "num_classes", None)))
     with evaluating(model), torch.inference_mode(), autocast(device, config.precision):
         for images, labels in batches:
-            logits = model(normalise(images, mean_std)).float()
-            loss = F.cross_entropy(logits, labels, reduction="sum")
-            total += torch.stack([loss, (logits.argmax(1) == labels).sum()])
-    loss, correct = reduce(total).tolist()
-    return {"val_loss": loss / len(dataset), "val_accuracy": correct / len(dataset)}
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards each part has its own mode back, be it a batch norm that was frozen.
-
-    >>> model = nn.Sequential(nn.BatchNorm2d(3).eval(), nn.Dropout())
-    >>> with evaluating(model):
-    ...     any(part.training for part in model.modules())
-    False
-    >>> [part.training for part in model.modules()]
-    [True, False, True]
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def find_mean_std(model: nn.Module, dataset: Dataset, device: torch.device) -> MeanStd | None:
-    """Per channel (C, 1, 1): the model's own mean and std if it has some, else the data set's; None if neither has.
-
-    Raises:
-        ValueError: neither has, and the images are uint8.
-    """
-    source = getattr(model, "preprocess", None) or dataset
-    if hasattr(source, "mean"):
-        mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (source.mean, source.std))
-        return mean, std
-    if torch.as_tensor(dataset[0][0]).dtype == torch.uint8:
-        raise ValueError("uint8 images need mean and std to be normalised; set model.preprocess or the data set's")
-    return None
-
-
-def normalise(images: Tensor, mean_std: MeanStd | None) -> Tensor:
-    """uint8 images (B, C, H, W) to standardised float32; floating-point images are what they should be already."""
-    if mean_std is None or images.is_floating_point():
-        return images
-    mean, std = mean_std
-    return (images.float() / 255 - mean) / std
+            visit(model(normalise(images, mean_std)).float(), labels)

@@ -14,12 +14,11 @@ import torch
 
 from .config import TrainConfig, TrainingError
 
-COLUMNS = ("epoch", "step", "lr", "train_loss", "grad_norm", "val_loss", "val_accuracy", "seconds", "images_per_second")
-
 
 class History(list[dict[str, Any]]):
-    """One row (a dict) per epoch: epoch and step (both counted from 1), lr, train_loss, grad_norm, val_loss,
-    val_accuracy, seconds and images_per_second. Epochs without an evaluation have None for its results.
+    """One row (a dict) per epoch: epoch and step (both counted from 1), lr, train_loss, grad_norm, what the task
+    measures (val_loss and val_accuracy), seconds and images_per_second. Epochs without an evaluation have None for its
+    results.
 
     >>> History([{"epoch": 1, "val_accuracy": 0.5}, {"epoch": 2, "val_accuracy": 0.7}]).column("val_accuracy")
     [0.5, 0.7]
@@ -94,8 +93,7 @@ class RunFolder:
     def write_metrics(self, history: History) -> None:
         """All rows again: a few kilobytes, and no row can then be missing or double after a resume."""
         text = io.StringIO()
-        extra = [name for row in history for name in row if name not in COLUMNS]
-        table = csv.DictWriter(text, [*COLUMNS, *dict.fromkeys(extra)])
+        table = csv.DictWriter(text, dict.fromkeys(name for row in history for name in row))
         table.writeheader()
         table.writerows(history)
         write_atomically(self.path / "metrics.csv", lambda f: f.write(text.getvalue().encode()))
@@ -103,7 +101,8 @@ class RunFolder:
 
 def _check_same(then: dict[str, Any], config: TrainConfig, about: dict[str, Any], path: Path) -> None:
     changes = config.differences(then["config"])
-    changes += [f"{k}: {then['about'].get(k)!r} then, {v!r} now" for k, v in about.items() if then["about"].get(k) != v]
+    earlier = {"task": about["task"], **then["about"]}  # a run from before there were tasks does not name its own
+    changes += [f"{k}: {earlier.get(k)!r} then, {v!r} now" for k, v in about.items() if earlier.get(k) != v]
     if changes:
         raise ValueError(
             f"the run in {path} cannot be continued with other settings:\n  "

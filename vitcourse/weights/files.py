@@ -35,7 +35,8 @@ def save_weights(model: nn.Module, path: str | Path, *, half: bool = False, **me
         path: where to; replaced in one step, so that a crash leaves the old file or the new one.
         half: store floating-point tensors as float16, at half the size; those with numbers beyond its range stay what
             they are.
-        metadata: anything else worth keeping beside them (accuracy, command, seed), as JSON can hold it.
+        metadata: anything else worth keeping beside them (accuracy, command, seed), as JSON can hold it; ``classes``
+            are those of ``model.classes``, unless given.
 
     Raises:
         ValueError: the model was changed in a way from which it cannot be rebuilt; a suffix other than
@@ -51,7 +52,7 @@ def save_weights(model: nn.Module, path: str | Path, *, half: bool = False, **me
     _tell_what_is_left_out(model)
     model = unwrap(model)
     tensors = tensors_to_save(model)
-    header = json.dumps({**_header(model, tensors), **metadata})
+    header = json.dumps({**_header(model, tensors), **_classes(model), **metadata})
     state = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     if half:
         state = {k: _half_if_finite(v) for k, v in state.items()}
@@ -129,6 +130,11 @@ def _header(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     header |= {"model": model.name, "model_args": arguments, **forms_of(model)}
     _check_rebuilt(header, model, tensors)
     return header
+
+
+def _classes(model: nn.Module) -> dict[str, list[str]]:
+    names = getattr(model, "classes", None)
+    return {"classes": list(names)} if names and len(names) == getattr(model, "num_classes", None) else {}
 
 
 def _shared(model: nn.Module) -> set[tuple[str, ...]]:

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
+from vitcourse.inference import evaluating, find_mean_std, normalise
 from vitcourse.layers import Mlp
-from vitcourse.train.evaluation import evaluating, find_mean_std, normalise
 
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W), as the model takes them, and labels (B,)
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits and labels to their mean loss

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vitcourse.devices import widest_float
-from vitcourse.train.evaluation import evaluating
+from vitcourse.inference import evaluating
 
 from .integers import scale_for
 

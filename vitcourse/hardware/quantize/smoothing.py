@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
-from vitcourse.train.evaluation import evaluating
+from vitcourse.inference import evaluating
 
 from .calibration import watch_inputs
 

@@ -1,0 +1,64 @@
+"""``vitcourse evaluate``: the metrics of a weights file on a data set, as JSON and as a figure."""
+
+import argparse
+import json
+from pathlib import Path
+
+from vitcourse.commands import check_suffix, guarded, open_weights
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure as the arguments say. Returns 0, or 1 after one line on stderr that says what is wrong."""
+    return guarded(run, argv)
+
+
+def run(argv: list[str]) -> int:
+    options = make_parser().parse_args(argv)
+    if options.json != "-":
+        check_suffix("--json", options.json, ".json")
+    check_suffix("--figure", options.figure, ".png", ".pdf", ".svg")
+    model, task = open_weights(options.weights, options.device)
+    result = {"weights": options.weights, **task.measure(model, options)}
+    text = json.dumps(result, indent=2, ensure_ascii=False)
+    if options.json == "-":
+        print(text)
+    else:
+        print(task.report(result))
+        if options.json:
+            Path(options.json).write_text(text + "\n", encoding="utf-8")
+    if options.figure:
+        task.draw(result).savefig(options.figure)
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vitcourse evaluate",
+        description="Measure a weights file on a data set, as the task asks that stands in the file: a classifier's "
+        "loss, accuracy, accuracy per class and confusion matrix.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file of vitcourse train, or of save_weights")
+    parser.add_argument(
+        "--data", required=True, help="fashion_mnist_subset, fashion_mnist, cifar10, … or imagefolder:PATH"
+    )
+    parser.add_argument("--split", help="train, val or test; by default test, or val where there is no test")
+    parser.add_argument("--data-root", help="folder of torchvision's data sets")
+    parser.add_argument("--download", action="store_true", help="download the data set if it is not there")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers there; - for stdout, in place of the report")
+    parser.add_argument("--figure", metavar="FILE", help="draw them there, a .png, .pdf or .svg")
+    add_running(parser)
+    return parser
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Flags about how, and not what."""
+    parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto: VITCOURSE_DEVICE, or what is here")
+    parser.add_argument("--batch-size", type=_positive, default=128, help="images at a time (%(default)s)")
+    parser.add_argument("--num-workers", type=int, default=0, help="processes that read images (%(default)s)")
+
+
+def _positive(text: str) -> int:
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
