@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from vitcourse import course
-from vitcourse.course import checks, exercises, grading, progress, running
+from vitcourse.course import checks, exercises, expectations, grading, progress, running
 from vitcourse.course.__main__ import main
 from vitcourse.course.checks import build, call, check, holds
 from vitcourse.course.comparing import differs
@@ -593,16 +594,21 @@ def test_differences_are_told(expected, got, told):
 @pytest.mark.parametrize(
     ("value", "bounds", "told"),
     [
-        (0.84, {"at_least": 0.81}, "✓ it ≥ 0.81"),
-        (torch.tensor(0.84), {"at_least": 0.81, "at_most": 0.9}, "✓ it ≥ 0.81 and ≤ 0.9"),
+        (0.84321, {"at_least": 0.81}, "✓ it ≥ 0.81 (measured 0.8432)"),
+        (torch.tensor(0.84), {"at_least": 0.81, "at_most": 0.9}, "✓ it ≥ 0.81 and ≤ 0.9 (measured 0.84)"),
+        (np.float32(1.5e-7), {"at_most": 1e-6}, "✓ it ≤ 1e-06 (measured 1.5e-07)"),
+        (86_567, {"at_most": 90_000}, "✓ it ≤ 90000 (measured 86567)"),
+        (True, {"equals": True}, "✓ it = True"),
         ((2, 3), {"equals": (2, 3)}, "✓ it = (2, 3)"),
         (None, {"equals": None}, "✓ it = None"),
-        (2.31, {"close_to": 2.3, "tol": 0.02}, "✓ it = 2.3 ± 0.02"),
+        (2.31, {"close_to": 2.3, "tol": 0.02}, "✓ it = 2.3 ± 0.02 (measured 2.31)"),
+        (-math.inf, {"at_most": 0}, "✓ it ≤ 0 (measured -inf)"),
     ],
 )
-def test_expect_prints_the_bound_and_not_the_value(capsys, value, bounds, told):
+def test_expect_prints_the_bound_and_what_was_measured(capsys, value, bounds, told):
     course.expect("it", value, **bounds)
     assert capsys.readouterr().out == told + "\n"
+    assert re.sub(expectations.MEASURED, "", told) == told.partition(" (measured")[0]
 
 
 @pytest.mark.parametrize(
@@ -618,11 +624,14 @@ def test_expect_prints_the_bound_and_not_the_value(capsys, value, bounds, told):
         (torch.tensor([1, 2]), {"equals": torch.tensor([1, 3])}),
     ],
 )
-def test_expect_raises_with_the_measured_value(capsys, value, bounds):
+def test_expect_raises_where_lessons_are_tested_and_goes_on_where_they_are_read(capsys, monkeypatch, value, bounds):
     with pytest.raises(course.ExpectationError) as error:
         course.expect("it", value, **bounds)
     assert f"it: measured {value}" in str(error.value)
     assert capsys.readouterr().out == ""
+    monkeypatch.delenv("VITCOURSE_STRICT")
+    course.expect("it", value, **bounds)
+    assert capsys.readouterr().out.startswith(f"✗ it: measured {value}, expected ")
 
 
 @pytest.mark.parametrize("bounds", [{}, {"close_to": 1}, {"equals": 1, "tol": 1}, {"at_least": math.nan}])

@@ -104,7 +104,7 @@ def test_the_student_edition_has_blanks_and_circles_the_solved_one_ticks(built):
     assert solved.cells[3].source.endswith("length = x.norm(dim=1, keepdim=True)\n    return x / length")
     assert printed(student.cells[3]) == "○ normalize: not attempted yet, the course uses its own\n"
     assert printed(solved.cells[3]) == "✓ normalize\n"
-    assert printed(student.cells[5]) == "✓ length = 1 ± 1e-06\nan error to be skipped quick\n"
+    assert printed(student.cells[5]) == "✓ length = 1 ± 1e-06 (measured 1)\nan error to be skipped quick\n"
 
 
 @pytest.mark.parametrize("edition", lessons.EDITIONS)
@@ -144,7 +144,10 @@ def test_nbval_passes_in_strict_mode_and_finds_a_changed_output(course_copy):
     command = [sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "conftest", "-p", "no:cacheprovider"]
     content = file.read_text(encoding="utf-8")
     assert content.count("to be skipped quick") == 1
-    file.write_text(content.replace("to be skipped quick", "to be skipped slow"), encoding="utf-8")
+    assert content.count("(measured 1)") == 1  # on another machine, 0.9999999
+    content = content.replace("to be skipped quick", "to be skipped slow").replace("(measured 1)", "(measured 0.99)")
+    file.write_text(content, encoding="utf-8")
+    edit(course_copy, "student", lambda nb: nb.cells[4].update(source=f"{nb.cells[4].source}\nexpect('', 1, equals=2)"))
     # at home with somebody who has habits
     home = course_copy.root / "home"
     for name, habit in {
@@ -164,8 +167,10 @@ def test_nbval_passes_in_strict_mode_and_finds_a_changed_output(course_copy):
         text=True,
         timeout=600,
     )
-    assert "1 failed, 4 passed" in result.stdout, result.stdout[-3000:]
-    assert "Cell 4" in result.stdout and "skipped slow" in result.stdout and "notice\n" not in result.stdout
+    assert "2 failed, 3 passed" in result.stdout, result.stdout[-3000:]
+    assert "Cell 3: Cell execution caused" in result.stdout and "measured 1, expected = 2" in result.stdout
+    assert "Cell 4: Cell outputs differ" in result.stdout and "skipped slow" in result.stdout
+    assert "notice\n" not in result.stdout
 
 
 def test_a_failing_cell_is_named_and_the_old_notebooks_stay(course_copy, monkeypatch, capsys):

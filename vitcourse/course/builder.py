@@ -39,7 +39,12 @@ def execute(notebook: NotebookNode, folder: Path, seconds: int) -> None:
     )
     package = str(Path(__file__).parents[2])  # the kernel shall see the very vitcourse that builds
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"VITCOURSE_PROGRESS": "off", "VITCOURSE_PROFILE": "quick", "PYTHONPATH": path}
+    environment = os.environ | {
+        "VITCOURSE_PROGRESS": "off",
+        "VITCOURSE_PROFILE": "quick",
+        "VITCOURSE_STRICT": "1",
+        "PYTHONPATH": path,
+    }
     try:
         client.execute(env=environment)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
