@@ -54,7 +54,7 @@ print("a notice", file=sys.stderr, flush=True)
 print("two", flush=True)
 
 # %%
-# alt: A line that rises
+# alt: A "line" that rises
 # from left to right.
 import matplotlib.pyplot as plt
 
@@ -112,9 +112,15 @@ def test_outputs_are_stored_without_what_changes_from_run_to_run(built, edition)
     notebook = nbformat.read(built.notebook(edition), 4)
     streams, figure = notebook.cells[4], notebook.cells[5].outputs[0]
     assert [(output.name, output.text) for output in streams.outputs] == [("stdout", "one\ntwo\n")]
-    assert streams.metadata == {"tags": ["hide"]} and streams.source.startswith("# NBVAL_IGNORE_OUTPUT")
-    assert figure.metadata["image/png"]["alt"] == "A line that rises from left to right."
-    assert all(not cell.metadata for cell in notebook.cells if cell is not streams)
+    assert streams.metadata == {"tags": ["hide", "nbval-ignore-output"]} and streams.source.startswith("print(")
+    assert set(figure.data) == {"text/html", "text/plain"}
+    assert figure.data["text/html"].startswith(
+        '<img alt="A &quot;line&quot; that rises from left to right." src="data:image/png;base64,iVBOR'
+    )
+    assert notebook.cells[5].source.startswith("import matplotlib")
+    assert [cell.metadata for cell in notebook.cells if cell is not streams and cell.metadata] == [
+        {"alt": 'A "line" that rises from left to right.'}
+    ]
     assert set(notebook.metadata) == {"kernelspec", "language_info", "vitcourse"}
     assert "version" not in notebook.metadata.language_info
 
@@ -296,9 +302,12 @@ def test_marks_that_do_not_fit_are_refused_by_both_commands(tmp_path, capsys, ce
     assert message in capsys.readouterr().err
 
 
-def test_alternatives_stop_at_code_and_at_markers():
+def test_descriptions_stop_at_code_and_at_marks():
     source = "# NBVAL_IGNORE_OUTPUT\n# alt: one\n# more\n# alt: two\n# NBVAL_SKIP\n# a comment\nx  # alt: no"
-    assert builder.alternatives(source) == ["one more", "two"]
+    assert lessons.unmarked(source, {"tags": ["hide"]}) == (
+        "# a comment\nx  # alt: no",
+        {"tags": ["hide", "nbval-ignore-output", "nbval-skip"], "alt": "one more\ntwo"},
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- check
@@ -327,6 +336,7 @@ def set_output(cell, text):
     cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
 
 
+FIGURE = nbformat.v4.new_output("display_data", data={"image/png": "iVBOR"})
 ERROR = nbformat.v4.new_output("error", ename="E", evalue="e", traceback=[])
 DRIFT = {
     "source": (lambda nb: nb.cells[4].update(source="2"), "cell 4 (00-demo-004) is not what the source says"),
@@ -337,7 +347,8 @@ DRIFT = {
     "error": (lambda nb: nb.cells[4].outputs.append(ERROR), "cell 4 (00-demo-004) ended in an error"),
     "cross": (lambda nb: set_output(nb.cells[3], "✗ normalize: no\n"), "cell 3 (00-demo-003) should print "),
     "no mark": (lambda nb: set_output(nb.cells[3], "ok\n"), "cell 3 (00-demo-003) should print "),
-    "no alt": (lambda nb: nb.cells[5].outputs[0].metadata.clear(), "has a figure without a description"),
+    "no alt": (lambda nb: nb.cells[5].outputs.append(FIGURE), "has a figure without a description"),
+    "alt": (lambda nb: nb.cells[5].metadata.update(alt="x"), "cell 5 (00-demo-005) is not what the source says"),
     "stale": (lambda nb: nb.metadata.vitcourse.update(executed="0"), "its outputs are of an older source"),
 }
 

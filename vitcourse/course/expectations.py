@@ -1,10 +1,10 @@
 """`expect`: a claim of a lesson that must hold on every machine.
 
-With VITCOURSE_STRICT=1, which the builder and the tests set, a claim that does not hold raises, and a lesson fails whose
-outputs nobody compares. Without it, in a learner's notebook, it prints ``✗`` and the lesson goes on.
+With VITCOURSE_STRICT=1, which the builder and the tests set, a claim that does not hold raises: in a cell whose output
+nobody compares it is seen, too. Without it, in a learner's notebook, it prints ``✗`` and the lesson goes on.
 
-What is measured varies from machine to machine. It stands in parentheses, and `MEASURED` matches it: who compares outputs
-leaves it out.
+What is measured varies from machine to machine. It stands in parentheses, and `MEASURED` matches it: whoever compares
+outputs leaves it out.
 """
 
 import math
