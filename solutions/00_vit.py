@@ -108,7 +108,7 @@ plt.show()
 
 
 # %%
-@exercise("vit.image_to_patch", hint="h splits in two, and so does w")
+@exercise("vit.image_to_patch")
 def image_to_patch(x, patch_size):
     """(B, C, H, W) -> (B, H/p · W/p, p · p · C): patches in reading order, the channels of a pixel side by side."""
     # <solution>
@@ -185,7 +185,7 @@ expect("largest difference of the two embeddings", (conv(x) - linear(x)).abs().m
 
 
 # %%
-@exercise("vit.sincos_2d", hint="how many frequencies fit into D channels, if each needs four of them?")
+@exercise("vit.sincos_2d")
 def sincos_2d(h, w, dim):
     """Codes for a grid of h × w patches, in reading order: (h · w, dim), float32."""
     # <solution>
@@ -238,7 +238,7 @@ plt.show()
 
 
 # %%
-@exercise("vit.attention_weights", hint="every query meets every key in a dot product")
+@exercise("vit.attention_weights")
 def attention_weights(q, k):
     """q (B, H, N_q, d), k (B, H, N_k, d) -> weights (B, H, N_q, N_k)."""
     # <solution>
@@ -299,7 +299,7 @@ expect("gradient at d = 1024: without over with", gradient["without"][-1] / grad
 
 
 # %%
-@exercise("vit.Attention", hint="rearrange can unpack: q, k, v = rearrange(..., '... -> three ...')")
+@exercise("vit.Attention")
 class Attention(nn.Module):
     """Multi-head self-attention, (B, N, D) -> (B, N, D)."""
 
@@ -376,7 +376,7 @@ print("scaled before the product:", early[0, 0, 0].tolist(), "→ softmax", earl
 
 
 # %%
-@exercise("vit.Block", hint="two steps, and each adds something to x")
+@exercise("vit.Block")
 class Block(nn.Module):
     """A pre-norm encoder block, (B, N, D) -> (B, N, D)."""
 
@@ -440,7 +440,7 @@ expect("the same without the residual path", spreads["without"][-1], at_most=0.0
 
 
 # %%
-@exercise("vit.VisionTransformer", hint="flatten the map to tokens, put [CLS] in front, add the positions")
+@exercise("vit.VisionTransformer")
 class VisionTransformer(nn.Module):
     """Images (B, C, H, W) -> logits (B, num_classes)."""
 
@@ -546,7 +546,7 @@ expect("logits unchanged when the prefix tokens are spoiled", unchanged, equals=
 import math
 
 
-@exercise("vit.learning_rate", hint="two regimes; in the second, let t run from 0 to 1")
+@exercise("vit.learning_rate")
 def learning_rate(step, total_steps, config):
     """The rate of step 0 … total_steps − 1, from config.lr, config.min_lr and config.warmup (a share of the steps)."""
     # <solution>
@@ -853,7 +853,7 @@ expect("how much larger it is than with 10 000 images, in points", lead[500] - l
 
 
 # %%
-@exercise("vit.resize_pos_embed", hint="F.interpolate wants an image: (1, D, rows, columns)")
+@exercise("vit.resize_pos_embed")
 def resize_pos_embed(pos_embed, old_grid, new_grid, num_prefix_tokens=0):
     """(1, prefix + h · w, D) -> (1, prefix + h' · w', D), for old_grid = (h, w) and new_grid = (h', w')."""
     # <solution>

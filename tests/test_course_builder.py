@@ -38,7 +38,7 @@ def _(rng):
 
 
 # %%
-@exercise("demo.normalize", hint="divide by something")
+@exercise("demo.normalize")
 def normalize(x):
     """x / |x|."""
     # <solution>
