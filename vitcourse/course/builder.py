@@ -18,6 +18,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 
+from vitcourse.notices import NOTICE
+
 from . import checks
 from .lessons import EDITIONS, METADATA, BuildError, Lesson, find_lessons, fingerprint, render
 
@@ -67,10 +69,10 @@ def _failure(notebook: NotebookNode, error: Exception) -> str:
 
 
 def _tidy(cell: NotebookNode) -> None:
-    """Keep of the outputs what every run repeats: no stderr, one stream of stdout, figures with their description."""
+    """Keep of the outputs what every run repeats: no stderr or notices, one stream of stdout, described figures."""
     kept: list[NotebookNode] = []
     for output in cell.outputs:
-        if output.output_type == "stream" and output.name == "stderr":
+        if output.output_type == "stream" and output.name == "stderr" or output.get("metadata") == NOTICE:
             continue
         if output.output_type == "stream" and kept and kept[-1].output_type == "stream":
             kept[-1].text += output.text

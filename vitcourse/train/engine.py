@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
+from tqdm import tqdm  # text: a widget (tqdm.auto) is gone when the notebook is opened again
 
 from vitcourse.devices import describe_device, device_of, kept_random_state, seed_all
+from vitcourse.notices import in_notebook
 from vitcourse.weights import check_saveable, save_weights, unwrap
 
 from .augment import Mixer, augment, seed_of
@@ -207,7 +208,7 @@ class _Trainer:
             initial=self.step,
             disable=not (progress and self.processes.is_main),
             unit="step",
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file needs no smooth bar
+            mininterval=0.2 if sys.stderr.isatty() or in_notebook() else 10.0,  # a log file needs no smooth bar
         )
         with bar, kept_random_state(), deterministic(config.deterministic):
             self.model.train()
