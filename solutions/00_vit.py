@@ -685,8 +685,9 @@ def runs(name, key="accuracy"):
 
 # %%
 # alt: Three panels over the patch sizes 14, 7 and 4 pixels: the sequence length grows from 5 to 17 to 50 tokens, the time of a
-# training step grows with it, and the accuracy on unseen images falls by three points from 14 to 7 pixels; 7 and 4 are level
-# within their seeds.
+# training step grows with it, and the accuracy on unseen images falls by three points from 14 to 7
+# pixels;<!--? 2.5 < percent(lesson_vit, name="patch 14") - percent(lesson_vit, name="base") < 3.5 --> 7 and 4 are level within their
+# seeds.<!--? abs(percent(lesson_vit, name="base") - percent(lesson_vit, name="patch 4")) < 1.3 -->
 patches = {14: "patch 14", 7: "base", 4: "patch 4"}
 step_ms = next(row for row in results["rows"] if row["name"] == "step seconds")
 step_ms = [1e3 * step_ms[key] for key in ("vit, patch 14", "vit", "vit, patch 4")]
@@ -717,7 +718,9 @@ plt.show()
 # alt: Left and middle: accuracy on held-out images against the learning rate, one line for each decay. For AdamW, from 0.001 to
 # 0.01, the lines lie between 78 and 82 per cent and most are highest at 0.001 or 0.003. For SGD they are level at 80 to 81 per cent
 # from 0.03 to 0.3 and fall steeply at 1. Right: accuracy on test images, both at their best, a dot for each of three seeds: the means
-# are half a point apart, and the dots overlap.
+# are half a point
+# apart,<!--? 0.3 < percent(lesson_tuning, name="AdamW", stage="test") - percent(lesson_tuning, name="SGD", stage="test") < 0.7 --> and
+# the dots overlap.
 tuning = json.loads((paths.results_dir() / "lesson_tuning.json").read_text(encoding="utf-8"))
 print(f"measured on {tuning['device']}, {tuning['date']}, torch {tuning['versions']['torch']}")
 
@@ -750,8 +753,12 @@ lead = sum(tested["AdamW"]) / 3 - sum(tested["SGD"]) / 3
 expect("AdamW's lead over SGD, each at its own best rate and decay, in points", lead, close_to=0.0, tol=2.0)
 
 # %% [markdown]
-# **Nobody wins by a margin.** Each with its own best rate and decay, AdamW has 80.9 % and SGD 80.3 %, and AdamW's seeds alone lie
-# 1.3 points apart. What differs is the numbers: SGD's best rate is some thirty times AdamW's. (At a good rate the decay hardly
+# **Nobody wins by a margin.** Each with its own best rate and decay, AdamW has
+# 80.9<!--= percent(lesson_tuning, name="AdamW", stage="test") --> % and SGD
+# 80.3<!--= percent(lesson_tuning, name="SGD", stage="test") --> %, and AdamW's seeds alone lie
+# 1.3<!--= 100 * (max(values(lesson_tuning, name="AdamW", stage="test")) - min(values(lesson_tuning, name="AdamW", stage="test"))) -->
+# points apart. What differs is the numbers: SGD's best rate is some thirty times
+# AdamW's.<!--? 25 < mean(lesson_tuning, "lr", name="SGD", stage="test") / mean(lesson_tuning, "lr", name="AdamW", stage="test") < 40 --> (At a good rate the decay hardly
 # matters in so short a run, unless it is far too strong.) Whoever changes the optimizer and keeps the rate has compared nothing.
 #
 # That is 500 steps of four blocks, with clipped gradients: an easy case. On ImageNet, Xiao et al. 2021 report that a plain ViT
@@ -761,8 +768,10 @@ expect("AdamW's lead over SGD, each at its own best rate and decay, in points", 
 # **Warm-up**, at the best rate and at one that is too high:
 
 # %%
-# alt: Bars of AdamW's accuracy with three seeds each: at the rate 0.003 with and without warm-up the same, 81 per cent; at 0.01 it is
-# lower, 79 per cent with the warm-up and 77 without.
+# alt: Bars of AdamW's accuracy with three seeds each: at the rate 0.003 with and without warm-up the same,
+# 81<!--= percent(lesson_vit, name="base") --><!--? round(percent(lesson_vit, name="adamw lr 0.003, no warm-up")) == 81 --> per cent;
+# at 0.01 it is lower, 79<!--= percent(lesson_vit, name="adamw lr 0.01") --> per cent with the warm-up and
+# 78<!--= percent(lesson_vit, name="adamw lr 0.01, no warm-up") --> without.
 fig, (ax,) = plot.panels(1, 1, width=6.2, height=2.4)
 started = {
     "lr 0.003, warm-up": "base",
@@ -778,7 +787,9 @@ expect("points that the warm-up is worth at the high rate, least of the seeds", 
 
 # %% [markdown]
 # The warm-up makes no measurable difference at the best rate: four pre-norm blocks are easy to start. At a rate that is too high it
-# is worth between one and two points, on every seed. It makes the choice of the rate less delicate; in deep models and at large
+# is worth between one and two points, on every
+# seed.<!--? all(0.95 < 100 * (warm - cold) < 2.05 for warm, cold in zip(
+#     values(lesson_vit, name="adamw lr 0.01"), values(lesson_vit, name="adamw lr 0.01, no warm-up"))) --> It makes the choice of the rate less delicate; in deep models and at large
 # batches, where the edge is nearer, it becomes indispensable.
 #
 # **Batch size.** Somebody has a larger GPU, raises the batch and leaves the rest as it is. The same number of images then makes
@@ -833,11 +844,15 @@ expect("how much larger it is than with 10 000 images, in points", lead[500] - l
 
 # %% [markdown]
 # Augmentation *costs* accuracy here. With 10 000 images the model never gets to know its pictures by heart, so there is nothing to
-# mend. With 2 000 it does: the training loss of the plain runs ends at 0.02. But with flips and crops it still stands at 0.6, so
+# mend. With 2 000 it does: the training loss of the plain runs ends at
+# 0.02<!--= mean(lesson_vit, "train_loss", name="2000 images") -->. But with flips and crops it still stands at
+# 0.6<!--= mean(lesson_vit, "train_loss", name="2000 images, flips and crops") -->, so
 # those runs are far from finished: a harder task takes more steps. Do not copy a recipe for 300 epochs into a run of five.
 #
 # And a ViT pays for its freedom with data: the fewer images, the larger the lead of the convolutional network. (With 500 images
-# the ViT's own best rate is 0.001. It changes nothing: 69.0 % instead of 69.1.) There are three ways out, and each is a part of
+# the ViT's own best rate is 0.001<!--= mean(lesson_tuning, "lr", name="500 images", stage="test") -->. It changes nothing:
+# 69.0<!--= percent(lesson_tuning, name="500 images", stage="test") --> % instead of
+# 69.1<!--= percent(lesson_vit, name="500 images") -->.) There are three ways out, and each is a part of
 # this course: give the structure back (01 hierarchical, 02 hybrid), or let it learn structure from images without labels (03
 # pre-training), or start from a model that somebody else trained (04 fine-tuning).
 #

@@ -22,6 +22,8 @@ import jupytext
 import nbformat
 from nbformat import NotebookNode
 
+from . import numbers
+
 EDITIONS = {"solved": "solutions", "student": "notebooks"}  # edition to folder
 _MARK = re.compile(r"# (NBVAL_[A-Z_]+)$")
 _OPEN, _CLOSE = re.compile(r"^( *)# <solution>$"), re.compile(r"^ *# </solution>$")
@@ -142,7 +144,8 @@ def render(lesson: Lesson, edition: str) -> NotebookNode:
     """The notebook that the source describes, not yet executed.
 
     Raises:
-        BuildError: a solution is not closed, or a blanked cell is no longer Python.
+        BuildError: a solution is not closed, a blanked cell is no longer Python, or a number in the prose is not what
+            the results say.
     """
     cells = jupytext.reads(lesson.source.read_text(encoding="utf-8"), fmt="py:percent").cells
     own = [(cell.cell_type, cell.source, {k: v for k, v in cell.metadata.items() if k == "tags"}) for cell in cells]
@@ -154,7 +157,11 @@ def render(lesson: Lesson, edition: str) -> NotebookNode:
     for i, (kind, source, metadata) in enumerate(own):
         if kind == "code":
             source, metadata = unmarked(source, metadata)
+            if "alt" in metadata:
+                metadata["alt"] = _compared(metadata["alt"], lesson, i)
             source = _edition_of(source, edition, f"{lesson.source.name}, cell {i}")
+        else:
+            source = _compared(source, lesson, i)
         make = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}[kind]
         identity = f"{re.sub('[^a-zA-Z0-9]', '-', lesson.stem)}-{i:03d}"
         notebook.cells.append(make(source, id=identity, metadata=metadata))
@@ -187,6 +194,13 @@ def unmarked(source: str, metadata: dict) -> tuple[str, dict]:
     if alts:
         found["alt"] = "\n".join(alts)
     return "\n".join(kept).strip("\n"), metadata | found
+
+
+def _compared(text: str, lesson: Lesson, i: int) -> str:
+    try:
+        return numbers.compared(text, lesson.root / "benchmarks" / "results")
+    except ValueError as error:
+        raise BuildError(f"{lesson.source.name}, cell {i}: {error}") from None
 
 
 def _edition_of(source: str, edition: str, where: str) -> str:
