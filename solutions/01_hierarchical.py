@@ -180,7 +180,7 @@ plt.show()
 
 
 # %%
-@exercise("hierarchical.window_partition", hint="h and w each split in two: which window, and where inside it")
+@exercise("hierarchical.window_partition")
 def window_partition(x, window_size):
     """(B, H, W, C) -> (B · windows, M · M, C): windows, and tokens inside one, in reading order."""
     # <solution>
@@ -194,7 +194,7 @@ def window_partition(x, window_size):
 
 
 # %%
-@exercise("hierarchical.window_reverse", hint="your pattern from right to left; einops must be told how many windows")
+@exercise("hierarchical.window_reverse")
 def window_reverse(windows, window_size, size):
     """The inverse, (B · windows, M · M, C) -> (B, H, W, C), for size = (H, W)."""
     # <solution>
@@ -316,7 +316,7 @@ for n, one in enumerate(mask):
 
 
 # %%
-@exercise("hierarchical.shift_mask", hint="which rows of the rolled map came from the other end? which columns?")
+@exercise("hierarchical.shift_mask")
 def shift_mask(size, window_size, shift):
     """(windows, N, N) for N tokens a window; true where a query (row) must not see a key (column)."""
     # <solution>
@@ -402,7 +402,7 @@ for name, cells, masks_padding in [
 
 
 # %%
-@exercise("hierarchical.relative_position_index", hint="query minus key, moved so that it starts at 0, for each axis")
+@exercise("hierarchical.relative_position_index")
 def relative_position_index(window_size):
     """(p, q) -> (N, N) integers for N = p · q tokens: which entry a query (row) looks up for a key (column)."""
     # <solution>
@@ -450,7 +450,7 @@ expect("entries of the table that some pair uses", index.unique().numel(), equal
 
 
 # %%
-@exercise("hierarchical.WindowAttention", hint="roll, cut, attend with bias and mask, put back, roll back")
+@exercise("hierarchical.WindowAttention")
 class WindowAttention(nn.Module):
     """Attention inside windows, displaced or not: x (B, h · w, D) -> (B, h · w, D), for grid = (h, w, 0)."""
 
@@ -684,7 +684,7 @@ expect("accuracy with islands", pair_curves["regular windows only"][-1][1], at_m
 
 
 # %%
-@exercise("hierarchical.PatchMerging", hint="split both sides in two; this time the inner halves join the channels")
+@exercise("hierarchical.PatchMerging")
 class PatchMerging(nn.Module):
     """(B, H, W, C) -> (B, ⌈H/2⌉, ⌈W/2⌉, 2C)."""
 
@@ -711,7 +711,7 @@ class PatchMerging(nn.Module):
 
 
 # %%
-@exercise("hierarchical.SwinTransformer", hint="each stage: merge, flatten, blocks with (h, w, 0), and a map again")
+@exercise("hierarchical.SwinTransformer")
 class SwinTransformer(nn.Module):
     """Images (B, C, H, W) -> logits (B, num_classes)."""
 

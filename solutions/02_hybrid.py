@@ -116,7 +116,7 @@ expect("points lost at 6 pixels", 100 * (accuracy[0] - min(accuracy[6], accuracy
 
 
 # %%
-@exercise("hybrid.ConvStem", hint="how often can the patch size be halved? the last width is embed_dim")
+@exercise("hybrid.ConvStem")
 class ConvStem(nn.Module):
     """Patches to vectors by small convolutions: (B, C, H, W) -> (B, D, H/p, W/p), for p = 2, 4, 8, …"""
 
@@ -266,7 +266,7 @@ print("ratio transformer : MBConv  " + "  ".join(f"{t / c:.1f}" for c, t in zip(
 
 
 # %%
-@exercise("hybrid.SqueezeExcite", hint="mean over the places, two layers, a sigmoid; then two axes of size 1")
+@exercise("hybrid.SqueezeExcite")
 class SqueezeExcite(nn.Module):
     """Weigh the channels by what the whole map holds: (B, C, H, W) -> (B, C, H, W)."""
 
@@ -298,7 +298,7 @@ class SqueezeExcite(nn.Module):
 
 
 # %%
-@exercise("hybrid.MBConv", hint="the shortcut sees x as it came in; the projection is the last thing in the branch")
+@exercise("hybrid.MBConv")
 class MBConv(nn.Module):
     """Inverted bottleneck with squeeze-and-excitation, pre-activation: (B, C, H, W) -> (B, C', H/s, W/s)."""
 
@@ -389,7 +389,7 @@ expect("places that change by more than a tenth of the largest change", int((her
 
 
 # %%
-@exercise("hybrid.resize_bias_table", hint="how many offsets has a map of h × w, along each axis? heads are channels")
+@exercise("hybrid.resize_bias_table")
 def resize_bias_table(table, old_size, new_size):
     """((2h − 1)(2w − 1), heads) for (h, w) -> ((2h' − 1)(2w' − 1), heads) for (h', w')."""
     # <solution>
@@ -411,7 +411,7 @@ def resize_bias_table(table, old_size, new_size):
 
 
 # %%
-@exercise("hybrid.RelativeAttention", hint="lesson 00's attention, plus a bias (1, heads, N, N) from the resized table")
+@exercise("hybrid.RelativeAttention")
 class RelativeAttention(nn.Module):
     """Attention with a learnt bias for every offset: x (B, h · w, C) -> (B, h · w, D), for grid = (h, w, 0)."""
 
@@ -540,7 +540,7 @@ def init_weights(module):
         nn.init.zeros_(module.bias)
 
 
-@exercise("hybrid.CoAtNet", hint="nn.Sequential(first, *rest) for each letter; divide the side before you build")
+@exercise("hybrid.CoAtNet")
 class CoAtNet(nn.Module):
     """Images (B, C, H, W) -> logits (B, num_classes)."""
 
@@ -744,7 +744,7 @@ expect("accuracy of your CoAtNet on unseen images", histories["CoAtNet"][-1]["va
 
 
 # %%
-@exercise("hybrid.shift_consistency", hint="F.pad(images, (left, right, top, bottom)), one of a pair negative")
+@exercise("hybrid.shift_consistency")
 def shift_consistency(model, images, pixels):
     """The share of answers that survive a move by `pixels`, as a float; model: (B, C, H, W) -> (B, classes)."""
     # <solution>

@@ -138,7 +138,7 @@ plt.show()
 
 
 # %%
-@exercise("efficient_attention.linear_attention", hint="which two of the three matrices can be multiplied first?")
+@exercise("efficient_attention.linear_attention")
 def linear_attention(q, k, v):
     """Features q (B, H, N, m) and k (B, H, N_k, m), all positive, and v (B, H, N_k, D) -> (B, H, N, D)."""
     # <solution>
@@ -220,10 +220,7 @@ expect("values that are not finite when the sums are made in float32", int((~saf
 
 
 # %%
-@exercise(
-    "efficient_attention.random_feature_attention",
-    hint="scale q and k by the fourth root of D; subtract maxima from the logarithms of the features",
-)
+@exercise("efficient_attention.random_feature_attention")
 def random_feature_attention(q, k, v, projection):
     """q (B, H, N, D), k and v (B, H, N_k, D), projection (m, D) -> (B, H, N, D)."""
     # <solution>
@@ -399,7 +396,7 @@ for i, (of_queries, of_keys) in enumerate(long, start=1):
 
 
 # %%
-@exercise("efficient_attention.neighbourhood_mask", hint="the row and the column of each patch, and two distances")
+@exercise("efficient_attention.neighbourhood_mask")
 def neighbourhood_mask(grid, window_size):
     """grid = (h, w, prefix) -> (N, N) for N = prefix + h · w; true where a query (row) sees a key (column)."""
     # <solution>
@@ -468,9 +465,7 @@ print({name: f"{seen.float().mean():.0%} of the pairs" for name, seen in pattern
 
 
 # %%
-@exercise(
-    "efficient_attention.sparse_attention", hint="gather, attend in blocks, and pick every patch's output from its home"
-)
+@exercise("efficient_attention.sparse_attention")
 def sparse_attention(q, k, v, layout):
     """q, k, v (B, H, N, D) -> (B, H, N, D)."""
     # <solution>
@@ -551,9 +546,7 @@ for window in (23, 3):
 
 
 # %%
-@exercise(
-    "efficient_attention.bipartite_matching", hint="a maximum over B, an order over A, and cumsum to number who stays"
-)
+@exercise("efficient_attention.bipartite_matching")
 def bipartite_matching(metric, r, num_prefix_tokens=0):
     """metric (B, N, C) -> (B, N) integers from 0 to N − r − 1."""
     # <solution>
@@ -578,7 +571,7 @@ def bipartite_matching(metric, r, num_prefix_tokens=0):
 
 
 # %%
-@exercise("efficient_attention.merge", hint="for each place two sums: of size · token, and of size")
+@exercise("efficient_attention.merge")
 def merge(x, size, place, count):
     """x (B, N, C), size (B, N), place (B, N) -> merged tokens (B, count, C) and their sizes (B, count)."""
     # <solution>
@@ -621,7 +614,7 @@ expect("pixels that the tokens stand for, together", 16 * int(size.sum()), equal
 
 
 # %%
-@exercise("efficient_attention.proportional_attention", hint="what is s · exp(score), written as one exponential?")
+@exercise("efficient_attention.proportional_attention")
 def proportional_attention(q, k, v, size):
     """Attention in which key j counts as size[:, j] equal keys would: (B, H, N, D), and size (B, N_k)."""
     # <solution>

@@ -228,7 +228,7 @@ expect("weights that are NaN, without the maximum", int(naive.isnan().sum()), eq
 
 
 # %%
-@exercise("hardware.attend_tile", hint="by which factor do the old sums shrink when the peak rises?")
+@exercise("hardware.attend_tile")
 def attend_tile(peak, total, out, scores, values):
     """peak, total (…, N_q), out (…, N_q, D); a tile's scores (…, N_q, T), values (…, T, D) -> new peak, total, out."""
     # <solution>
@@ -297,7 +297,7 @@ expect("the same, if the old sums are never shrunk", max(careless_errors), at_le
 
 
 # %%
-@exercise("hardware.tiled_attention", hint="start with a peak of −∞ and zeros; divide once, at the very end")
+@exercise("hardware.tiled_attention")
 def tiled_attention(q, k, v, block=64):
     """q (…, N_q, D), k (…, N_k, D), v (…, N_k, D_v) -> (…, N_q, D_v), with no more than N_q · block scores at a time."""
     # <solution>
@@ -422,7 +422,7 @@ plt.show()
 
 
 # %%
-@exercise("hardware.flash_kernel", hint="your attend_tile, on tiles that are loaded with a mask; hide keys beyond n")
+@exercise("hardware.flash_kernel")
 @triton.jit
 def flash_kernel(q, k, v, out, stride_head, stride_token, n, scale, BLOCK: tl.constexpr, D: tl.constexpr):
     """One block of queries of one head against all keys. q, k, v, out: (heads, n, D), all with these strides."""
@@ -649,7 +649,7 @@ plt.show()
 
 
 # %%
-@exercise("hardware.quantize", hint="the largest magnitude of a row decides; the rest is the formula")
+@exercise("hardware.quantize")
 def quantize(x, bits=8):
     """(…, K) floats -> (…, K) int8 codes, and (…, 1) scales: x ≈ codes · scale."""
     # <solution>
@@ -745,7 +745,7 @@ expect("what scales per channel bring at 2 bits, in points", gain, at_least=1.5)
 
 
 # %%
-@exercise("hardware.pack_int4", hint="a negative int8 has ones in its upper four bits")
+@exercise("hardware.pack_int4")
 def pack_int4(q):
     """(…, 2n) int8 from −8 to 7 -> (…, n) uint8."""
     # <solution>
@@ -839,7 +839,7 @@ expect("relative change of the logits, in float32", change, at_most=1e-4)
 
 
 # %%
-@exercise("hardware.smoothing_factors", hint="one factor for each input channel, from column j of the weight")
+@exercise("hardware.smoothing_factors")
 def smoothing_factors(largest, weight, alpha):
     """max|X| (in,), weight (out, in), α -> s (in,)."""
     # <solution>
@@ -977,7 +977,7 @@ plt.show()
 
 
 # %%
-@exercise("hardware.taylor_score", hint="sum what belongs to one gate, then the magnitude, then the mean over images")
+@exercise("hardware.taylor_score")
 def taylor_score(x, gradient, units):
     """x and ∂L/∂x (B, N, units · width), a unit's channels side by side -> (units,)."""
     # <solution>

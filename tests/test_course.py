@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from vitcourse import course
-from vitcourse.course import checks, exercises, grading, progress, running
+from vitcourse.course import checks, exercises, expectations, grading, progress, running
 from vitcourse.course.__main__ import main
 from vitcourse.course.checks import build, call, check, holds
 from vitcourse.course.comparing import differs
@@ -48,7 +49,9 @@ def drop_half(x):
     return x * (torch.rand_like(x) > 0.5)
 
 
-@check("demo.patches", reference=f"{__name__}.patches", level=1, minutes=5, why="Sequences.", hints=["one", "two"])
+@check(
+    "demo.patches", reference=f"{__name__}.patches", level=1, minutes=5, why="Sequences.", hints=["look again", "two"]
+)
 def demo_patches(rng):
     yield call(rng.normal(2, 3, 8, 8), 4)
     yield call(rng.normal(1, 2, 4, 8), 2).on("a non-square image")
@@ -114,15 +117,32 @@ def demo_weighted(rng):
 
 @pytest.fixture(autouse=True)
 def forget_attempts():
-    for memory in (exercises._attempts, exercises._hints, exercises._shown):
+    for memory in (exercises._attempts, exercises._met, exercises._shown):
         memory.clear()
 
 
-def run_cell(source, name="demo.patches", hint="look again"):
+@pytest.fixture(autouse=True)
+def long_lines(monkeypatch):
+    """What is told, and not where it is wrapped."""
+    monkeypatch.setattr(exercises, "WIDTH", 10_000)
+
+
+def run_cell(source, name="demo.patches"):
     """Do what a notebook does with the cell of an exercise; returns its global names."""
     names = {"__name__": "__main__", "TODO": course.TODO, "exercise": course.exercise, "torch": torch, "nn": nn}
-    exec(compile(f"@exercise({name!r}, hint={hint!r})\n{source}", f"<cell {hash(source)}>", "exec"), names)
+    exec(compile(f"@exercise({name!r})\n{source}", f"<cell {hash(source)}>", "exec"), names)
     return names
+
+
+def told(capsys):
+    """The lines of all verdicts. After a ✗ comes one more, which says where the answer is."""
+    lines, after = capsys.readouterr().out.splitlines(), []
+    for i, line in enumerate(lines):
+        if line.startswith("✗"):
+            name = re.match(r"✗ (\w+): ", line)[1]
+            assert lines[i + 1] == f'  The course goes on with its own; yours is last_attempt("{name}").function.'
+            after.append(i + 1)
+    return [line for i, line in enumerate(lines) if i not in after]
 
 
 def patches_cell(body):
@@ -160,6 +180,21 @@ def test_a_blank_is_not_an_error_and_the_reference_takes_its_place(capsys, name,
     short = name.split(".")[1]
     assert capsys.readouterr().out == f"○ {short}: not attempted yet, the course uses its own\n"
     assert names[short] is checks.find(name).reference
+
+
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        ({"init": "raise TODO", "forward": "raise TODO"}, "not attempted yet"),
+        ({"forward": "raise TODO"}, "`forward` still has a blank"),
+        ({"init": "raise TODO"}, "`__init__` still has a blank"),
+        ({"forward": "if not x.ndim:\n            raise TODO\n        raise TODO"}, "not attempted yet"),
+    ],
+)
+def test_one_blank_of_two_that_is_left_is_named(capsys, monkeypatch, cell, says):
+    monkeypatch.setattr(demo_gate, "blanks", 2)
+    run_cell(gate_cell(**cell), "demo.Gate")
+    assert told(capsys) == [f"○ Gate: {says}, the course uses its own"]
 
 
 @pytest.mark.parametrize("body", ["raise NotImplementedError", "TODOO", "raise Exception('TODO')", "..."])
@@ -214,6 +249,7 @@ def test_what_an_answer_prints_is_shown_once(capsys):
 
 # -------------------------------------------------------------------------------------------------------------- wrong
 
+HINTED = ("shape", "dtype", "nan", "infinite", "list", "numpy", "detached")  # the others say enough
 INFINITE = "infinite, or finite, in the wrong place in {} of {} values"
 WRONG = {
     "shape": (f"{RIGHT}; return y[:1]", "shape (1, 4, 48), expected (2, 4, 48)"),
@@ -246,11 +282,12 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_function_is_told_precisely_and_does_not_stop_the_notebook(capsys, case):
-    body, told = WRONG[case]
+    body, says = WRONG[case]
     names = run_cell(patches_cell(body))
-    line = capsys.readouterr().out
-    assert line.startswith("✗ patches: ") and told in line, line
-    assert line.count("\n") == 1 and line.endswith("look again\n" if case != "detached" else "let gradients through\n")
+    (line,) = told(capsys)
+    assert line.startswith("✗ patches: ") and says in line, line
+    last = "let gradients through" if case == "detached" else "— hint: look again"
+    assert line.endswith(last) == (case in HINTED), line
     assert names["patches"] is patches
 
 
@@ -283,10 +320,10 @@ WRONG_CLASS = {
 
 @pytest.mark.parametrize("case", WRONG_CLASS)
 def test_a_wrong_class_is_told_precisely_and_does_not_stop_the_notebook(capsys, case):
-    changes, told = WRONG_CLASS[case]
+    changes, says = WRONG_CLASS[case]
     names = run_cell(gate_cell(**changes), "demo.Gate")
-    line = capsys.readouterr().out
-    assert line.startswith("✗ Gate: ") and told in line and line.endswith("— hint: look again\n"), line
+    (line,) = told(capsys)
+    assert line.startswith("✗ Gate: ") and says in line, line
     assert names["Gate"] is Gate
 
 
@@ -381,7 +418,7 @@ def test_a_tensor_left_on_the_cpu_is_found_where_there_is_an_accelerator(capsys,
     run_cell(gate_cell(), "demo.Gate")
     run_cell(patches_cell(f"{RIGHT}; return y + torch.zeros(y.shape)"))
     run_cell(patches_cell(f"{RIGHT}; return y if y.device.type == 'cpu' else torch.zeros(y.shape)"))
-    ticks, gate, mixed, returned = capsys.readouterr().out.splitlines()
+    ticks, gate, mixed, returned = told(capsys)
     assert (ticks, gate) == ("✓ patches", "✓ Gate")
     assert mixed.startswith("✗ patches: right on the CPU, but on meta: RuntimeError: ")
     assert returned.startswith("✗ patches: right on the CPU, but on meta the output is on cpu, expected on meta")
@@ -395,7 +432,7 @@ def test_a_catalogued_mistake_is_named(capsys):
     run_cell(gate_cell(forward="w = self.fc(x).exp(); return x * w / w.sum(1, True)"), "demo.Gate")
     run_cell(gate_cell(init="self.fc = nn.Linear(dim, dim, False)"), "demo.Gate")
     run_cell("def drop_half(x): return x + 0", "demo.drop_half")
-    lines = capsys.readouterr().out.splitlines()
+    lines = told(capsys)
     assert [line.split(" — ")[1] for line in lines] == [
         "read row by row",
         "over the features, not the tokens",
@@ -416,8 +453,42 @@ def test_a_catalogued_mistake_is_named(capsys):
 )
 def test_an_unknown_wrong_answer_gets_no_false_diagnosis(capsys, body):
     run_cell(patches_cell(body))
-    line = capsys.readouterr().out
-    assert line.startswith("✗ patches: max error") and line.endswith("hint: look again\n")
+    (line,) = told(capsys)
+    assert line.startswith("✗ patches: max error") and line.endswith("hint: look again")
+
+
+NEARLY = "nearly right: {}, all over: is it an epsilon, or the precision of a step?"
+
+
+@pytest.mark.parametrize(
+    ("answer", "nearly"),
+    [
+        ("y + 1e-4", True),
+        ("y.float().double() * 1.0001", True),
+        ("y * 1.1", False),  # not tiny
+        ("y + 1e-4 * (torch.arange(y.numel()).view(y.shape) == 0)", False),  # not all over
+    ],
+)
+def test_a_tiny_error_all_over_is_nearly_right_and_gets_no_hint(capsys, answer, nearly):
+    run_cell(patches_cell(f"{RIGHT}; return {answer}"))
+    (line,) = told(capsys)
+    assert line.startswith("✗ patches: nearly right: max error") == nearly
+    assert line.endswith("precision of a step?" if nearly else "hint: look again")
+
+
+def test_of_an_einops_error_the_part_is_kept_that_says_what_is_wrong(capsys):
+    pattern = "b c (r p) (s q) -> b (r s) (p q c)"
+    run_cell(patches_cell(f"from einops import rearrange; return rearrange(image, {pattern!r}, p=3, q=3)"))
+    (line,) = told(capsys)
+    assert line == "✗ patches: EinopsError: Shape mismatch, can't divide axis of length 8 in chunks of 3 (line 4)"
+
+
+def test_what_is_told_is_wrapped_at_words(capsys, monkeypatch):
+    monkeypatch.setattr(exercises, "WIDTH", 60)
+    run_cell(patches_cell("raise ValueError('many words ' * 50)"))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60 and len(lines) > 4
+    assert {word for line in lines[1:3] for word in line.split()} == {"many", "words"}
 
 
 def test_two_mistakes_that_cannot_be_told_apart_are_not_guessed(monkeypatch):
@@ -504,12 +575,12 @@ def test_last_attempt_before_any_attempt_says_so():
 
 def test_hints_come_one_by_one(capsys):
     run_cell(patches_cell("return image[0]"))
-    assert capsys.readouterr().out.endswith("hint: look again\n")
-    for _ in range(3):
+    (line,) = told(capsys)
+    assert line.endswith("hint: look again")
+    for _ in range(2):
         course.hint()
     assert capsys.readouterr().out.splitlines() == [
-        "patches, hint 2 of 3: one",
-        "patches, hint 3 of 3: two",
+        "patches, hint 2 of 2: two",
         f"patches: no more hints; read {__name__}.patches, close it, and write it again",
     ]
     course.hint("demo.Gate")
@@ -580,7 +651,7 @@ def test_random_inputs_keep_their_promises():
         (torch.tensor([1.0, -math.inf]), torch.tensor([1.0, -1e9]), "−1e+09, expected −inf, in 1 of 2 values"),
         (torch.tensor([1.0, -math.inf]), torch.tensor([math.inf, 0.0]), INFINITE.format(2, 2)),
         (np.ones(2), np.zeros(2), "max error 1, where values reach 1"),
-        (torch.ones(2).double(), torch.ones(2).double() + 2e-6, "max error 2e-06, where values reach 1"),
+        (torch.ones(2).double(), torch.ones(2).double() + 2e-6, NEARLY.format("max error 2e-06, where values reach 1")),
     ],
 )  # fmt: skip
 def test_differences_are_told(expected, got, told):
@@ -593,16 +664,21 @@ def test_differences_are_told(expected, got, told):
 @pytest.mark.parametrize(
     ("value", "bounds", "told"),
     [
-        (0.84, {"at_least": 0.81}, "✓ it ≥ 0.81"),
-        (torch.tensor(0.84), {"at_least": 0.81, "at_most": 0.9}, "✓ it ≥ 0.81 and ≤ 0.9"),
+        (0.84321, {"at_least": 0.81}, "✓ it ≥ 0.81 (measured 0.8432)"),
+        (torch.tensor(0.84), {"at_least": 0.81, "at_most": 0.9}, "✓ it ≥ 0.81 and ≤ 0.9 (measured 0.84)"),
+        (np.float32(1.5e-7), {"at_most": 1e-6}, "✓ it ≤ 1e-06 (measured 1.5e-07)"),
+        (86_567, {"at_most": 90_000}, "✓ it ≤ 90000 (measured 86567)"),
+        (True, {"equals": True}, "✓ it = True"),
         ((2, 3), {"equals": (2, 3)}, "✓ it = (2, 3)"),
         (None, {"equals": None}, "✓ it = None"),
-        (2.31, {"close_to": 2.3, "tol": 0.02}, "✓ it = 2.3 ± 0.02"),
+        (2.31, {"close_to": 2.3, "tol": 0.02}, "✓ it = 2.3 ± 0.02 (measured 2.31)"),
+        (-math.inf, {"at_most": 0}, "✓ it ≤ 0 (measured -inf)"),
     ],
 )
-def test_expect_prints_the_bound_and_not_the_value(capsys, value, bounds, told):
+def test_expect_prints_the_bound_and_what_was_measured(capsys, value, bounds, told):
     course.expect("it", value, **bounds)
     assert capsys.readouterr().out == told + "\n"
+    assert re.sub(expectations.MEASURED, "", told) == told.partition(" (measured")[0]
 
 
 @pytest.mark.parametrize(
@@ -618,11 +694,14 @@ def test_expect_prints_the_bound_and_not_the_value(capsys, value, bounds, told):
         (torch.tensor([1, 2]), {"equals": torch.tensor([1, 3])}),
     ],
 )
-def test_expect_raises_with_the_measured_value(capsys, value, bounds):
+def test_expect_raises_where_lessons_are_tested_and_goes_on_where_they_are_read(capsys, monkeypatch, value, bounds):
     with pytest.raises(course.ExpectationError) as error:
         course.expect("it", value, **bounds)
     assert f"it: measured {value}" in str(error.value)
     assert capsys.readouterr().out == ""
+    monkeypatch.delenv("VITCOURSE_STRICT")
+    course.expect("it", value, **bounds)
+    assert capsys.readouterr().out.startswith(f"✗ it: measured {value}, expected ")
 
 
 @pytest.mark.parametrize("bounds", [{}, {"close_to": 1}, {"equals": 1, "tol": 1}, {"at_least": math.nan}])
@@ -792,6 +871,16 @@ def test_the_files_of_an_exercise_are_about_it(spec):
     assert spec.cases.__module__ == f"{checks.__name__}.{spec.topic}.{checks.file_stem(spec.name)}"
     proof = proofs(spec)
     assert {name for name, *_ in (*proof.VARIANTS, *proof.UNKNOWN, *proof.RIGHT)} == {spec.name}
+
+
+SOLUTIONS = Path(__file__).parents[1] / "solutions"
+
+
+@pytest.mark.parametrize("spec", course_checks(), ids=lambda spec: spec.name)
+def test_the_blanks_of_an_exercise_are_counted(spec):
+    (source,) = SOLUTIONS.glob(f"*_{spec.topic}.py")
+    _, _, rest = source.read_text(encoding="utf-8").partition(f'@exercise("{spec.name}")')
+    assert rest.partition("\n# %%")[0].count("# <solution>") == spec.blanks
 
 
 def prove(spec, seed):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from vitcourse.course import builder, checks, lessons
+from vitcourse.course import builder, checks, lessons, numbers
 from vitcourse.course.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -38,7 +39,7 @@ def _(rng):
 
 
 # %%
-@exercise("demo.normalize", hint="divide by something")
+@exercise("demo.normalize")
 def normalize(x):
     """x / |x|."""
     # <solution>
@@ -54,7 +55,7 @@ print("a notice", file=sys.stderr, flush=True)
 print("two", flush=True)
 
 # %%
-# alt: A line that rises
+# alt: A "line" that rises
 # from left to right.
 import matplotlib.pyplot as plt
 
@@ -104,7 +105,7 @@ def test_the_student_edition_has_blanks_and_circles_the_solved_one_ticks(built):
     assert solved.cells[3].source.endswith("length = x.norm(dim=1, keepdim=True)\n    return x / length")
     assert printed(student.cells[3]) == "○ normalize: not attempted yet, the course uses its own\n"
     assert printed(solved.cells[3]) == "✓ normalize\n"
-    assert printed(student.cells[5]) == "✓ length = 1 ± 1e-06\nan error to be skipped quick\n"
+    assert printed(student.cells[5]) == "✓ length = 1 ± 1e-06 (measured 1)\nan error to be skipped quick\n"
 
 
 @pytest.mark.parametrize("edition", lessons.EDITIONS)
@@ -112,9 +113,16 @@ def test_outputs_are_stored_without_what_changes_from_run_to_run(built, edition)
     notebook = nbformat.read(built.notebook(edition), 4)
     streams, figure = notebook.cells[4], notebook.cells[5].outputs[0]
     assert [(output.name, output.text) for output in streams.outputs] == [("stdout", "one\ntwo\n")]
-    assert streams.metadata == {"tags": ["hide"]} and streams.source.startswith("# NBVAL_IGNORE_OUTPUT")
-    assert figure.metadata["image/png"]["alt"] == "A line that rises from left to right."
-    assert all(not cell.metadata for cell in notebook.cells if cell is not streams)
+    assert streams.metadata == {"tags": ["hide", "nbval-ignore-output"]} and streams.source.startswith("print(")
+    assert set(figure.data) == {"text/html", "text/plain"}
+    assert figure.data["text/html"].startswith(
+        '<img alt="A &quot;line&quot; that rises from left to right." src="data:image/png;base64,iVBOR'
+    )
+    assert notebook.cells[5].source.startswith("import matplotlib")
+    assert [cell.metadata for cell in notebook.cells if cell is not streams and cell.metadata] == [
+        {"alt": 'A "line" that rises from left to right.'}
+    ]
+    assert notebook.cells[2].outputs == []  # what the machine's device is called
     assert set(notebook.metadata) == {"kernelspec", "language_info", "vitcourse"}
     assert "version" not in notebook.metadata.language_info
 
@@ -144,7 +152,10 @@ def test_nbval_passes_in_strict_mode_and_finds_a_changed_output(course_copy):
     command = [sys.executable, "-m", "pytest", "-q", "--color=no", "-p", "conftest", "-p", "no:cacheprovider"]
     content = file.read_text(encoding="utf-8")
     assert content.count("to be skipped quick") == 1
-    file.write_text(content.replace("to be skipped quick", "to be skipped slow"), encoding="utf-8")
+    assert content.count("(measured 1)") == 1  # on another machine, 0.9999999
+    content = content.replace("to be skipped quick", "to be skipped slow").replace("(measured 1)", "(measured 0.99)")
+    file.write_text(content, encoding="utf-8")
+    edit(course_copy, "student", lambda nb: nb.cells[4].update(source=f"{nb.cells[4].source}\nexpect('', 1, equals=2)"))
     # at home with somebody who has habits
     home = course_copy.root / "home"
     for name, habit in {
@@ -164,8 +175,10 @@ def test_nbval_passes_in_strict_mode_and_finds_a_changed_output(course_copy):
         text=True,
         timeout=600,
     )
-    assert "1 failed, 4 passed" in result.stdout, result.stdout[-3000:]
-    assert "Cell 4" in result.stdout and "skipped slow" in result.stdout and "notice\n" not in result.stdout
+    assert "2 failed, 3 passed" in result.stdout, result.stdout[-3000:]
+    assert "Cell 3: Cell execution caused" in result.stdout and "measured 1, expected = 2" in result.stdout
+    assert "Cell 4: Cell outputs differ" in result.stdout and "skipped slow" in result.stdout
+    assert "notice\n" not in result.stdout
 
 
 def test_a_failing_cell_is_named_and_the_old_notebooks_stay(course_copy, monkeypatch, capsys):
@@ -269,6 +282,50 @@ class A:
     # </solution>"""
 
 
+RESULTS = {
+    "rows": [{"name": "a", "accuracy": 0.8085}, {"name": "a", "accuracy": 0.81}, {"name": "b", "loss": -16384.2}]
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("no number, <!-- a comment -->", "no number, <!-- a comment -->"),
+        ('it has 80.9<!--= percent(r, name="a") --> %', "it has 80.9 %"),
+        ('it has 81<!--=\n  percent(r,\n name="a")--> %', "it has 81 %"),
+        ('2 of −16 384<!--= mean(r, "loss") -->', "2 of −16 384"),
+        ("it rises<!--? values(r)[1] > values(r)[0] -->.", "it rises."),
+    ],
+)
+def test_numbers_in_prose_are_those_of_the_results(tmp_path, text, plain):
+    (tmp_path / "r.json").write_text(json.dumps(RESULTS), encoding="utf-8")
+    assert numbers.compared(text, tmp_path) == plain
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('it has 80.8<!--= percent(r, name="a") --> %', "the text says 80.8, the results 80.925: percent"),
+        ("it falls<!--? values(r)[1] < values(r)[0] -->.", "the results say False: values"),
+        ("it<!--? 3 -->.", "the results say 3"),
+        ('1<!--= percent(r, name="c") -->', "LookupError: no row has 'accuracy' and {'name': 'c'}"),
+        ("1<!--= mean(s) -->", "NameError: name 's' is not defined"),
+        ("it has many<!--= mean(r) -->", "does not follow a number"),
+        ("it has 1<!--= mean(r)", "is not closed"),
+    ],
+)
+def test_numbers_in_prose_that_the_results_do_not_have_are_refused(tmp_path, capsys, text, message):
+    folder = tmp_path / "benchmarks" / "results"
+    folder.mkdir(parents=True)
+    (folder / "r.json").write_text(json.dumps(RESULTS), encoding="utf-8")
+    for source in (f"# %% [markdown]\n# {text}\n", f"# %%\n# alt: {text}\nplot()\n"):
+        lesson = lessons.Lesson(tmp_path, "00_demo")
+        lesson.source.parent.mkdir(exist_ok=True)
+        lesson.source.write_text(source, encoding="utf-8")
+        with pytest.raises(lessons.BuildError, match=f"00_demo.py, cell [01]: .*{re.escape(message)}"):
+            lessons.render(lesson, "student")
+
+
 def test_every_solution_of_a_class_becomes_a_blank():
     assert lessons.blank(CLASS) == "class A:\n    def a(self):\n        raise TODO\n\n    y = 2\n    raise TODO"
     assert lessons.solved(CLASS) == "\n".join(line for line in CLASS.split("\n") if "solution>" not in line)
@@ -291,9 +348,12 @@ def test_marks_that_do_not_fit_are_refused_by_both_commands(tmp_path, capsys, ce
     assert message in capsys.readouterr().err
 
 
-def test_alternatives_stop_at_code_and_at_markers():
+def test_descriptions_stop_at_code_and_at_marks():
     source = "# NBVAL_IGNORE_OUTPUT\n# alt: one\n# more\n# alt: two\n# NBVAL_SKIP\n# a comment\nx  # alt: no"
-    assert builder.alternatives(source) == ["one more", "two"]
+    assert lessons.unmarked(source, {"tags": ["hide"]}) == (
+        "# a comment\nx  # alt: no",
+        {"tags": ["hide", "nbval-ignore-output", "nbval-skip"], "alt": "one more\ntwo"},
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- check
@@ -322,6 +382,7 @@ def set_output(cell, text):
     cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=text)]
 
 
+FIGURE = nbformat.v4.new_output("display_data", data={"image/png": "iVBOR"})
 ERROR = nbformat.v4.new_output("error", ename="E", evalue="e", traceback=[])
 DRIFT = {
     "source": (lambda nb: nb.cells[4].update(source="2"), "cell 4 (00-demo-004) is not what the source says"),
@@ -332,7 +393,8 @@ DRIFT = {
     "error": (lambda nb: nb.cells[4].outputs.append(ERROR), "cell 4 (00-demo-004) ended in an error"),
     "cross": (lambda nb: set_output(nb.cells[3], "✗ normalize: no\n"), "cell 3 (00-demo-003) should print "),
     "no mark": (lambda nb: set_output(nb.cells[3], "ok\n"), "cell 3 (00-demo-003) should print "),
-    "no alt": (lambda nb: nb.cells[5].outputs[0].metadata.clear(), "has a figure without a description"),
+    "no alt": (lambda nb: nb.cells[5].outputs.append(FIGURE), "has a figure without a description"),
+    "alt": (lambda nb: nb.cells[5].metadata.update(alt="x"), "cell 5 (00-demo-005) is not what the source says"),
     "stale": (lambda nb: nb.metadata.vitcourse.update(executed="0"), "its outputs are of an older source"),
 }
 

@@ -26,6 +26,7 @@ from vitcourse.train import (
     Ema,
     TrainConfig,
     TrainingError,
+    engine,
     evaluate,
     fit,
     learning_rate,
@@ -70,6 +71,13 @@ def tiny(num_classes: int = 5, **args) -> VisionTransformer:
     torch.manual_seed(0)
     sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
     return VisionTransformer(**{**sizes, "num_classes": num_classes, **args})
+
+
+def test_a_finished_bar_is_a_line_of_text(capsys):
+    """In a notebook, too: a widget is gone when the notebook is opened again."""
+    fit(tiny(), pictures(), None, TrainConfig(max_steps=2, batch_size=8))
+    assert "100%" in capsys.readouterr().err.splitlines()[-1]
+    assert engine.tqdm.__module__ == "tqdm.std"
 
 
 def weights(model: nn.Module) -> torch.Tensor:

@@ -1,9 +1,10 @@
 """Run both notebooks of a lesson, store their outputs, and tell whether they still are what the source says.
 
-The outputs are what nbval compares later runs with. A comment ``# alt: …`` in a cell (more lines may follow it)
-describes the figure below the cell, for those who cannot see it; a second ``# alt:`` describes a second figure.
+The outputs are what nbval compares later runs with. Figures are stored as HTML: neither JupyterLab nor nbconvert
+takes the description of a PNG from anywhere.
 """
 
+import html
 import json
 import os
 import re
@@ -16,6 +17,8 @@ import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
+
+from vitcourse.notices import NOTICE
 
 from . import checks
 from .lessons import EDITIONS, METADATA, BuildError, Lesson, find_lessons, fingerprint, render
@@ -39,7 +42,12 @@ def execute(notebook: NotebookNode, folder: Path, seconds: int) -> None:
     )
     package = str(Path(__file__).parents[2])  # the kernel shall see the very vitcourse that builds
     path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
-    environment = os.environ | {"VITCOURSE_PROGRESS": "off", "VITCOURSE_PROFILE": "quick", "PYTHONPATH": path}
+    environment = os.environ | {
+        "VITCOURSE_PROGRESS": "off",
+        "VITCOURSE_PROFILE": "quick",
+        "VITCOURSE_STRICT": "1",
+        "PYTHONPATH": path,
+    }
     try:
         client.execute(env=environment)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
@@ -61,17 +69,17 @@ def _failure(notebook: NotebookNode, error: Exception) -> str:
 
 
 def _tidy(cell: NotebookNode) -> None:
-    """Keep of the outputs what every run repeats: no stderr, one stream of stdout, figures with their description."""
+    """Keep of the outputs what every run repeats: no stderr or notices, one stream of stdout, described figures."""
     kept: list[NotebookNode] = []
     for output in cell.outputs:
-        if output.output_type == "stream" and output.name == "stderr":
+        if output.output_type == "stream" and output.name == "stderr" or output.get("metadata") == NOTICE:
             continue
         if output.output_type == "stream" and kept and kept[-1].output_type == "stream":
             kept[-1].text += output.text
         else:
             kept.append(output)
-    for output, text in zip(_figures(kept), alternatives(cell.source), strict=False):
-        output.metadata.setdefault("image/png", {})["alt"] = text
+    for output, text in zip(_figures(kept), cell.metadata.get("alt", "").splitlines(), strict=False):
+        _describe(output, text)
     cell.outputs = kept
     cell.metadata.pop("execution", None)
 
@@ -80,23 +88,11 @@ def _figures(outputs: list[NotebookNode]) -> list[NotebookNode]:
     return [output for output in outputs if "image/png" in output.get("data", {})]
 
 
-def alternatives(source: str) -> list[str]:
-    """The descriptions of figures in a cell.
-
-    >>> alternatives("# alt: a curve that\\n# falls\\nplot()")
-    ['a curve that falls']
-    """
-    found: list[str] = []
-    following = False
-    for line in source.split("\n"):
-        if line.startswith("# alt:"):
-            found.append(line.removeprefix("# alt:").strip())
-            following = True
-        elif following and re.match(r"# (?!NBVAL_)", line):
-            found[-1] += " " + line[2:].strip()
-        else:
-            following = False
-    return found
+def _describe(output: NotebookNode, text: str) -> None:
+    """The same image, with a description that every reader of notebooks passes on."""
+    image = "".join(output.data.pop("image/png").split())
+    output.metadata.pop("image/png", None)
+    output.data["text/html"] = f'<img alt="{html.escape(text)}" src="data:image/png;base64,{image}">'
 
 
 def build(lessons: list[Lesson], *, force: bool = False, jobs: int = 1, seconds: int = 600) -> list[str]:
@@ -182,7 +178,7 @@ def _cell_problems(cell: NotebookNode, edition: str) -> Iterable[str]:
         "tags", []
     ):
         yield "ended in an error"
-    if any(not output.metadata.get("image/png", {}).get("alt") for output in _figures(cell.outputs)):
+    if _figures(cell.outputs):
         yield "has a figure without a description: add a line '# alt: …'"
     if re.search(r"^@(course\.)?exercise\(", cell.source, re.MULTILINE):
         expected = "○" if edition == "student" and re.search(r"^ *raise TODO$", cell.source, re.MULTILINE) else "✓"

@@ -1,10 +1,12 @@
 """Say in one line how an outcome differs from the reference's."""
 
 import math
+import textwrap
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+import einops
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,6 +16,13 @@ from .running import Outcome, OutOfBounds, TimeLimit, WrongParameters, leaves
 # Largest error allowed, as a fraction of the largest value expected. float64 leaves room for tables kept in float32.
 TOLERANCE = {torch.float64: 1e-6, torch.complex128: 1e-6, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 DEFAULT_TOLERANCE = 1e-4
+
+
+# An error this small, as a fraction of the largest value expected, and all over the output: a detail, not the formula.
+TINY = 1e-3
+UNIFORM = 0.1  # the mean error over the largest one, at least: it is not some places that are wrong
+NEARLY = "nearly right: "
+_TELLING = (NEARLY, "returns nothing")
 
 
 class Level(IntEnum):
@@ -31,6 +40,11 @@ class Finding:
 
     level: Level
     text: str
+
+    @property
+    def telling(self) -> bool:
+        """Does the text say what to mend, not only how large the difference is?"""
+        return self.level is not Level.OUTPUT or self.text.startswith(_TELLING)
 
 
 def compare(expected: Outcome, got: Outcome, tolerance: float | None, upto: Level = Level.GRADIENTS) -> Finding | None:
@@ -58,10 +72,15 @@ def describe_error(error: BaseException | None) -> str:
     if isinstance(error, (WrongParameters, OutOfBounds)):
         return str(error)
     lines = str(error).strip().splitlines()
+    if isinstance(
+        error, einops.EinopsError
+    ):  # the first lines repeat what one has written, the last says what is wrong
+        lines = [line for line in lines if not line.strip().startswith(("Error while", "Input"))] or lines
+        lines = [" ".join(map(str.strip, lines))]
     text, in_place, _ = lines[0].partition(" has been modified by an inplace operation") if lines else ("", "", "")
     if in_place:  # what follows are shapes and counts of changes
         text += " was changed in place (by `+=`, `/=` or writing into a slice, say): make a new tensor"
-    return type(error).__name__ + (f": {text[:160]}" if text else "")
+    return type(error).__name__ + (f": {textwrap.shorten(text, 200, placeholder=' …')}" if text else "")
 
 
 # ------------------------------------------------------------------------------------------------------------ output
@@ -156,7 +175,10 @@ def _tensors(expected: Tensor, got: Tensor, tolerance: float | None, where: str,
         tolerance = TOLERANCE.get(expected.dtype, DEFAULT_TOLERANCE)
     if error <= tolerance * max(largest, floor):
         return ""
-    return f"{where}max error {error:.2g}, where values reach {largest:.2g}"
+    told = f"{where}max error {error:.2g}, where values reach {largest:.2g}"
+    if error <= TINY * largest and (got - expected)[finite].abs().double().mean().item() > UNIFORM * error:
+        return f"{NEARLY}{told}, all over: is it an epsilon, or the precision of a step?"
+    return told
 
 
 def _infinities(expected: Tensor, got: Tensor) -> str:
@@ -227,7 +249,7 @@ def _gradients(expected: Outcome, got: Outcome, tolerance: float | None) -> str:
         if not reached and _largest(own) > 1e-3 * scale:
             return f"right in value, but a gradient reaches `{name}`, which should get none"
         if reached and (text := differs(right, own, tolerance, "", floor=1e-3 * scale)):
-            return f"right in value, but the gradient with regard to `{name}` is not: {text}"
+            return f"right in value, but the gradient with regard to `{name}` is not: {text.removeprefix(NEARLY)}"
     return ""
 
 

@@ -1,33 +1,35 @@
 """What a learner meets: `exercise` over a blank, `last_attempt` and `hint` after a ✗."""
 
+import textwrap
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from . import checks, progress
-from .grading import Attempt, Check, Verdict, grade
+from .grading import Attempt, Check, Verdict, blanks_in, grade
 
 Answer = TypeVar("Answer", bound=Callable)
 
 _attempts: dict[str, Attempt] = {}  # the last one of each exercise, in the order in which they were made
-_hints: dict[str, tuple[str, ...]] = {}  # all steps of each exercise that was met
-_shown: dict[str, int] = {}  # how many of them have been shown
+_met: list[str] = []  # the exercises of this notebook
+_shown: dict[str, int] = {}  # how many hints of each have been shown
+WIDTH = 100  # of lines, in columns
 
 
-def exercise(name: str, hint: str | None = None) -> Callable[[Answer], Answer]:
+def exercise(name: str) -> Callable[[Answer], Answer]:
     """Grade the function or class below, print one line, and hand on the answer, or the library's part if it is wrong.
 
-    The line is ``✓ name``, ``✗ name: what differs — why, or a hint``, or ``○ name: not attempted yet, …`` while the
-    blank still says ``raise TODO``. Nothing is raised, so that a notebook always runs to its end.
+    The line is ``✓ name``, ``✗ name: what differs — why, or a hint``, or ``○ name: not attempted yet, …`` while a
+    blank still says ``raise TODO``. Nothing is raised, so that a notebook always runs to its end. The hint is the first
+    that `hint` has, where nothing better is known. After a ✗ a second line says where the answer is.
 
     Args:
         name: ``"<topic>.<name>"``, as registered in `vitcourse.course.checks`.
-        hint: shown beside a ✗ whose cause is not recognised; the first step of `hint`.
 
     Raises:
         ValueError: there is no such exercise, or the function below is not called so.
     """
     spec = checks.find(name)
-    _hints[spec.name] = ((hint,) if hint else ()) + spec.hints
+    _met.append(spec.name)
 
     def decorate(answer: Answer) -> Answer:
         if answer.__name__ != spec.short_name:
@@ -35,7 +37,7 @@ def exercise(name: str, hint: str | None = None) -> Callable[[Answer], Answer]:
         verdict = grade(spec, answer)
         _attempts.pop(spec.name, None)
         _attempts[spec.name] = verdict.attempt
-        print(_line(spec, verdict))
+        print(_told(spec, verdict))
         if verdict.status != "blank":
             progress.record(spec.name, verdict.status)
         return answer if verdict.status == "right" else spec.reference
@@ -43,18 +45,29 @@ def exercise(name: str, hint: str | None = None) -> Callable[[Answer], Answer]:
     return decorate
 
 
+def _told(spec: Check, verdict: Verdict) -> str:
+    """All that is printed, in lines that are wrapped at words."""
+    lines = [_line(spec, verdict)]
+    if verdict.status == "wrong":
+        lines.append(f'  The course goes on with its own; yours is last_attempt("{spec.short_name}").function.')
+    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="  ", break_on_hyphens=False) for line in lines)
+
+
 def _line(spec: Check, verdict: Verdict) -> str:
     if verdict.status == "right":
         return f"✓ {spec.short_name}"
     if verdict.status == "blank":
+        left = blanks_in(verdict.attempt.function)
+        if 0 < len(left) < spec.blanks:
+            return f"○ {spec.short_name}: `{left[0]}` still has a blank, the course uses its own"
         return f"○ {spec.short_name}: not attempted yet, the course uses its own"
     line = f"✗ {spec.short_name}: {verdict.text}"
     if verdict.mistake:
         return f"{line} — {verdict.mistake.message}"
-    if not _hints[spec.name]:
+    if verdict.telling or not spec.hints:
         return line
     _shown[spec.name] = max(_shown.get(spec.name, 0), 1)
-    return f"{line} — hint: {_hints[spec.name][0]}"
+    return f"{line} — hint: {spec.hints[0]}"
 
 
 def last_attempt(name: str | None = None) -> Attempt:
@@ -79,16 +92,16 @@ def last_attempt(name: str | None = None) -> Attempt:
 def hint(name: str | None = None) -> None:
     """Print the next hint for an exercise; without a name, for the one that was run last."""
     spec = _find(name or last_attempt().name)
-    steps = _hints.get(spec.name, spec.hints)
     shown = _shown.get(spec.name, 0)
-    if shown < len(steps):
+    if shown < len(spec.hints):
         _shown[spec.name] = shown + 1
-        print(f"{spec.short_name}, hint {shown + 1} of {len(steps)}: {steps[shown]}")
+        told = f"{spec.short_name}, hint {shown + 1} of {len(spec.hints)}: {spec.hints[shown]}"
     else:
-        print(f"{spec.short_name}: no more hints; read {spec.reference_path}, close it, and write it again")
+        told = f"{spec.short_name}: no more hints; read {spec.reference_path}, close it, and write it again"
+    print(textwrap.fill(told, WIDTH, subsequent_indent="  ", break_on_hyphens=False))
 
 
 def _find(name: str) -> Any:
     """A short name means the exercise of this notebook, if two lessons have one of that name."""
-    met = [full for full in _hints if full.partition(".")[2] == name]
+    met = [full for full in _met if full.partition(".")[2] == name]
     return checks.find(met[-1] if met else name)

@@ -4,6 +4,7 @@ How to write one is shown in `vitcourse.course.checks`.
 """
 
 import contextlib
+import dis
 import io
 import re
 import secrets
@@ -49,6 +50,7 @@ class Check:
     tolerance: float | None
     gradients: bool | tuple[str, ...]
     seconds: float
+    blanks: int
     # How one call is made. An exercise that may crash or hang its process brings a runner of its own.
     runner: Callable[..., Outcome]
     mistakes: list[Mistake] = field(default_factory=list)
@@ -104,6 +106,7 @@ def check(
     tolerance: float | None = None,
     gradients: bool | tuple[str, ...] = True,
     seconds: float = 10.0,
+    blanks: int = 1,
     runner: Callable[..., Outcome] = run,
 ) -> Callable[[Callable[[Random], Iterable[Case | Property]]], Check]:
     """Register the check of exercise `name` over a generator of cases; see `vitcourse.course.checks` for an example.
@@ -120,6 +123,7 @@ def check(
             gradients count, where others (sizes, masks) are numbers that nobody trains. Set it to False where the
             answer itself differentiates with regard to its inputs.
         seconds: time limit of one call.
+        blanks: how many the exercise has, so that one that is left among others can be named.
         runner: makes one call, with the signature of `running.run`.
 
     Raises:
@@ -132,7 +136,7 @@ def check(
 
     def register(cases: Callable[[Random], Iterable[Case | Property]]) -> Check:
         CHECKS[name] = Check(
-            name, reference, cases, level, minutes, why, tuple(hints), tolerance, gradients, seconds, runner
+            name, reference, cases, level, minutes, why, tuple(hints), tolerance, gradients, seconds, blanks, runner
         )
         return CHECKS[name]
 
@@ -184,12 +188,16 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judgement of an answer. `text` says what differs, `mistake` why, where that is known."""
+    """The judgement of an answer. `text` says what differs, `mistake` why, where that is known.
+
+    `telling`: the text says what to mend, and a hint would only distract from it.
+    """
 
     status: Literal["right", "wrong", "blank"]
     attempt: Attempt
     text: str = ""
     mistake: Mistake | None = None
+    telling: bool = False
 
 
 class Trial:
@@ -267,9 +275,9 @@ def judge(trial: Trial, answer: Callable) -> Verdict:
                 return Verdict("blank", attempt)
             if finding := trial.compare(i, outcomes[-1]):
                 text = _with_place(finding.text, trial.cases[i], answer, outcomes[-1].error)
-                return Verdict("wrong", attempt, text, _diagnose(trial, answer, outcomes, finding))
+                return Verdict("wrong", attempt, text, _diagnose(trial, answer, outcomes, finding), finding.telling)
         if text := _elsewhere(trial, answer):
-            return Verdict("wrong", attempt, text)
+            return Verdict("wrong", attempt, text, telling=True)
     return Verdict("right", attempt)
 
 
@@ -347,6 +355,16 @@ def _functions(answer: Callable) -> Iterator[Any]:
         value = getattr(value, "__func__", value)
         if hasattr(value, "__code__"):
             yield value
+
+
+def blanks_in(answer: Callable) -> list[str]:
+    """The names of the functions of an answer that still say ``raise TODO``, once for each time."""
+    return [
+        function.__name__
+        for function in _functions(answer)
+        for step in dis.get_instructions(function)
+        if step.opname == "LOAD_GLOBAL" and step.argval == "TODO"
+    ]
 
 
 def _line(answer: Callable, error: BaseException | None) -> int | None:

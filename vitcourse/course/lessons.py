@@ -2,6 +2,11 @@
 
 ``solutions/NN_topic.py`` (jupytext's py:percent) becomes ``solutions/NN_topic.ipynb``, solved, and
 ``notebooks/NN_topic.ipynb``, in which the lines between ``# <solution>`` and ``# </solution>`` are a blank.
+
+A comment ``# alt: …`` in a cell (more lines may follow it) describes the figure below the cell, for those who cannot
+see it; a second ``# alt:`` describes a second figure. It would tell the result before the cell is run: it becomes
+metadata of the cell, ``alt``, a line a figure. So do nbval's marks: ``# NBVAL_IGNORE_OUTPUT`` becomes the tag that
+means the same.
 """
 
 import ast
@@ -17,7 +22,10 @@ import jupytext
 import nbformat
 from nbformat import NotebookNode
 
+from . import numbers
+
 EDITIONS = {"solved": "solutions", "student": "notebooks"}  # edition to folder
+_MARK = re.compile(r"# (NBVAL_[A-Z_]+)$")
 _OPEN, _CLOSE = re.compile(r"^( *)# <solution>$"), re.compile(r"^ *# </solution>$")
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -136,22 +144,63 @@ def render(lesson: Lesson, edition: str) -> NotebookNode:
     """The notebook that the source describes, not yet executed.
 
     Raises:
-        BuildError: a solution is not closed, or a blanked cell is no longer Python.
+        BuildError: a solution is not closed, a blanked cell is no longer Python, or a number in the prose is not what
+            the results say.
     """
     cells = jupytext.reads(lesson.source.read_text(encoding="utf-8"), fmt="py:percent").cells
-    own = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
+    own = [(cell.cell_type, cell.source, {k: v for k, v in cell.metadata.items() if k == "tags"}) for cell in cells]
     title = 1 if own and own[0][0] == "markdown" else 0
-    own.insert(title, ("code", setup_cell(lesson, edition), []))
+    own.insert(title, ("code", setup_cell(lesson, edition), {}))
 
     notebook = nbformat.v4.new_notebook(metadata=json.loads(json.dumps(METADATA)))
     notebook.metadata["vitcourse"] = {"lesson": lesson.stem, "edition": edition}
-    for i, (kind, source, tags) in enumerate(own):
+    for i, (kind, source, metadata) in enumerate(own):
         if kind == "code":
+            source, metadata = unmarked(source, metadata)
+            if "alt" in metadata:
+                metadata["alt"] = _compared(metadata["alt"], lesson, i)
             source = _edition_of(source, edition, f"{lesson.source.name}, cell {i}")
+        else:
+            source = _compared(source, lesson, i)
         make = {"code": nbformat.v4.new_code_cell, "markdown": nbformat.v4.new_markdown_cell}[kind]
         identity = f"{re.sub('[^a-zA-Z0-9]', '-', lesson.stem)}-{i:03d}"
-        notebook.cells.append(make(source, id=identity, metadata={"tags": list(tags)} if tags else {}))
+        notebook.cells.append(make(source, id=identity, metadata=metadata))
     return notebook
+
+
+def unmarked(source: str, metadata: dict) -> tuple[str, dict]:
+    """A cell without the comments that are not for its reader, and its metadata with what they say.
+
+    >>> unmarked("# NBVAL_IGNORE_OUTPUT\\n# alt: a curve that\\n# falls\\nplot()", {})
+    ('plot()', {'tags': ['nbval-ignore-output'], 'alt': 'a curve that falls'})
+    """
+    kept: list[str] = []
+    alts: list[str] = []
+    tags = list(metadata.get("tags", ()))
+    following = False
+    for line in source.split("\n"):
+        if mark := _MARK.match(line):
+            tags.append(mark[1].lower().replace("_", "-"))
+            following = False
+        elif line.startswith("# alt:"):
+            alts.append(line.removeprefix("# alt:").strip())
+            following = True
+        elif following and line.startswith("# "):
+            alts[-1] += " " + line[2:].strip()
+        else:
+            kept.append(line)
+            following = False
+    found = {"tags": tags} if tags else {}
+    if alts:
+        found["alt"] = "\n".join(alts)
+    return "\n".join(kept).strip("\n"), metadata | found
+
+
+def _compared(text: str, lesson: Lesson, i: int) -> str:
+    try:
+        return numbers.compared(text, lesson.root / "benchmarks" / "results")
+    except ValueError as error:
+        raise BuildError(f"{lesson.source.name}, cell {i}: {error}") from None
 
 
 def _edition_of(source: str, edition: str, where: str) -> str:
@@ -166,5 +215,5 @@ def _edition_of(source: str, edition: str, where: str) -> str:
 
 def fingerprint(notebook: NotebookNode) -> str:
     """What the notebook says, outputs apart. Stored at execution, it tells whether outputs belong to these cells."""
-    cells = [[cell.id, cell.cell_type, cell.source, cell.metadata.get("tags", [])] for cell in notebook.cells]
-    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]
+    cells = [[cell.id, cell.cell_type, cell.source, cell.metadata] for cell in notebook.cells]
+    return hashlib.sha256(json.dumps(cells, sort_keys=True).encode()).hexdigest()[:16]

@@ -13,6 +13,7 @@ import torch
 
 from vitcourse import MPS_FALLBACK
 from vitcourse.devices import accelerator, describe_device, has_float64, use_device
+from vitcourse.notices import notice
 
 PROFILES = ("quick", "full")
 
@@ -41,7 +42,8 @@ def setup(profile: str | None = None, *, device: str | torch.device | None = Non
             the environment variable VITCOURSE_DEVICE decides; without that, this machine's accelerator, or the CPU.
         seed: of Python's, NumPy's and PyTorch's generators.
 
-    Prints nothing on stdout, which must be the same on every machine; the device is named on stderr.
+    Prints nothing on stdout, which must be the same on every machine; the device is named on stderr, or in a notebook
+    in an output that the builder leaves out.
 
     Raises:
         ValueError: there is no such profile, or no such device here.
@@ -61,7 +63,7 @@ def setup(profile: str | None = None, *, device: str | torch.device | None = Non
         import_module("vitcourse.plot").use_style()
 
     chosen = use_device(device)
-    print(f"vitcourse: profile {profile}, on {describe_device(chosen)}", file=sys.stderr)
+    notice(f"vitcourse: profile {profile}, on {describe_device(chosen)}")
     for line in _limits(chosen):
         print(f"vitcourse: {line}", file=sys.stderr)
     return Session(os.environ.get("VITCOURSE_LESSON", ""), profile, chosen)

@@ -266,7 +266,7 @@ def fit_size(dataset: Any, model: Any, config: TrainConfig, *, train: bool) -> A
 
 
 def _print_row(row: dict[str, Any]) -> None:
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     shown = "  ".join(f"{name} {row[name]:.4f}" for name in _SHOWN if row[name] is not None)
     speed = f"{row['images_per_second']:.0f} images/s"
@@ -274,7 +274,7 @@ def _print_row(row: dict[str, Any]) -> None:
 
 
 def _print_test(results: dict[str, dict[str, float]]) -> None:
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     for name, row in results.items():
         shown = "  ".join(f"{key} {row[key]:.4f}" for key in ("test_loss", "test_accuracy"))

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
+from tqdm import tqdm  # text: a widget (tqdm.auto) is gone when the notebook is opened again
 
 from vitcourse.devices import describe_device, device_of, kept_random_state, seed_all, widest_float
 from vitcourse.inference import frozen_modules
+from vitcourse.notices import in_notebook
 from vitcourse.weights import HEADER_KEYS, check_saveable, save_weights, unwrap
 
 from .augment import seed_of
@@ -196,7 +197,7 @@ class _Trainer:
             initial=self.step,
             disable=not (progress and self.processes.is_main),
             unit="step",
-            mininterval=0.2 if sys.stderr.isatty() else 10.0,  # a log file needs no smooth bar
+            mininterval=0.2 if sys.stderr.isatty() or in_notebook() else 10.0,  # a log file needs no smooth bar
         )
         with bar, kept_random_state(), deterministic(config.deterministic):
             self.model.zero_grad(set_to_none=True)  # what a caller's own backward pass has left

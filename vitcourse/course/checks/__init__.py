@@ -41,6 +41,9 @@ For a class, a case says how to build it, then how to call it; a mistake may be 
     class _(vit.Attention):
         def forward(self, x): ...
 
+`hints` are steps, the gentlest first; the blank itself has none. ``blanks=2`` says that an exercise has two: with one of
+them filled, the other is named.
+
 `rng` is a `Random`: a new seed on every run, float64 unless told otherwise. The answer and the reference see copies of
 the same inputs and the same random state; of a module, every learned parameter is random, and copied by name.
 Compared are: type, shape, dtype, NaN, values, changes of the inputs in place (an in-place reference must be matched),

@@ -12,6 +12,7 @@ from vitcourse.vit import PatchEmbed
     reference="vitcourse.hierarchical.SwinTransformer",
     level=4,
     minutes=25,
+    blanks=2,
     why="The parts are simple; what makes Swin is which block gets which windows.",
     hints=[
         "Blocks come in pairs: regular windows first, then displaced by half a window, rounded down.",

@@ -11,6 +11,7 @@ from vitcourse.course.checks import build, check
     reference="vitcourse.hybrid.CoAtNet",
     level=4,
     minutes=25,
+    blanks=2,
     why="One string decides what kind of network this is, from a pure convolutional one to a transformer with a pyramid.",
     hints=[
         "A stage is nn.Sequential(first, *rest). Only the first block shrinks the map and widens the channels.",

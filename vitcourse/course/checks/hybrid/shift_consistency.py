@@ -39,7 +39,7 @@ def _borders(pixels: int) -> list[tuple[int, int, int, int]]:
     why="Accuracy on centred pictures cannot tell whether a model minds where things are. This can, without any label.",
     hints=[
         "Compare predictions with predictions: what the model says now, and what it says when the picture has moved.",
-        "F.pad takes negative numbers, too: they crop. Two pixels more on the left and two fewer on the right move the "
+        "F.pad(images, (left, right, top, bottom)) takes negative numbers, too: they crop. Two pixels more on the left and two fewer on the right move the "
         "picture to the right.",
         "Four directions, and the mean over all pictures and all directions, as a Python float: .item().",
     ],
