@@ -672,6 +672,15 @@ def test_only_softmax_attention_can_be_wrapped():
         merge_tokens(VisionTransformer(**SMALL, attn_layer=LinearAttention), 4)
 
 
+def test_a_block_that_runs_otherwise_cannot_merge():
+    class Parallel(Block):
+        def forward(self, x, grid=None):
+            return x + self.attn(self.norm1(x), grid) + self.mlp(self.norm2(x))
+
+    with pytest.raises(TypeError, match="takes place within vitcourse.vit.Block, and cannot wrap Parallel"):
+        MergingBlock(Parallel(16, 2), 2)
+
+
 def test_only_a_vision_transformer_that_does_not_merge_yet_can_be_wrapped():
     with pytest.raises(TypeError, match="wraps a VisionTransformer, not a Linear"):
         merge_tokens(torch.nn.Linear(3, 3), 1)

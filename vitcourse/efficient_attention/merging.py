@@ -173,6 +173,8 @@ def _check(block: nn.Module, r: int) -> None:
             f"merging weighs softmax attention with the sizes of tokens, and cannot wrap {type(block.attn).__name__}; "
             "use vitcourse.vit.Attention"
         )
+    if type(block).forward is not Block.forward:
+        raise TypeError(f"merging takes place within vitcourse.vit.Block, and cannot wrap {type(block).__name__}")
 
 
 class MergingBlock(nn.Module):
@@ -185,7 +187,7 @@ class MergingBlock(nn.Module):
 
     Raises:
         ValueError: r is no integer, or negative.
-        TypeError: the block's token mixer is not ViT's softmax attention.
+        TypeError: another kind of block, or its token mixer is not ViT's softmax attention.
 
     >>> block = MergingBlock(Block(64, num_heads=4), r=8)
     >>> x, size, place = block(torch.randn(2, 50, 64), (7, 7, 1))
