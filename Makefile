@@ -11,6 +11,8 @@ else
 BIN := $(VENV)/bin
 endif
 NOTEBOOKS = $(wildcard notebooks/*.ipynb solutions/*.ipynb)
+WORKERS ?= 2
+PARALLEL = -n $(WORKERS) --dist loadfile
 BENCHMARKS = importtime models scaling quantization pruning
 
 .PHONY: lab test lint notebooks oldest thorough machines bench gpu sanitize clean
@@ -22,8 +24,11 @@ lab: $(VENV)/.lab
 
 test: lint
 	$(BIN)/python -m vitcourse.course check
-	$(BIN)/python -m pytest -q
-	$(BIN)/python -m pytest -q --nbval $(NOTEBOOKS)
+	$(BIN)/python -m pytest -q $(PARALLEL)
+	$(BIN)/python -m pytest -q $(PARALLEL) --nbval $(NOTEBOOKS)
+
+# One thread a worker: two programs whose threads wait for each other on two cores are slower than one after the other.
+test: export OMP_NUM_THREADS = 1
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

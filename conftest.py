@@ -26,5 +26,5 @@ with suppress(ImportError):  # the tests that need a GPU do without
 def pytest_collectstart(collector):
     """What differs from machine to machine nbval shall not compare: stderr (notices, progress bars), measurements."""
     if hasattr(collector, "skip_compare"):
-        collector.skip_compare += ("stderr", "text/html")  # stored figures are HTML, with their descriptions
+        collector.skip_compare += ("stderr", "text/html")  # where it computes is a notice in HTML
         collector.sanitize_patterns[r" \(measured [^()\n]*\)"] = ""  # as vitcourse.course.expectations.MEASURED

@@ -132,7 +132,8 @@ def attention(
     if backend not in ATTENTION_BACKENDS:
         raise ValueError(f"attention backend {backend!r} is unknown; use 'auto' or one of {sorted(ATTENTION_BACKENDS)}")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    return ATTENTION_BACKENDS[backend](q, k, v, scale=scale, bias=bias, mask=mask)
+    masked = {} if mask is None else {"mask": mask}  # a backend of somebody's own need not know masks
+    return ATTENTION_BACKENDS[backend](q, k, v, scale=scale, bias=bias, **masked)
 
 
 def check_mask(mask: Tensor | None, shape: Sequence[int]) -> None:
