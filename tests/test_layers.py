@@ -23,6 +23,15 @@ from vitcourse.layers import (
 BACKENDS = ("math", "sdpa", "flash")  # flash is sdpa where its kernels cannot run
 
 
+@pytest.fixture(autouse=True)
+def not_interpreted(monkeypatch):
+    """Other tests of this process may have asked for Triton's interpreter, which runs flash on a CPU, too."""
+    monkeypatch.setattr("vitcourse.hardware.flash.ops.is_interpreted", lambda: False)
+    layers._flash_obstacle.cache_clear()
+    yield
+    layers._flash_obstacle.cache_clear()
+
+
 def qkv(batch=2, heads=3, queries=7, keys=11, dim=8, dim_v=5, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     shapes = (queries, dim), (keys, dim), (keys, dim_v)
