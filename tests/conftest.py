@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+collect_ignore_glob = ["_*.py"]  # scripts, run by tests in processes of their own; some change their environment
+
 
 @pytest.fixture(autouse=True)
 def seeded():
