@@ -14,15 +14,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitcourse import create_model
 from vitcourse.efficient_attention import (
     BigBirdAttention,
-    EfficientAttention,
     LinearAttention,
     LocalAttention,
     MergingBlock,
     RandomBlockAttention,
     RandomFeatureAttention,
+    TwoSoftmaxAttention,
     bipartite_matching,
     block_layout,
-    efficient_attention,
     elu_features,
     layout_mask,
     linear_attention,
@@ -37,6 +36,7 @@ from vitcourse.efficient_attention import (
     redraw_features,
     sparse,
     sparse_attention,
+    two_softmax_attention,
     unmerge,
 )
 from vitcourse.layers import attention_weights
@@ -51,7 +51,7 @@ SPARSE = {
 }
 LINEAR = {
     "elu": LinearAttention,
-    "softmaxes": EfficientAttention,
+    "softmaxes": TwoSoftmaxAttention,
     "random features": partial(RandomFeatureAttention, num_features=24),
 }
 MIXERS = LINEAR | SPARSE
@@ -104,11 +104,11 @@ def test_elu_features_never_become_zero():
     assert_close(steep.grad, torch.tensor([1.0, math.exp(-50), 0.0]), 1e-5)
 
 
-def test_efficient_attention_is_two_softmaxes():
+def test_two_softmax_attention_is_its_matrix():
     q, k, v = qkv(9)
     weights = q.softmax(-1) @ k.softmax(-2).mT
     assert_close(weights.sum(-1), torch.ones(2, 3, 9, dtype=torch.float64))
-    assert_close(efficient_attention(q, k, v), weights @ v)
+    assert_close(two_softmax_attention(q, k, v), weights @ v)
 
 
 def test_random_features_are_the_papers():
