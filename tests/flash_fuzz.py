@@ -135,7 +135,7 @@ def use_tiles(kind, monkeypatch):
 
 
 def forget_plans():
-    for choose in (plans.forward, plans.backward, plans.backward_bias):
+    for choose in (plans.forward, plans.backward, plans.dbias):
         choose.cache_clear()
 
 
@@ -203,7 +203,7 @@ def test_scales(scale, n_k):
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="takes the compiler minutes, and benchmarks/tiles.py does it anyway")
-@pytest.mark.parametrize(("step", "biased"), [("forward", False), ("backward", False), ("backward_bias", True)])
+@pytest.mark.parametrize(("step", "biased"), [("forward", False), ("backward", False), ("dbias", True)])
 def test_all_tiles_give_the_same(step, biased, monkeypatch, capsys):
     """Those that ``benchmarks/tiles.py`` tries, which would not time one that differs."""
     monkeypatch.setattr(tiles, "in_turns", lambda steps, *_: {name: [1.0, 1.0] for name in steps})
@@ -541,7 +541,7 @@ def test_both_doors_give_the_same_bits_and_gradients(function, biased):
             assert took_the_short_way(out) == isinstance(watch, nullcontext)
             outcomes.append((out.detach(), *torch.autograd.grad(out, leaves, dout)))
     suffix = "_qkvpacked" if function is packed else ""
-    expected = [f"flash_forward{suffix}", *["flash_backward_bias"] * biased, f"flash_backward{suffix}"]
+    expected = [f"flash_forward{suffix}", *["flash_dbias"] * biased, f"flash_backward{suffix}"]
     assert watch.seen == expected
     for short, long in zip(*outcomes, strict=True):
         assert torch.equal(short, long)
@@ -659,8 +659,8 @@ def test_what_is_saved_goes_through_hooks(watch):
 def test_a_checkpoint_can_keep_what_attention_gave(monkeypatch):
     """Selective checkpointing finds the operator by its name, and does not run it again."""
     qkv, dout = packed_inputs()
-    runs, forward = [], ops.run_forward
-    monkeypatch.setattr(ops, "run_forward", lambda *arguments: (runs.append(arguments), forward(*arguments))[1])
+    runs, forward = [], ops.launch_forward
+    monkeypatch.setattr(ops, "launch_forward", lambda *arguments: (runs.append(arguments), forward(*arguments))[1])
     expected = torch.autograd.grad(packed(qkv.requires_grad_(), None), qkv, dout)
     for kept, wanted in (([], 2), ([torch.ops.vitcourse.flash_forward_qkvpacked.default], 1)):
         runs.clear()
@@ -683,7 +683,7 @@ def operator_inputs(name):
         "flash_forward_qkvpacked": (qkv.clone().requires_grad_(), bias.requires_grad_(), 0.25),
         "flash_backward": (dout, *ops.unpack(qkv), bias.detach(), out, lse, 0.25),
         "flash_backward_qkvpacked": (dout, qkv, bias.detach(), out, lse, 0.25),
-        "flash_backward_bias": (dout, *ops.unpack(qkv), bias.detach(), out, lse, 0.25),
+        "flash_dbias": (dout, *ops.unpack(qkv), bias.detach(), out, lse, 0.25),
     }[name]
 
 
