@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from vitcourse.efficient_attention import (
     redraw_features,
     sparse,
     sparse_attention,
+    tables,
     two_softmax_attention,
     unmerge,
 )
@@ -331,6 +333,19 @@ def test_tables_are_made_once_for_a_grid_and_no_stand_in_is_kept():
     for a, b in zip(first, local_layout((6, 5, 1), 3, 2), strict=True):
         assert a is b
     assert local_layout((6, 5, 1), 3, 2, torch.device("meta")).keys.device.type == "meta"
+
+
+@pytest.mark.parametrize("mixer", [SPARSE["local"], SPARSE["random"]], ids=["local", "random"])
+def test_tables_of_graphs_make_room_and_come_back(mixer, monkeypatch):
+    monkeypatch.setattr(tables, "LIMIT", 2 * tables.PARTS)
+    monkeypatch.setattr(tables, "_OF_GRAPHS", SimpleNamespace())
+    attend, kept = mixer(8, 2), vars(tables._OF_GRAPHS)
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager", dynamic=False)
+    for grid in ((3, 5, 0), (4, 2, 1), (2, 7, 0), (3, 5, 0)):  # the first has been pushed out when it is back
+        x = torch.randn(2, tokens_of(grid), 8)
+        assert_close(compiled(x, grid), attend(x, grid), 1e-5)
+        assert len(kept) <= tables.LIMIT
+        assert sum(f"({grid}, " in key for key in kept) == tables.PARTS
 
 
 # ------------------------------------------------------------------------------------------------------- token mixers

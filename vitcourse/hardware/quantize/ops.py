@@ -35,11 +35,9 @@ def quantize_per_tensor(x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
         q: (M, K) int8.
         scale: (M, 1) float32, what was given; NaN for rows that hold NaN or infinity, so that they come out as NaN.
     """
-    return (
-        torch.ops.vitcourse.quantize_per_tensor(x, scale)
-        if _has_operators(x)
-        else formulas.quantize_per_tensor(x, scale)
-    )
+    if _has_operators(x):
+        return torch.ops.vitcourse.quantize_per_tensor(x, scale)
+    return formulas.quantize_per_tensor(x, scale)
 
 
 def w8a8_linear(
@@ -107,9 +105,10 @@ def _keep_weight(ctx, inputs, output) -> None:
 def _gradient(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """That of a linear layer with the dequantized weight; the integers and their scale have none."""
     weight, scale = ctx.saved_tensors
-    real = (
-        formulas.dequantize_int4(weight, scale, *ctx.group_size, ctx.in_features) if ctx.group_size else weight * scale
-    )
+    if ctx.group_size:
+        real = formulas.dequantize_int4(weight, scale, *ctx.group_size, ctx.in_features)
+    else:
+        real = weight * scale
     bias = gradient.sum(dim=0) if ctx.needs_input_grad[3] else None
     return gradient @ real.to(gradient.dtype), None, None, bias, *[None for _ in ctx.group_size]
 
