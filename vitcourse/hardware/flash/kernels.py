@@ -221,11 +221,10 @@ def _load_vector(pointer, first, length, BLOCK: tl.constexpr, other):
 
 
 @triton.jit
-def _load_lse(lse, first, n_q, BLOCK: tl.constexpr, AXIS: tl.constexpr, bias):
-    """Of a block of queries lse, each row of it, with a dimension of 1 at ``AXIS``. Beyond the edge P is 0 by it."""
-    largest = tl.expand_dims(_load_vector(lse, first, n_q, BLOCK, float("inf")), AXIS)
-    rest = () if bias is None else (tl.expand_dims(_load_vector(lse + n_q, first, n_q, BLOCK, 0.0), AXIS),)
-    return (largest,) + rest
+def _load_lse(lse, first, n_q, BLOCK: tl.constexpr, bias):
+    """The lse of a block of queries: one row of it, or two. Beyond the edge P is 0 by them."""
+    found = (_load_vector(lse, first, n_q, BLOCK, float("inf")),)
+    return found if bias is None else found + (_load_vector(lse + n_q, first, n_q, BLOCK, 0.0),)
 
 
 @triton.jit
@@ -235,17 +234,19 @@ def _delta(out, dout):
 
 
 @triton.jit
-def _differentiate(scores, dweights, lse, delta, bias, hidden, scale):
+def _differentiate(scores, dweights, lse, delta, bias, hidden, scale, AXIS: tl.constexpr):
     """Probabilities P once more, and the gradient of the scores, P ∘ (dP − δ) (Dao et al. 2022, appendix B.2).
 
-    ``scores`` are q kᵀ and ``dweights`` are dO vᵀ, or both of them transposed. ``lse`` is that of ``_load_lse``. Where
-    it is +∞ P is 0: in blind queries, and beyond the edge. ``bias`` and ``hidden``, where a key lies beyond the edge,
+    ``scores`` are q kᵀ and ``dweights`` are dO vᵀ, keys along ``AXIS``. ``lse`` is that of ``_load_lse``: where it
+    is +∞ P is 0, in blind queries, and beyond the edge. ``bias`` and ``hidden``, where a key lies beyond the edge,
     may be None.
     """
+    peak, log_sum = tl.expand_dims(lse[0], AXIS), tl.expand_dims(lse[-1], AXIS)  # the same, without a bias
+    delta = tl.expand_dims(delta, AXIS)
     if bias is None:
-        weights = tl.exp2(scores * (scale * LOG2E) - lse[0])
+        weights = tl.exp2(scores * (scale * LOG2E) - peak)
     else:
-        weights = tl.exp2((scores * scale + bias - lse[0]) * LOG2E - lse[1])
+        weights = tl.exp2((scores * scale + bias - peak) * LOG2E - log_sum)
     if hidden is not None:  # the score 0 of no key can be far above lse: ∞, and ∞ times 0 is NaN
         weights = tl.where(hidden, 0.0, weights)
     return weights, weights * (dweights - delta)
@@ -275,12 +276,12 @@ def backward_short(
     for first_q in range(0, n_q, BLOCK_Q):
         queries = _load(q, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
         dtile = _load(dout, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
-        deltas = _delta(_load(out, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D), dtile)[None, :]
-        lses = _load_lse(lse, first_q, n_q, BLOCK_Q, 0, bias)
+        deltas = _delta(_load(out, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D), dtile)
+        lses = _load_lse(lse, first_q, n_q, BLOCK_Q, bias)
         rows = (first_q + tl.arange(0, BLOCK_Q))[None, :]
         biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
         scores, dweights = _dot(keys, tl.trans(queries)), _dot(values, tl.trans(dtile))
-        weights, dscores = _differentiate(scores, dweights, lses, deltas, biases, cols >= n_k, scale)
+        weights, dscores = _differentiate(scores, dweights, lses, deltas, biases, cols >= n_k, scale, AXIS=0)
         dvalues = _dot(weights.to(dtile.dtype), dtile, dvalues)
         dscores = dscores.to(queries.dtype)
         dkeys = _dot(dscores, queries, dkeys)
@@ -309,8 +310,8 @@ def backward_dq(
     deltas = _delta(_load(out, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D), dtile)
     rows = first_q + tl.arange(0, BLOCK_Q)
     tl.store(delta + sequence.to(tl.int64) * n_q + rows, deltas, mask=rows < n_q)
-    deltas, rows = deltas[:, None], rows[:, None]
-    lses = _load_lse(_lse_of(lse, sequence, n_q, bias), first_q, n_q, BLOCK_Q, 1, bias)
+    rows = rows[:, None]
+    lses = _load_lse(_lse_of(lse, sequence, n_q, bias), first_q, n_q, BLOCK_Q, bias)
     dqueries = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     full = n_k // BLOCK_K * BLOCK_K
     for first_k in range(0, full, BLOCK_K):
@@ -319,7 +320,7 @@ def backward_dq(
         cols = (first_k + tl.arange(0, BLOCK_K))[None, :]
         biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
         scores, dweights = _dot(queries, tl.trans(keys)), _dot(dtile, tl.trans(values))
-        _, dscores = _differentiate(scores, dweights, lses, deltas, biases, None, scale)
+        _, dscores = _differentiate(scores, dweights, lses, deltas, biases, None, scale, AXIS=1)
         dqueries = _dot(dscores.to(keys.dtype), keys, dqueries)
     if TAIL:
         for first_k in tl.range(full, n_k, BLOCK_K, num_stages=1):  # once, see ``forward_long``
@@ -328,7 +329,7 @@ def backward_dq(
             cols = (first_k + tl.arange(0, TAIL))[None, :]
             biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
             scores, dweights = _dot(queries, tl.trans(keys)), _dot(dtile, tl.trans(values))
-            _, dscores = _differentiate(scores, dweights, lses, deltas, biases, cols >= n_k, scale)
+            _, dscores = _differentiate(scores, dweights, lses, deltas, biases, cols >= n_k, scale, AXIS=1)
             dqueries = _dot(dscores.to(keys.dtype), keys, dqueries)
     _store(dq, first_q, dqueries * scale, HEAD_DIM)
 
@@ -356,12 +357,12 @@ def backward_dkdv(
     for first_q in range(0, n_q, BLOCK_Q):
         queries = _load(q, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
         dtile = _load(dout, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
-        lses = _load_lse(lse, first_q, n_q, BLOCK_Q, 0, bias)
-        deltas = _load_vector(delta, first_q, n_q, BLOCK_Q, 0.0)[None, :]
+        lses = _load_lse(lse, first_q, n_q, BLOCK_Q, bias)
+        deltas = _load_vector(delta, first_q, n_q, BLOCK_Q, 0.0)
         rows = (first_q + tl.arange(0, BLOCK_Q))[None, :]
         biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
         scores, dweights = _dot(keys, tl.trans(queries)), _dot(values, tl.trans(dtile))
-        weights, dscores = _differentiate(scores, dweights, lses, deltas, biases, None, scale)
+        weights, dscores = _differentiate(scores, dweights, lses, deltas, biases, None, scale, AXIS=0)
         dvalues = _dot(weights.to(dtile.dtype), dtile, dvalues)
         dkeys = _dot(dscores.to(queries.dtype), queries, dkeys)
     _store(dk, first_k, dkeys * scale, HEAD_DIM)
@@ -392,10 +393,10 @@ def backward_dbias(
         values = _load(_matrix(v, sequence, heads, n_k, UNIT), first_k, BLOCK_K, HEAD_DIM, BLOCK_D)
         dtile = _load(_matrix(dout, sequence, heads, n_q, UNIT), first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
         deltas = _delta(_load(_matrix(out, sequence, heads, n_q, UNIT), first_q, BLOCK_Q, HEAD_DIM, BLOCK_D), dtile)
-        lses = _load_lse(_lse_of(lse, sequence, n_q, bias), first_q, n_q, BLOCK_Q, 1, bias)
+        lses = _load_lse(_lse_of(lse, sequence, n_q, bias), first_q, n_q, BLOCK_Q, bias)
         biases = _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
         scores, dweights = _dot(queries, tl.trans(keys)), _dot(dtile, tl.trans(values))
-        _, dscores = _differentiate(scores, dweights, lses, deltas[:, None], biases, None, scale)
+        _, dscores = _differentiate(scores, dweights, lses, deltas, biases, None, scale, AXIS=1)
         total += dscores
     dbias += part_and_head.to(tl.int64) * n_q * n_k
     tl.store(dbias + rows.to(tl.int64) * n_k + cols, total, mask=(rows < n_q) & (cols < n_k))
