@@ -25,6 +25,7 @@ from benchmarks import tiles
 from vitcourse import layers
 from vitcourse.hardware import flash_attention, flash_attention_qkvpacked
 from vitcourse.hardware.flash import ops, plans
+from vitcourse.layers import dot_product
 from vitcourse.vit import Attention
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -762,19 +763,19 @@ def test_auto_takes_the_kernels_only_where_they_were_measured_to_be_faster(monke
     allow_this_device(monkeypatch)
     q, k, v, _ = inputs(5, 6, 16, torch.float32)
     capability = torch.cuda.get_device_capability(DEVICE)
-    assert not layers._flash_is_faster(q, k, v, None)
+    assert not dot_product._flash_is_faster(q, k, v, None)
     ranges = (1, 4, 1), (6, 8, 2)
     monkeypatch.setattr(plans, "FASTER", {(capability, torch.float32, 16, False, False): ranges})
-    assert layers._flash_is_faster(q, k, v, None)
-    assert not layers._flash_is_faster(q[:, :1], k[:, :1], v[:, :1], None), "one sequence, of two at least"
-    assert not layers._flash_is_faster(q, k[:, :, :5], v[:, :, :5], None)
-    assert not layers._flash_is_faster(q.half(), k.half(), v.half(), None)
-    assert not layers._flash_is_faster(q, k, v[..., :8], None)
-    assert not layers._flash_is_faster(q.clone().requires_grad_(), k, v, None)
+    assert dot_product._flash_is_faster(q, k, v, None)
+    assert not dot_product._flash_is_faster(q[:, :1], k[:, :1], v[:, :1], None), "one sequence, of two at least"
+    assert not dot_product._flash_is_faster(q, k[:, :, :5], v[:, :, :5], None)
+    assert not dot_product._flash_is_faster(q.half(), k.half(), v.half(), None)
+    assert not dot_product._flash_is_faster(q, k, v[..., :8], None)
+    assert not dot_product._flash_is_faster(q.clone().requires_grad_(), k, v, None)
     with torch.no_grad():
-        assert layers._flash_is_faster(q.clone().requires_grad_(), k, v, None)
+        assert dot_product._flash_is_faster(q.clone().requires_grad_(), k, v, None)
     bias = torch.zeros(5, 6, device=DEVICE)
-    assert not layers._flash_is_faster(q, k, v, bias)
+    assert not dot_product._flash_is_faster(q, k, v, bias)
     monkeypatch.setattr(plans, "FASTER", {(capability, torch.float32, 16, False, True): ranges})
-    assert layers._flash_is_faster(q, k, v, bias)
-    assert not layers._flash_is_faster(q, k, v, bias.requires_grad_())
+    assert dot_product._flash_is_faster(q, k, v, bias)
+    assert not dot_product._flash_is_faster(q, k, v, bias.requires_grad_())

@@ -41,7 +41,7 @@ from vitcourse.hardware.quantize import (
     watch_inputs,
 )
 from vitcourse.inference import find_mean_std, normalise
-from vitcourse.layers import say_once
+from vitcourse.notices import say_once
 from vitcourse.paths import data_dir
 from vitcourse.train import evaluate
 from vitcourse.weights import read_metadata, save_weights

@@ -24,7 +24,7 @@ from vitcourse.efficient_attention import LinearAttention, merge_tokens
 from vitcourse.hardware import quantize_model
 from vitcourse.hardware.prune import keep_units, magnitude_prune
 from vitcourse.hierarchical import PostNormBlock
-from vitcourse.layers import say_once
+from vitcourse.notices import say_once
 from vitcourse.paths import data_dir
 from vitcourse.registry import Preprocess, register_model
 from vitcourse.train import Ema, TrainConfig, evaluate, fit

@@ -13,7 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from vitcourse.hardware.patterns import as_patterns, matches
-from vitcourse.layers import say_once
+from vitcourse.notices import say_once
 from vitcourse.weights import tensors_to_save
 
 from . import formulas
