@@ -4,7 +4,7 @@ Parameter names are timm's, so its checkpoints load as they are.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from inspect import signature
 from itertools import islice
@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitcourse.hierarchical.checkpoints import adapt_checkpoint, checkpoint_names, pretrained_window
+from vitcourse.hierarchical.checkpoints import adapt_checkpoint, checkpoint_names, facts_in, pretrained_window
 from vitcourse.hierarchical.window_attention import WindowAttention
 from vitcourse.hierarchical.windows import Pair
 from vitcourse.layers import (
@@ -278,8 +278,12 @@ class SwinTransformer(nn.Module):
         """How to call what a checkpoint with these names has; see :mod:`vitcourse.hierarchical.checkpoints`."""
         return checkpoint_names(names)
 
+    def facts_in(self, state: Mapping[str, Tensor]) -> dict[str, Pair]:
+        """What a checkpoint's tensors tell that are not learnt: the windows that it was trained with."""
+        return facts_in(state, self)
+
     def adapt_state_dict(
-        self, state: Mapping[str, Tensor], facts: MutableMapping[str, Any] | None = None
+        self, state: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
         """Another library's checkpoint in this model's names, its position biases in this model's windows."""
         return adapt_checkpoint(state, self, facts)
