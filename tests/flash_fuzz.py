@@ -7,7 +7,6 @@ from outside of the tensor spoils the result, and whatever is written outside is
 
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
@@ -481,18 +479,16 @@ def test_there_is_no_second_derivative():
     leaves = qkv.requires_grad_(), bias_like((2, 21, 21)).requires_grad_()
     for function in (unpacked, packed):
         for leaf in leaves:
-            for watch in (nullcontext(), Watch()):
-                with watch:
-                    (gradient,) = torch.autograd.grad(function(*leaves).sum(), leaf, create_graph=True)
-                    with pytest.raises(RuntimeError, match="no second derivative; use backend='math'"):
-                        gradient.sum().backward()
+            (gradient,) = torch.autograd.grad(function(*leaves).sum(), leaf, create_graph=True)
+            with pytest.raises(RuntimeError, match="no second derivative; use backend='math'"):
+                gradient.sum().backward()
 
 
-# ---------------------------------------------------------------------------------------------------------- two doors
+# ---------------------------------------------------------------------------------------------- through the dispatcher
 
 
 class Watch(TorchDispatchMode):
-    """Notes the names of our operators: who watches sends them through PyTorch's dispatcher."""
+    """Notes the names of our operators."""
 
     def __init__(self):
         super().__init__()
@@ -502,14 +498,6 @@ class Watch(TorchDispatchMode):
         if function.namespace == "vitcourse":
             self.seen.append(function._opname)
         return function(*arguments, **(keywords or {}))
-
-
-def took_the_short_way(out):
-    """Whether the output of a forward pass with gradients came past the dispatcher."""
-    node = out.grad_fn
-    while "flash_forward" not in node.name():  # a subclass puts a view on top
-        node = node.next_functions[0][0]
-    return node.name().startswith("flash_forward")
 
 
 def unpacked(qkv, bias):
@@ -532,21 +520,14 @@ def packed_inputs(n=21, dtype=torch.float16):
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("function", [unpacked, packed, negative])
-def test_both_doors_give_the_same_bits_and_gradients(function, biased):
+def test_each_pass_is_its_operators(function, biased):
     qkv, dout = packed_inputs()
     leaves = [qkv.requires_grad_(), bias_like((1, 2, 21, 21)).requires_grad_()][: 1 + biased]
-    outcomes = []
-    for watch in (nullcontext(), Watch()):
-        with watch:
-            out = function(*leaves, *[None][biased:])
-            assert took_the_short_way(out) == isinstance(watch, nullcontext)
-            outcomes.append((out.detach(), *torch.autograd.grad(out, leaves, dout)))
+    with Watch() as watch:
+        out = function(*leaves, *[None][biased:])
+        torch.autograd.grad(out, leaves, dout)
     suffix = "_qkvpacked" if function is packed else ""
-    expected = [f"flash_forward{suffix}", *["flash_dbias"] * biased, f"flash_backward{suffix}"]
-    assert watch.seen == expected
-    for short, long in zip(*outcomes, strict=True):
-        assert torch.equal(short, long)
-        assert short.stride() == long.stride()
+    assert watch.seen == [f"flash_forward{suffix}", *["flash_dbias"] * biased, f"flash_backward{suffix}"]
 
 
 def test_without_gradients_there_is_no_node_in_the_graph():
@@ -563,29 +544,17 @@ class Tagged(Tensor):
     """A subclass that looks at calls of functions, and leaves them as they are."""
 
 
-class WatchFunctions(TorchFunctionMode):
-    def __torch_function__(self, function, types, arguments=(), keywords=None):
-        return function(*arguments, **(keywords or {}))
-
-
 def negated(tensor):
     """A view whose minus sign is left for the dispatcher to write."""
     return torch._neg_view(-tensor)
 
 
-def test_who_wants_to_see_the_operator_sees_it():
+def test_views_and_subclasses_are_resolved_first():
     q, k, v, _ = (t.requires_grad_() for t in inputs(5, 6, 16, torch.float32))
     expected = flash_attention(q, k, v)
-    assert took_the_short_way(expected)
-    assert took_the_short_way(flash_attention(nn.Parameter(q.detach()), k, v))
     assert negated(v).is_neg()
-    for views in ((negated(q), k, v), (q, k, negated(v)), (q.as_subclass(Tagged), k, v)):
-        found = flash_attention(*views)
-        assert not took_the_short_way(found)
-        assert torch.equal(found.as_subclass(Tensor), expected)
-    with WatchFunctions():
-        assert not took_the_short_way(flash_attention(q, k, v))
-    assert took_the_short_way(flash_attention(q, k, v))
+    for views in ((negated(q), k, v), (q, k, negated(v)), (q.as_subclass(Tagged), k, v), (nn.Parameter(q), k, v)):
+        assert torch.equal(flash_attention(*views).as_subclass(Tensor), expected)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -605,8 +574,7 @@ def test_mapped_over_a_dimension():
     assert torch.equal(found, torch.stack([flash_attention(one, k, v) for one in both]))
 
 
-@pytest.mark.parametrize("watch", [nullcontext, Watch])
-def test_no_gradient_comes_from_no_gradient(watch):
+def test_no_gradient_comes_from_no_gradient():
     class Stop(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -618,25 +586,21 @@ def test_no_gradient_comes_from_no_gradient(watch):
 
     qkv, _ = packed_inputs()
     for function in (unpacked, packed):
-        with watch():
-            out = Stop.apply(function(qkv.requires_grad_(), None))
-            assert torch.autograd.grad(out.sum(), qkv, allow_unused=True) == (None,)
+        out = Stop.apply(function(qkv.requires_grad_(), None))
+        assert torch.autograd.grad(out.sum(), qkv, allow_unused=True) == (None,)
 
 
-@pytest.mark.parametrize("watch", [nullcontext, Watch])
-def test_a_tensor_that_was_overwritten_has_no_gradient(watch):
+def test_a_tensor_that_was_overwritten_has_no_gradient():
     q, k, v, dout = inputs(5, 6, 16, torch.float32)
     q = q.clone().requires_grad_()
-    with watch():
-        out = flash_attention(q, k, v)
-        with torch.no_grad():
-            q.zero_()
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            out.backward(dout)
+    out = flash_attention(q, k, v)
+    with torch.no_grad():
+        q.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward(dout)
 
 
-@pytest.mark.parametrize("watch", [nullcontext, Watch])
-def test_what_is_saved_goes_through_hooks(watch):
+def test_what_is_saved_goes_through_hooks():
     """As in ``save_on_cpu``, and in checkpointing."""
     qkv, dout = packed_inputs()
     bias, kept = bias_like((2, 21, 21)), []
@@ -647,10 +611,9 @@ def test_what_is_saved_goes_through_hooks(watch):
         return len(kept) - 1
 
     expected = torch.autograd.grad(packed(*leaves), leaves, dout)
-    with watch():
-        with torch.autograd.graph.saved_tensors_hooks(put_away, kept.__getitem__):
-            found = torch.autograd.grad(packed(*leaves), leaves, dout)
-        again = torch.autograd.grad(checkpoint(packed, *leaves, use_reentrant=False), leaves, dout)
+    with torch.autograd.graph.saved_tensors_hooks(put_away, kept.__getitem__):
+        found = torch.autograd.grad(packed(*leaves), leaves, dout)
+    again = torch.autograd.grad(checkpoint(packed, *leaves, use_reentrant=False), leaves, dout)
     assert len(kept) == 4  # qkv, bias, out and lse
     for first, second, true in zip(found, again, expected, strict=True):
         assert torch.equal(first, true)
@@ -756,7 +719,7 @@ def test_a_model_gets_its_gradient_packed(monkeypatch):
     node = layer(x).grad_fn
     while "flash" not in node.name():
         node = next(parent for parent, _ in node.next_functions if parent and "Accumulate" not in parent.name())
-    assert node.name() == "flash_forward_qkvpackedBackward"
+    assert "flash_forward_qkvpacked" in node.name()
 
 
 def test_auto_takes_the_kernels_only_where_they_were_measured_to_be_faster(monkeypatch):

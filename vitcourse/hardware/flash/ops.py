@@ -1,11 +1,10 @@
 """The kernels as operators of PyTorch: ``torch.ops.vitcourse.flash_*``.
 
 Registered with ``torch.library``, they compile and export as one node of a graph each. A fake kernel tells the
-compiler what comes back, strides included, and autograd knows each operator's gradient. A kernel for the short
-sequences of Vision Transformers may take less time than that way through PyTorch; `call` knows a shorter one.
+compiler what comes back, strides included, and autograd knows each operator's gradient. What that way through PyTorch
+costs the processor is measured by ``benchmarks/dispatch.py``; a compiled model or a CUDA graph does not pay it.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from vitcourse.hardware.flash import plans
 from vitcourse.hardware.flash.plans import Plan
 
+operators = torch.ops.vitcourse
 LIBRARY = torch.library.Library("vitcourse", "FRAGMENT")
 DEVICES = ("CUDA", "CPU")  # on a CPU through Triton's interpreter
 ROWS_APART = 2**22  # elements between two rows: 128 of them must stay below 2³¹
@@ -279,40 +279,22 @@ def _differentiate(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | Non
     if dout is None:
         return (None,) * 5
     arguments = dout, *ctx.saved_tensors, ctx.scale
-    dbias = call("flash_dbias", *arguments) if ctx.needs_input_grad[3] else None
-    return *call("flash_backward", *arguments), dbias, None
+    dbias = operators.flash_dbias(*arguments) if ctx.needs_input_grad[3] else None
+    return *operators.flash_backward(*arguments), dbias, None
 
 
 def _differentiate_qkvpacked(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if dout is None:
         return (None,) * 3
     qkv, *others = ctx.saved_tensors
-    dbias = call("flash_dbias", dout, *unpack(qkv), *others, ctx.scale) if ctx.needs_input_grad[1] else None
-    return call("flash_backward_qkvpacked", dout, qkv, *others, ctx.scale), dbias, None
+    dbias = operators.flash_dbias(dout, *unpack(qkv), *others, ctx.scale) if ctx.needs_input_grad[1] else None
+    return operators.flash_backward_qkvpacked(dout, qkv, *others, ctx.scale), dbias, None
 
 
 def _no_second_derivative(ctx: Any, *_: Tensor | None) -> None:
     raise RuntimeError("flash attention has no second derivative; use backend='math'")
 
 
-def _function(name: str, save: Callable[..., None] | None, gradient: Callable[..., Any]) -> Callable[..., Any]:
-    """What ``register_autograd`` makes of the same parts, without the dispatcher in between.
-
-    In one piece: of a ``forward`` with a ``setup_context`` beside it PyTorch looks up the signature at every call.
-    """
-    run = OPERATORS[name][1]
-
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        output = run(*inputs)
-        if save is not None:
-            save(ctx, inputs, output)
-        return output
-
-    parts = {"forward": staticmethod(forward), "backward": staticmethod(gradient)}
-    return type(name, (torch.autograd.Function,), parts).apply
-
-
-FUNCTIONS = {}
 for _name, _keep, _gradient in (
     ("flash_forward", _save, _differentiate),
     ("flash_forward_qkvpacked", _save, _differentiate_qkvpacked),
@@ -321,39 +303,3 @@ for _name, _keep, _gradient in (
     ("flash_backward_qkvpacked", None, _no_second_derivative),
 ):
     torch.library.register_autograd(f"vitcourse::{_name}", _gradient, setup_context=_keep, lib=LIBRARY)
-    FUNCTIONS[_name] = _function(_name, _keep, _gradient)
-
-
-# ---------------------------------------------------------------------------------------------------------- two doors
-
-# Keys of the dispatcher that lead to autograd and the kernel, and nowhere else: autocast does not know our operators.
-PLAIN = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect).add(torch._C.DispatchKey.ADInplaceOrView)
-for _device in DEVICES:
-    for _kind in ("", "Autograd", "Autocast"):
-        PLAIN = PLAIN.add(getattr(torch._C.DispatchKey, _kind + _device))
-
-
-def call(name: str, *arguments: Any) -> Any:
-    """Run an operator: through the dispatcher, or past it where that would find autograd and the kernel and no more.
-
-    The bits, gradients and errors are the same. Less Python stands in front of each kernel.
-    """
-    if not _is_plain(arguments):
-        return getattr(torch.ops.vitcourse, name)(*arguments)
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-        return FUNCTIONS[name](*arguments)
-    return OPERATORS[name][1](*arguments)
-
-
-def _is_plain(arguments: tuple) -> bool:
-    """Whether nobody is to see the operator: no compiler, tracer, mode, transform, subclass, or view to be resolved.
-
-    The dispatcher looks at a set of keys, of the thread and of all tensors, and so do we.
-    """
-    if torch.compiler.is_compiling() or torch.overrides.has_torch_function(arguments):
-        return False
-    keys = torch._C._dispatch_tls_local_include_set()
-    for tensor in arguments[:-1]:  # all but the scale
-        if tensor is not None:
-            keys = keys | torch._C._dispatch_keys(tensor)
-    return keys | PLAIN == PLAIN
