@@ -21,11 +21,11 @@ from benchmarks.common import sweep
 from vitcourse.data import open_dataset
 from vitcourse.efficient_attention import (
     BigBirdAttention,
-    EfficientAttention,
     LinearAttention,
     LocalAttention,
     RandomBlockAttention,
     RandomFeatureAttention,
+    TwoSoftmaxAttention,
     merge_tokens,
 )
 from vitcourse.train import TrainConfig, fit
@@ -44,7 +44,7 @@ def per_layer(mixer: Callable[..., nn.Module], **options: int) -> Callable[..., 
 MIXERS: dict[str, Callable[[], Callable[..., nn.Module]]] = {
     "softmax": lambda: Attention,
     "linear, elu + 1": lambda: LinearAttention,
-    "linear, two softmaxes": lambda: EfficientAttention,
+    "linear, two softmaxes": lambda: TwoSoftmaxAttention,
     "random features": lambda: partial(RandomFeatureAttention, num_features=32),
     "local 7 × 7": lambda: partial(LocalAttention, block_size=2),
     "random blocks": lambda: per_layer(RandomBlockAttention, block_size=2, num_random=8),

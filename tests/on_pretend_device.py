@@ -35,11 +35,11 @@ from vitcourse.course.running import isolated, leaves  # noqa: E402
 from vitcourse.data import ImageDataset  # noqa: E402
 from vitcourse.efficient_attention import (  # noqa: E402
     BigBirdAttention,
-    EfficientAttention,
     LinearAttention,
     LocalAttention,
     RandomBlockAttention,
     RandomFeatureAttention,
+    TwoSoftmaxAttention,
     merge_tokens,
 )
 from vitcourse.hardware.prune import magnitude_prune, make_permanent, prune_model  # noqa: E402
@@ -262,7 +262,7 @@ def test_attention_is_recorded():
     "mixer",
     [
         LinearAttention,
-        EfficientAttention,
+        TwoSoftmaxAttention,
         RandomFeatureAttention,
         partial(LocalAttention, window_size=3, block_size=2),
         partial(RandomBlockAttention, block_size=2, num_random=1),

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import common, importtime, lesson_tuning, models, pruning, tables
+from benchmarks import common, dispatch, importtime, lesson_tuning, models, pruning, tables
 from vitcourse import create_model
+from vitcourse.hardware.flash import ops
 
 
 @pytest.fixture
@@ -117,6 +118,23 @@ def test_tables_are_made_from_results(results):
     assert "| sm_90 | `wgmma.mma_async` | 2 | 200 | 1 (≤ 4 words) | 100 of 227 KiB |" in tables.aot_table()
     with pytest.raises(ValueError, match="there is no table 'zzz'; the tables are attention, aot, models"):
         tables.fill("<!-- table:zzz -->\n<!-- /table -->")
+
+
+@pytest.mark.parametrize(
+    ("step", "passes"), [("inference", ["forward"]), ("forward + backward", ["forward", "backward"])]
+)
+def test_the_operator_and_the_direct_way_do_the_same_work(monkeypatch, step, passes):
+    """What ``benchmarks/dispatch.py`` compares: the same kernels would be launched, with as many arguments."""
+    launched = []
+    monkeypatch.setattr(dispatch, "CALLS", 1)
+    monkeypatch.setattr(ops, "_launch", lambda plan, *arguments: launched.append((plan.kernel, len(arguments))))
+    ran = {}
+    for name, work in dispatch.candidates(step).items():
+        launched.clear()
+        work()
+        ran[name] = list(launched)
+    assert ran["operator"] == ran["direct"]
+    assert list(dict.fromkeys(kernel.partition("_")[0] for kernel, _ in ran["direct"])) == passes
 
 
 def test_import_seconds_are_those_after_torch():
