@@ -353,6 +353,39 @@ def test_a_worker_starts_without_pytorch():
     )
 
 
+COMPILED = """
+import sys
+import torch
+torch.Tensor.cuda = lambda tensor: tensor  # a device that computes here
+import test_course_kernels as here
+from vitcourse.course.cases import call
+from vitcourse.course.kernels import KernelRunner, runner, worker
+
+class Worker:
+    run = staticmethod(lambda request, seconds: worker._run_compiled(*request))
+
+runner.worker = lambda interpreting: Worker
+x = torch.arange(66.0).view(6, 11)
+for kernel in (here.row_sums, here._no_store_mask, here._no_store):
+    outcome = KernelRunner(here.launch)(kernel, call(x), {}, None, gradients=False, seconds=9, seed=0)
+    print(outcome.error or torch.equal(outcome.output, 2 * x.sum(1)))
+"""
+
+
+def test_what_a_gpu_computes_comes_back():
+    """Nobody watches there, but the margins and what was not written tell as much as they can."""
+    environment = os.environ | {
+        "TRITON_INTERPRET": "1",
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path]),
+    }
+    ran = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=120, env=environment)
+    assert ran.stdout.splitlines() == [
+        "True",
+        "2 values are written outside the tensors: does every store have a mask?",
+        "none of the 6 values of the result was written: is there a store?",
+    ], ran.stderr
+
+
 # ---------------------------------------------------------------------------------- what only the watched one refuses
 
 
