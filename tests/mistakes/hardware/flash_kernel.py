@@ -105,6 +105,8 @@ for key, pairs in {
     "both-over-queries": [("logits, axis=1)", "logits, axis=0)"), ("p, axis=1)", "p, axis=0)")],
     "nan-from-the-start": [("c = tl.exp2(m - m_new)", "c = tl.exp2(m_new - m)")],
     "divided-each-tile": [("m = m_new\n", "m = m_new\n        acc /= s[:, None]\n"), ("acc / s[:, None], ", "acc, ")],
+    "keys-not-transposed": [("tl.trans(kt)", "kt")],
+    "one-peak": [("tl.max(logits, axis=1)", "tl.max(tl.max(logits, axis=0), axis=0)")],
     "no-scale": [("(scale * 1.4426950408889634)", "1.4426950408889634")],
     "never-divided": [("acc / s[:, None]", "acc")],
     "first-head": [("offset = head * stride_head", "offset = head * 0")],

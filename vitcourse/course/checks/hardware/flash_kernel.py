@@ -225,6 +225,16 @@ flash_kernel.mistake(
         "result",
     ),
 )
+flash_kernel.mistake(
+    "keys-not-transposed",
+    "a query meets its keys along the channels: as they are loaded, those are the columns of both",
+    _altered("tl.trans(keys)", "keys"),
+)
+flash_kernel.mistake(
+    "one-peak",
+    "all queries of the block share one peak: where a query's own scores lie far below it, all its weights become 0",
+    _altered("tl.max(scores, 1)", "tl.max(tl.max(scores, 1), 0)"),
+)
 flash_kernel.mistake("no-scale", "the scores are not scaled", _altered(" * scale\n", "\n"))
 flash_kernel.mistake(
     "never-divided",
