@@ -305,7 +305,8 @@ def _diagnose(trial: Trial, answer: Callable, outcomes: list[Outcome], finding: 
 
 def _makes(trial: Trial, mistake: Mistake, outcomes: list[Outcome], level: Level) -> bool:
     evidence = False
-    for i, got in enumerate(outcomes):
+    calls_first = sorted(enumerate(outcomes), key=lambda pair: isinstance(trial.cases[pair[0]], Property))
+    for i, got in calls_first:
         faulty = trial.faulty(mistake, i)
         if compare(faulty, got, trial.spec.tolerance, upto=max(level, Level.OUTPUT)):
             return False

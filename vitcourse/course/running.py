@@ -34,7 +34,11 @@ class WrongParameters(Exception):
     """The learned parameters of the answer are not those of the reference, in name or in shape."""
 
 
-class OutOfBounds(Exception):
+class KernelFault(Exception):
+    """A kernel has broken one of the rules that are watched over; what it says is for the learner."""
+
+
+class OutOfBounds(KernelFault):
     """A kernel has written outside the tensors that it was given."""
 
 
