@@ -10,7 +10,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -252,18 +252,44 @@ def execute(
     `gradients` are taken with regard to everything, or to the inputs of these names.
     """
     if case.init is None:
-        target, module = answer, None
-    else:
-        instance = construct(answer, case)
-        module = instance if isinstance(instance, nn.Module) else None
-        if module is not None:
-            load(module, weights)
-        target = instance if case.method == "__call__" else getattr(instance, case.method)
+        return _call(answer, None, case, names, gradients)
+    instance = _loaded(answer, case, weights if not case.earlier else _untrained(weights))
+    for earlier in case.earlier:
+        _call_method(instance, earlier, names, gradients)
+    if case.earlier:
+        _load_into(instance, weights)
+    return _call_method(instance, case, names, gradients)
 
+
+def _untrained(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they may have been before some steps of training."""
+    return {name: 0.75 * weight for name, weight in weights.items()}
+
+
+def _loaded(cls: type, case: Case, weights: dict[str, Tensor]) -> Any:
+    instance = construct(cls, case)
+    _load_into(instance, weights)
+    return instance
+
+
+def _load_into(instance: Any, weights: dict[str, Tensor]) -> None:
+    if isinstance(instance, nn.Module):
+        load(instance, weights)
+
+
+def _call_method(instance: Any, case: Case, names: Callable, gradients: bool | tuple[str, ...]) -> Outcome:
+    module = instance.train(case.training) if isinstance(instance, nn.Module) else None
+    target = instance if case.method == "__call__" else getattr(instance, case.method)
+    return _call(target, module, case, names, gradients)
+
+
+def _call(
+    target: Callable, module: nn.Module | None, case: Case, names: Callable, gradients: bool | tuple[str, ...]
+) -> Outcome:
     args, kwargs = copy.deepcopy((case.args, case.kwargs))
     if gradients:
         args, kwargs = map_tensors(args, _attach), map_tensors(kwargs, _attach)
-    inputs = named_inputs(names, Case(args, kwargs, case.init, case.method))
+    inputs = named_inputs(names, replace(case, args=args, kwargs=kwargs))
     sources = _sources(inputs, module) if isinstance(gradients, bool) else _sources(_only(inputs, gradients), None)
     outcome = Outcome(before=_frozen(inputs))
     output = target(*args, **kwargs)
@@ -325,3 +351,32 @@ def run(
             return execute(answer, case, weights, names, gradients)
     except (Exception, SystemExit, TimeLimit) as error:
         return Outcome(error=error)
+
+
+class Instance:
+    """An answer that is kept from call to call; of a class one instance, so that what it keeps can be seen.
+
+    Its first call is made with other weights, as before some steps of training; its outcome is not given.
+    """
+
+    def __init__(
+        self, answer: Callable, first: Case, weights: dict[str, Tensor], names: Callable, *, seconds: float, seed: int
+    ) -> None:
+        self.answer, self.first, self.weights, self.names = answer, first, weights, names
+        self.seconds, self.seed = seconds, seed
+        self.built: Any = None
+
+    def run(self, case: Case, gradients: bool | tuple[str, ...]) -> Outcome:
+        """Make a call; whatever it raises becomes the outcome's error."""
+        try:
+            with isolated(self.seed), time_limit(self.seconds):
+                if self.built is None:
+                    self._begin(gradients)
+                return _call_method(self.built, case, self.names, gradients)
+        except (Exception, SystemExit, TimeLimit) as error:
+            return Outcome(error=error)
+
+    def _begin(self, gradients: bool | tuple[str, ...]) -> None:
+        self.built = _loaded(self.answer, self.first, _untrained(self.weights))
+        _call_method(self.built, self.first, self.names, gradients)
+        _load_into(self.built, self.weights)
