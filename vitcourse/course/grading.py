@@ -11,7 +11,7 @@ import secrets
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from importlib import import_module
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from . import probes
 from .cases import Case, Property, Random, call
 from .comparing import Finding, Level, compare, describe_error, is_evidence
 from .running import (
-    Instance,
+    Kept,
     Outcome,
     TimeLimit,
     execute,
@@ -278,12 +278,10 @@ class Trial:
         limits["seed"] += other_seed
         return self.spec.runner(answer, case, self.weights[i], self.reference, gradients=gradients, **limits)
 
-    def kept(self, answer: Callable, i: int) -> Callable[[Case, bool | tuple[str, ...]], Outcome]:
+    def kept(self, answer: Callable, i: int) -> Kept:
         """Makes calls like that of case `i`, one after the other: if the answer is a class, of one instance."""
-        if self.cases[i].init is None:
-            return partial(self.run_case, answer, i)
         limits = self._limits(answer, i)
-        return Instance(answer, self.cases[i], self.weights[i], self.reference, **limits).run
+        return Kept(answer, self.cases[i], self.weights[i], self.reference, runner=self.spec.runner, **limits)
 
     def compare(self, i: int, got: Outcome) -> Finding | None:
         finding = compare(self.expected[i], got, self.spec.tolerance)

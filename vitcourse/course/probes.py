@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .cases import Case
 from .comparing import Finding, Level, compare, differs
-from .running import Outcome, leaves, map_tensors, named_inputs
+from .running import Outcome, isolated, leaves, map_tensors, named_inputs
 
 if TYPE_CHECKING:
     from .grading import Trial
@@ -198,7 +198,7 @@ def integers(case: Case) -> Case:
 
 
 class _Oracle:
-    """What the reference makes of changed cases, without gradients; of a class one instance is asked."""
+    """What the reference makes of changed cases: in evaluation mode, which leaves it as it was, without gradients."""
 
     def __init__(self, trial: "Trial", i: int) -> None:
         self.case, self.known = trial.cases[i], trial.expected[i]
@@ -209,8 +209,8 @@ class _Oracle:
         """The output; None where it refuses, or is not finite though for the declared case it is."""
         if _same(case, self.case):
             return None
-        got = self.run(case, False)
-        return got.output if not got.error and (_finite(got.output) or not _finite(self.known.output)) else None
+        output = self.run.output(replace(case, training=False))
+        return output if _finite(output) or not _finite(self.known.output) else None
 
     def first(self, cases: Iterable[Case]) -> Case | None:
         """The first of them that the reference takes."""
@@ -267,16 +267,21 @@ def _only_bytes(output: Any) -> bool:
     return {getattr(leaf, "dtype", None) for _, leaf in leaves(output)} == {torch.uint8}
 
 
-def _changes(ask: _Oracle, exempt: Container[str], first: bool) -> _Changes:
-    """The changed cases that the reference takes: every kind of the first case, fewer of the others."""
+def _changes(ask: _Oracle, exempt: Container[str]) -> _Changes:
+    """All changed cases that the reference takes."""
     yield from _other_sizes(ask, exempt, "larger")
-    if first:
-        yield from _other_sizes(ask, exempt, "smaller")
-        yield from _other_values(ask, exempt)
+    yield from _other_sizes(ask, exempt, "smaller")
+    yield from _other_values(ask, exempt)
     if ask.case.init is not None:
-        for kind, training in (("training", True), *([("evaluation", False)] if first else [])):
+        for kind, training in (("training", True), ("evaluation", False)):
             if kind not in exempt:
                 yield (kind,), replace(ask.case, training=training)
+
+
+def _again(ask: _Oracle, exempt: Container[str]) -> _Changes:
+    """One call more of a class that is built in another way: what it may keep, and training, at once."""
+    for kinds, case in _other_sizes(ask, {*exempt, "larger"}, "larger"):
+        yield (*kinds, "training"), replace(case, training="training" not in exempt)
 
 
 # ------------------------------------------------------------------------------------------------------------- judging
@@ -289,11 +294,12 @@ def derive(trial: "Trial", exempt: Container[str]) -> list[Series]:
         if not isinstance(case, Case) or case.init in seen:
             continue
         seen.append(case.init)
-        rows = list(_changes(_Oracle(trial, i), exempt, first=not found))
+        ask = _Oracle(trial, i)
+        with isolated(trial.seed):
+            rows = list((_again if found else _changes)(ask, exempt))
         calls = [(case, _with_gradients(kinds) and trial.gradients_of(i)) for kinds, case in rows]
-        expected = map(trial.kept(trial.reference, i), *zip(*calls, strict=True)) if calls else ()
-        triples = zip(rows, calls, expected, strict=True)
-        found.append(Series(i, [Probe(kinds, case, right, wanted) for (kinds, case), (_, wanted), right in triples]))
+        pairs = zip(rows, calls, strict=True)
+        found.append(Series(i, [Probe(kinds, case, ask.run(*call), call[1]) for (kinds, case), call in pairs]))
     return found
 
 

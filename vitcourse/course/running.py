@@ -353,30 +353,58 @@ def run(
         return Outcome(error=error)
 
 
-class Instance:
-    """An answer that is kept from call to call; of a class one instance, so that what it keeps can be seen.
+class Kept:
+    """An answer that is kept from call to call: of a class one instance, so that what that keeps is seen.
 
-    Its first call is made with other weights, as before some steps of training; its outcome is not given.
+    The first call of an instance is made with other weights, as before some steps of training; nobody looks at it.
     """
 
     def __init__(
-        self, answer: Callable, first: Case, weights: dict[str, Tensor], names: Callable, *, seconds: float, seed: int
+        self,
+        answer: Callable,
+        first: Case,
+        weights: dict[str, Tensor],
+        names: Callable,
+        *,
+        seconds: float,
+        seed: int,
+        runner: Callable[..., Outcome] = run,
     ) -> None:
         self.answer, self.first, self.weights, self.names = answer, first, weights, names
-        self.seconds, self.seed = seconds, seed
-        self.built: Any = None
+        self.runner, self.limits = runner, {"seconds": seconds, "seed": seed}
+        self.instance: Any = None
 
-    def run(self, case: Case, gradients: bool | tuple[str, ...]) -> Outcome:
+    def __call__(self, case: Case, gradients: bool | tuple[str, ...]) -> Outcome:
         """Make a call; whatever it raises becomes the outcome's error."""
+        if case.init is None:
+            return self.runner(self.answer, case, self.weights, self.names, gradients=gradients, **self.limits)
         try:
-            with isolated(self.seed), time_limit(self.seconds):
-                if self.built is None:
-                    self._begin(gradients)
-                return _call_method(self.built, case, self.names, gradients)
+            with isolated(self.limits["seed"]), time_limit(self.limits["seconds"]):
+                self._begin(gradients)
+                return _call_method(self.instance, case, self.names, gradients)
         except (Exception, SystemExit, TimeLimit) as error:
             return Outcome(error=error)
 
     def _begin(self, gradients: bool | tuple[str, ...]) -> None:
-        self.built = _loaded(self.answer, self.first, _untrained(self.weights))
-        _call_method(self.built, self.first, self.names, gradients)
-        _load_into(self.built, self.weights)
+        if self.instance is None:
+            self.instance = _loaded(self.answer, self.first, _untrained(self.weights))
+            _call_method(self.instance, self.first, self.names, gradients)
+            _load_into(self.instance, self.weights)
+
+    def output(self, case: Case) -> Any:
+        """What comes out, in a hurry: for a reference, which does no harm. None after an error."""
+        if self.runner is not run:
+            return self(case, False).output
+        target = self.answer
+        if case.init is not None:
+            self._begin(False)
+            instance = self.instance
+            if isinstance(instance, nn.Module):
+                instance.train(case.training)
+            target = instance if case.method == "__call__" else getattr(instance, case.method)
+        args, kwargs = map_tensors((case.args, case.kwargs), Tensor.clone)
+        try:
+            with torch.no_grad():
+                return target(*args, **kwargs)
+        except Exception:
+            return None
