@@ -139,16 +139,23 @@ def check(
             answer itself differentiates with regard to its inputs.
         seconds: time limit of one call.
         blanks: how many the exercise has, so that one that is left among others can be named.
-        exempt: which of the `probes.KINDS`, or of the `lint.RULES`, do not apply, each with the reason.
+        exempt: which of `probes.KINDS`, or of `lint.RULES`, do not apply, each with the reason.
         runner: makes one call, with the signature of `running.run`.
 
     Raises:
-        ValueError: the name has no topic, or `level` or `minutes` is out of range.
+        ValueError: the name has no topic, `level` or `minutes` is out of range, or what is exempted has no such name
+            or no reason.
     """
     if not re.fullmatch(r"[a-z]\w*\.[A-Za-z]\w*", name):
         raise ValueError(f"exercise name {name!r} should read '<topic>.<function or class>'")
     if not 1 <= level <= 5 or minutes < 1:
         raise ValueError(f"{name}: level {level} should be 1 to 5, and minutes {minutes} at least 1")
+
+    for kind, reason in (exempt or {}).items():
+        if kind not in (*probes.KINDS, *probes.RULES):
+            raise ValueError(f"{name} exempts {kind!r}, which is none of {', '.join((*probes.KINDS, *probes.RULES))}")
+        if not reason.strip():
+            raise ValueError(f"{name} exempts {kind!r} without a reason")
 
     def register(cases: Callable[[Random], Iterable[Case | Property]]) -> Check:
         CHECKS[name] = Check(

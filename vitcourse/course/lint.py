@@ -77,13 +77,16 @@ def _not_square(trial: Trial) -> Iterator[str]:
         yield "all images are square: rows taken for columns go unseen"
 
 
+WANTED = {"batch", "single", "larger", "smaller", "large", "tiny"}  # of the kinds of probes
+
+
 def _sizes(trial: Trial) -> Iterator[str]:
     if not any(map(_shapes, _all_cases(trial))):
         return
     ran = {kind for series in trial.series for probe in series.probes for kind in probe.kinds}
     if any(shape[0] == 1 for case in _all_cases(trial) for shape in _shapes(case)[:1]):
         ran.add("single")
-    for kind in ("batch", "single", "larger", "smaller", "large", "tiny"):
+    for kind in sorted(WANTED):
         if kind not in ran | trial.spec.exempt.keys():
             yield f"no case {KINDS[kind]}: the reference refuses what is derived; declare one, or exempt {kind!r}"
 
@@ -99,4 +102,9 @@ RULES: dict[str, Callable[[Trial], Iterator[str]]] = {
 
 def flaws(trial: Trial) -> list[str]:
     """What the cases of a check leave unseen, but for the rules that it exempts."""
-    return [flaw for name, rule in RULES.items() if name not in trial.spec.exempt for flaw in rule(trial)]
+    return [flaw for name in RULES if name not in trial.spec.exempt for flaw in flaws_of(trial, name)]
+
+
+def flaws_of(trial: Trial, rule: str) -> list[str]:
+    """What one of the rules finds."""
+    return list(RULES[rule](trial))

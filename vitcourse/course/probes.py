@@ -35,6 +35,8 @@ KINDS = {
     "training": "in training mode",
     "evaluation": "on the first input, in evaluation mode",
 }
+# What `lint` asks of the cases of a check can be exempted, too.
+RULES = ("distinct", "odd", "deep", "square", "sizes")
 # Powers of two: nothing is rounded. The largest that leaves the reference finite is taken.
 SCALES = {"large": (2.0**10, 2.0**5, 2.0**2), "tiny": (2.0**-10, 2.0**-5)}
 SIDES = {"h", "w", "height", "width"}  # of a grid, where they are numbers of their own
@@ -349,7 +351,8 @@ def _failure(
     if probe.case.training and _is_random(trial, answer, i, probe, alone):
         return Failure(i, probe, alone, "in training mode the output changes from call to call: is there dropout?")
     if _compare(trial, probe, alone):
-        return Failure(i, probe, alone, f"right on other inputs, but {what}: {told}")
+        other = "" if probe.case.training else "right on other inputs, but "
+        return Failure(i, probe, alone, f"{other}{what}: {told}")
     told = f"right when called once; called a second time, {what}: {told}; is something kept from an earlier call?"
     return Failure(i, replace(probe, case=replace(probe.case, earlier=earlier)), got, told)
 
