@@ -45,7 +45,7 @@ def _borders(pixels: int) -> list[tuple[int, int, int, int]]:
     ],
     exempt={
         "larger": "the model of a case reads images of one size; the cases have two",
-        "smaller": "see larger",
+        "smaller": "the model of a case reads images of one size; the cases have two",
     },
 )
 def shift_consistency_cases(rng):
