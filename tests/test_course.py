@@ -416,7 +416,7 @@ def test_a_tensor_left_on_the_cpu_is_found_where_there_is_an_accelerator(capsys,
     monkeypatch.setattr(grading, "resolve_device", lambda: torch.device("meta"))
     run_cell(patches_cell(f"{RIGHT}; return y"))
     run_cell(gate_cell(), "demo.Gate")
-    run_cell(patches_cell(f"{RIGHT}; return y + torch.zeros(y.shape)"))
+    run_cell(patches_cell(f"{RIGHT}; return y + torch.zeros(y.shape, dtype=y.dtype)"))
     run_cell(patches_cell(f"{RIGHT}; return y if y.device.type == 'cpu' else torch.zeros(y.shape)"))
     ticks, gate, mixed, returned = told(capsys)
     assert (ticks, gate) == ("✓ patches", "✓ Gate")
