@@ -509,6 +509,7 @@ def test_an_error_alone_is_no_evidence_of_a_mistake(monkeypatch):
 def test_gradients_that_are_only_rounding_are_not_compared(monkeypatch):
     """Normalised along an axis of one, everything is 1 or -1, and the gradient is zero but for rounding."""
     names = {"reference": "torch.nn.functional.normalize", "level": 1, "minutes": 1, "why": "Rounding."}
+    names["exempt"] = {"larger": "an axis of one is the point"}
     monkeypatch.setattr(grading, "CHECKS", {})
     spec = check("demo.normalize", **names)(lambda rng: [call(rng.normal(5, 1))])
     for seed in range(20):
