@@ -9,8 +9,9 @@ import io
 import re
 import secrets
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from typing import Any, Literal
 
@@ -18,9 +19,21 @@ import torch
 
 from vitcourse.devices import resolve_device, widest_float
 
+from . import probes
 from .cases import Case, Property, Random, call
 from .comparing import Finding, Level, compare, describe_error, is_evidence
-from .running import Outcome, TimeLimit, execute, isolated, leaves, map_tensors, named_inputs, random_weights, run
+from .running import (
+    Kept,
+    Outcome,
+    TimeLimit,
+    execute,
+    isolated,
+    leaves,
+    map_tensors,
+    named_inputs,
+    random_weights,
+    run,
+)
 
 
 class TODO(Exception):
@@ -51,6 +64,7 @@ class Check:
     gradients: bool | tuple[str, ...]
     seconds: float
     blanks: int
+    exempt: dict[str, str]
     # How one call is made. An exercise that may crash or hang its process brings a runner of its own.
     runner: Callable[..., Outcome]
     mistakes: list[Mistake] = field(default_factory=list)
@@ -107,6 +121,7 @@ def check(
     gradients: bool | tuple[str, ...] = True,
     seconds: float = 10.0,
     blanks: int = 1,
+    exempt: Mapping[str, str] | None = None,
     runner: Callable[..., Outcome] = run,
 ) -> Callable[[Callable[[Random], Iterable[Case | Property]]], Check]:
     """Register the check of exercise `name` over a generator of cases; see `vitcourse.course.checks` for an example.
@@ -124,20 +139,29 @@ def check(
             answer itself differentiates with regard to its inputs.
         seconds: time limit of one call.
         blanks: how many the exercise has, so that one that is left among others can be named.
+        exempt: which of `probes.KINDS`, or of `lint.RULES`, do not apply, each with the reason.
         runner: makes one call, with the signature of `running.run`.
 
     Raises:
-        ValueError: the name has no topic, or `level` or `minutes` is out of range.
+        ValueError: the name has no topic, `level` or `minutes` is out of range, or what is exempted has no such name
+            or no reason.
     """
     if not re.fullmatch(r"[a-z]\w*\.[A-Za-z]\w*", name):
         raise ValueError(f"exercise name {name!r} should read '<topic>.<function or class>'")
     if not 1 <= level <= 5 or minutes < 1:
         raise ValueError(f"{name}: level {level} should be 1 to 5, and minutes {minutes} at least 1")
 
+    for kind, reason in (exempt or {}).items():
+        if kind not in (*probes.KINDS, *probes.RULES):
+            raise ValueError(f"{name} exempts {kind!r}, which is none of {', '.join((*probes.KINDS, *probes.RULES))}")
+        if not reason.strip():
+            raise ValueError(f"{name} exempts {kind!r} without a reason")
+
     def register(cases: Callable[[Random], Iterable[Case | Property]]) -> Check:
         CHECKS[name] = Check(
-            name, reference, cases, level, minutes, why, tuple(hints), tolerance, gradients, seconds, blanks, runner
-        )
+            name, reference, cases, level, minutes, why, tuple(hints), tolerance, gradients, seconds, blanks,
+            dict(exempt or {}), runner,
+        )  # fmt: skip
         return CHECKS[name]
 
     return register
@@ -227,7 +251,7 @@ class Trial:
 
     def outcome(self, answer: Callable, i: int) -> Outcome:
         """What `answer` does on case `i`."""
-        return self._run(answer, i, self.expected[i].attached and self.spec.gradients, self.spec.seconds)
+        return self._run(answer, i, self.gradients_of(i), self.spec.seconds)
 
     def faulty(self, mistake: Mistake, i: int) -> Outcome:
         """What a catalogued mistake does on case `i`."""
@@ -241,6 +265,31 @@ class Trial:
             return run(lambda: bool(case.predicate(answer)), call(), {}, lambda: None, gradients=False, **limits)
         return self.spec.runner(answer, case, self.weights[i], self.reference, gradients=gradients, **limits)
 
+    @cached_property
+    def series(self) -> list[probes.Series]:
+        """The further cases that are made from those of the check, when an answer gets so far."""
+        return probes.derive(self, self.spec.exempt)
+
+    def gradients_of(self, i: int) -> bool | tuple[str, ...]:
+        """Those that are compared on case `i` and on what is made from it."""
+        return self.expected[i].attached and self.spec.gradients
+
+    def _limits(self, answer: Callable, i: int) -> dict[str, Any]:
+        return {"seconds": self.spec.seconds * (10 if answer is self.reference else 1), "seed": self.seed + i}
+
+    def run_case(
+        self, answer: Callable, i: int, case: Case, gradients: bool | tuple[str, ...], other_seed: int = 0
+    ) -> Outcome:
+        """What `answer` does on a case that was made from case `i`."""
+        limits = self._limits(answer, i)
+        limits["seed"] += other_seed
+        return self.spec.runner(answer, case, self.weights[i], self.reference, gradients=gradients, **limits)
+
+    def kept(self, answer: Callable, i: int) -> Kept:
+        """Makes calls like that of case `i`, one after the other: if the answer is a class, of one instance."""
+        limits = self._limits(answer, i)
+        return Kept(answer, self.cases[i], self.weights[i], self.reference, runner=self.spec.runner, **limits)
+
     def compare(self, i: int, got: Outcome) -> Finding | None:
         finding = compare(self.expected[i], got, self.spec.tolerance)
         case = self.cases[i]
@@ -248,10 +297,13 @@ class Trial:
             return replace(finding, text=case.text)
         return finding
 
-    def attempt(self, answer: Callable, i: int, got: Outcome) -> Attempt:
-        case = self.cases[i]
+    def attempt(
+        self, answer: Callable, i: int, got: Outcome, case: Case | None = None, expected: Outcome | None = None
+    ) -> Attempt:
+        """What is kept of a call: of case `i`, or of another that was made from it."""
+        case, expected = case or self.cases[i], expected or self.expected[i]
         attempt = Attempt(self.spec.name, answer, case, self.weights[i], seed=self.seed, error=got.error)
-        attempt.output, attempt.expected = got.output, self.expected[i].output
+        attempt.output, attempt.expected = got.output, expected.output
         if isinstance(case, Case):
             attempt.inputs = named_inputs(getattr(self.spec.runner, "signature_of", self.reference), case)
         return attempt
@@ -276,6 +328,14 @@ def judge(trial: Trial, answer: Callable) -> Verdict:
             if finding := trial.compare(i, outcomes[-1]):
                 text = _with_place(finding.text, trial.cases[i], answer, outcomes[-1].error)
                 return Verdict("wrong", attempt, text, _diagnose(trial, answer, outcomes, finding), finding.telling)
+        with contextlib.redirect_stdout(io.StringIO()):
+            failure = probes.first_failure(trial, answer)
+        if failure:
+            probe, got = failure.probe, failure.got
+            text = _with_place(failure.text, probe.case, answer, got.error)
+            return Verdict(
+                "wrong", trial.attempt(answer, failure.i, got, probe.case, probe.expected), text, telling=True
+            )
         if text := _elsewhere(trial, answer):
             return Verdict("wrong", attempt, text, telling=True)
     return Verdict("right", attempt)

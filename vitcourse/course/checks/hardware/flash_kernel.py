@@ -52,6 +52,13 @@ def multiplies_one_type(kernel, *inputs):
     gradients=False,
     seconds=SECONDS,
     runner=RUNNER,
+    exempt={
+        "batch": "its cases have one head, and two",
+        "larger": "its cases say what matters: whole blocks, a rest, less than one block",
+        "smaller": "its cases say what matters: whole blocks, a rest, less than one block",
+        "large": "scores in float32 are rounded at this size; large ones are declared",
+        "tiny": "nothing in it depends on the size of small numbers",
+    },
 )
 def flash_kernel(rng):
     def inputs(heads, n, d, size=1.0, dtype=torch.float32):
