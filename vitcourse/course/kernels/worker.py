@@ -99,7 +99,7 @@ class Worker:
 
 
 def _warn_of_versions() -> None:
-    from vitcourse.layers import say_once
+    from vitcourse.notices import say_once
 
     if version("triton").startswith("3.6.") and tuple(map(int, np.__version__.split(".")[:2])) >= (2, 4):
         problem = "Triton 3.6 cannot interpret loops with NumPy 2.4 or newer"
