@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from vitcourse.course import builder, checks, lessons, numbers
+from vitcourse.course import builder, checks, lessons
 from vitcourse.course.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -278,50 +277,6 @@ class A:
     # <solution>
     z = 3
     # </solution>"""
-
-
-RESULTS = {
-    "rows": [{"name": "a", "accuracy": 0.8085}, {"name": "a", "accuracy": 0.81}, {"name": "b", "loss": -16384.2}]
-}
-
-
-@pytest.mark.parametrize(
-    ("text", "plain"),
-    [
-        ("no number, <!-- a comment -->", "no number, <!-- a comment -->"),
-        ('it has 80.9<!--= percent(r, name="a") --> %', "it has 80.9 %"),
-        ('it has 81<!--=\n  percent(r,\n name="a")--> %', "it has 81 %"),
-        ('2 of −16 384<!--= mean(r, "loss") -->', "2 of −16 384"),
-        ("it rises<!--? values(r)[1] > values(r)[0] -->.", "it rises."),
-    ],
-)
-def test_numbers_in_prose_are_those_of_the_results(tmp_path, text, plain):
-    (tmp_path / "r.json").write_text(json.dumps(RESULTS), encoding="utf-8")
-    assert numbers.compared(text, tmp_path) == plain
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('it has 80.8<!--= percent(r, name="a") --> %', "the text says 80.8, the results 80.925: percent"),
-        ("it falls<!--? values(r)[1] < values(r)[0] -->.", "the results say False: values"),
-        ("it<!--? 3 -->.", "the results say 3"),
-        ('1<!--= percent(r, name="c") -->', "LookupError: no row has 'accuracy' and {'name': 'c'}"),
-        ("1<!--= mean(s) -->", "NameError: name 's' is not defined"),
-        ("it has many<!--= mean(r) -->", "does not follow a number"),
-        ("it has 1<!--= mean(r)", "is not closed"),
-    ],
-)
-def test_numbers_in_prose_that_the_results_do_not_have_are_refused(tmp_path, capsys, text, message):
-    folder = tmp_path / "benchmarks" / "results"
-    folder.mkdir(parents=True)
-    (folder / "r.json").write_text(json.dumps(RESULTS), encoding="utf-8")
-    for source in (f"# %% [markdown]\n# {text}\n", f"# %%\n# alt: {text}\nplot()\n"):
-        lesson = lessons.Lesson(tmp_path, "00_demo")
-        lesson.source.parent.mkdir(exist_ok=True)
-        lesson.source.write_text(source, encoding="utf-8")
-        with pytest.raises(lessons.BuildError, match=f"00_demo.py, cell [01]: .*{re.escape(message)}"):
-            lessons.render(lesson, "student")
 
 
 def test_every_solution_of_a_class_becomes_a_blank():

@@ -80,43 +80,6 @@ def _rows(results: dict[str, Any], key: str, where: dict[str, Any]) -> list[dict
     return found
 
 
-def lead(results: dict[str, Any], key: str = "accuracy", **where: Any) -> float:
-    """By how many points the first of the one pair among `where` is ahead of the second, on average over the seeds.
-
-    >>> rows = [{"name": name, "seed": 0, "accuracy": value} for name, value in [("a", 0.75), ("b", 0.5)]]
-    >>> lead({"rows": rows}, name=("a", "b"))
-    25.0
-    """
-    return average(leads(results, key, **where))
-
-
-def leads(results: dict[str, Any], key: str = "accuracy", **where: Any) -> list[float]:
-    """The same for each seed, in their order."""
-    first, second = ({row["seed"]: row[key] for row in rows} for rows in _pair(results, key, where))
-    if first.keys() != second.keys():
-        raise LookupError(f"seeds {sorted(first)} and {sorted(second)} for {where}")
-    return [100 * (first[seed] - second[seed]) for seed in sorted(first)]
-
-
-def ratio(results: dict[str, Any], key: str, **where: Any) -> float:
-    """The first of the one pair among `where` over the second, each the mean of its rows."""
-    first, second = (average(row[key] for row in rows) for rows in _pair(results, key, where))
-    return first / second
-
-
-def _pair(results: dict[str, Any], key: str, where: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """The rows of either value of the one condition that has two."""
-    ((name, both),) = [(name, value) for name, value in where.items() if isinstance(value, tuple)]
-    return [_rows(results, key, where | {name: value}) for value in both]
-
-
-def _rows(results: dict[str, Any], key: str, where: dict[str, Any]) -> list[dict[str, Any]]:
-    found = [row for row in results["rows"] if key in row and where.items() <= row.items()]
-    if not found:
-        raise LookupError(f"no row has {key!r} and {where}")
-    return found
-
-
 def compared(text: str, folder: Path) -> str:
     """A text without the comments, if its numbers are those of the results in `folder`.
 
@@ -160,13 +123,15 @@ def _without_comment(mark: re.Match, names: dict[str, Any]) -> str:
 
 # ------------------------------------------------------------------------------------------------- what is not marked
 
-_WORDS = (
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred"
-).split()
-_UNIT = r"[ \u00a0\u202f]*(?:%|per\s+cent\b|percentage points?\b|points?\b|×(?!\s*\d)|times\b|ms\b|(?:milli)?seconds?\b)"
-_DIGITS = re.compile(rf"(?<![\w.]){_NUMBER}(?:\s+(?:to|and|or)\s+[\d.]+)?{_UNIT}")
-_SPELT = re.compile(rf"\b(?:one|half a|{'|'.join(_WORDS)})(?:\s+(?:to|and|or)\s+\w+)?(?:\s+more)?{_UNIT}|\btwice\s+(?:as\s+(?:fast|slow|long|much|quick)|the\s+(?:time|work|cost))\b", re.I)
+_SPELT_NUMBER = (
+    r"(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|"
+    r"twenty|thirty|forty|fifty|sixty|seventy|eighty|ninety|hundred)"
+)
+_UNIT = r"\s*(?:%|per\s+cent\b|points?\b|×(?!\s*\d)|times\b|ms\b|(?:milli)?seconds?\b)"
+_OR = r"(?:\s+(?:to|and|or)\s+[\w.]+)?(?:\s+more)?"  # "two or three points"
+_DIGITS = re.compile(rf"(?<![\w.]){_NUMBER}{_OR}{_UNIT}")
+_TWICE = r"twice\s+(?:as\s+(?:fast|slow|long|much|quick)|the\s+(?:time|work|cost))"
+_SPELT = re.compile(rf"\b(?:{_SPELT_NUMBER}{_OR}{_UNIT}|{_TWICE}\b)", re.IGNORECASE)
 _VALUE, _SENTENCE = "\ue000", "\ue001"  # stand for a mark behind its number, and for one that vouches for a sentence
 _SILENT = re.compile(r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)", re.DOTALL)  # equations, code, addresses of links
 _END = re.compile(rf"\n\s*\n|\n(?=[*|>#]|\d+\. )|(?<=[.!?])(?P<marks>[*)]*{_SENTENCE}*[*)]*)\s+(?=\D)")
@@ -183,42 +148,7 @@ def unbound(text: str) -> list[str]:
     """
     text = re.sub(r"<!--=.*?-->", _VALUE, text, flags=re.DOTALL)
     text = re.sub(r"<!--[?~].*?-->", _SENTENCE, text, flags=re.DOTALL)
-    sentences = _END.sub(lambda end: (end["marks"] or "") + "\ue002", _SILENT.sub("", text)).split("\ue002")
-    return [" ".join(sentence.replace(_VALUE, "").split()) for sentence in sentences if _is_unbound(sentence)]
-
-
-def _is_unbound(sentence: str) -> bool:
-    if _SENTENCE in sentence:
-        return False
-    return bool(_DIGITS.search(sentence) or (_VALUE not in sentence and _SPELT.search(sentence)))
-
-
-# ------------------------------------------------------------------------------------------------- what is not marked
-
-_WORDS = (
-    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred"
-).split()
-_UNIT = r"[ \u00a0\u202f]*(?:%|per\s+cent\b|percentage points?\b|points?\b|×(?!\s*\d)|times\b|ms\b|(?:milli)?seconds?\b)"
-_DIGITS = re.compile(rf"(?<![\w.]){_NUMBER}(?:\s+(?:to|and|or)\s+[\d.]+)?{_UNIT}")
-_SPELT = re.compile(rf"\b(?:one|half a|{'|'.join(_WORDS)})(?:\s+(?:to|and|or)\s+\w+)?(?:\s+more)?{_UNIT}|\btwice\s+(?:as\s+(?:fast|slow|long|much|quick)|the\s+(?:time|work|cost))\b", re.I)
-_VALUE, _SENTENCE = "\ue000", "\ue001"  # stand for a mark behind its number, and for one that vouches for a sentence
-_SILENT = re.compile(r"\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)", re.DOTALL)  # equations, code, addresses of links
-_END = re.compile(rf"\n\s*\n|\n(?=[*|>#]|\d+\. )|(?<=[.!?])(?P<marks>[*)]*{_SENTENCE}*[*)]*)\s+(?=\D)")
-
-
-def unbound(text: str) -> list[str]:
-    """Sentences with a quantity (a number of per cent, points, times, seconds) and no mark that says where it is from.
-
-    A number in digits is followed by its mark; a mark for the whole sentence, ``<!--? … -->`` or ``<!--~ … -->``,
-    stands for all that it has. For a number in words any mark in its sentence will do.
-
-    >>> unbound("It takes 1.5<!--= 3 / 2 --> times as long. It wins by two points.")
-    ['It wins by two points.']
-    """
-    text = re.sub(r"<!--=.*?-->", _VALUE, text, flags=re.DOTALL)
-    text = re.sub(r"<!--[?~].*?-->", _SENTENCE, text, flags=re.DOTALL)
-    sentences = _END.sub(lambda end: (end["marks"] or "") + "\ue002", _SILENT.sub("", text)).split("\ue002")
+    sentences = _END.sub(lambda end: (end["marks"] or "") + "\0", _SILENT.sub("", text)).split("\0")
     return [" ".join(sentence.replace(_VALUE, "").split()) for sentence in sentences if _is_unbound(sentence)]
 
 
