@@ -5,10 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
 from vitcourse.course import builder, checks, lessons
 from vitcourse.course.__main__ import main
@@ -381,6 +384,56 @@ def test_check_finds_a_changed_source_orphans_and_missing_or_heavy_files(course_
     ]
     monkeypatch.setattr(builder, "MOST_BYTES", 100)
     assert "lower the dpi" in check_errors(course_copy, capsys)[0]
+
+
+def test_the_notebooks_of_this_course_are_light():
+    """The whole course has to stay small enough to clone and to open."""
+    files = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("solutions/*.ipynb")]
+    heavy = {file.name: file.stat().st_size for file in files if file.stat().st_size > 800_000}
+    assert files
+    assert not heavy
+
+
+def picture(colours, mode="RGB"):
+    file = BytesIO()
+    Image.fromarray(colours, mode).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_figures_are_stored_with_few_colours():
+    y, x = np.mgrid[:128, :128]
+    photo = np.stack([x + y // 2, 2 * y, 255 - x], -1) + np.random.default_rng(0).integers(0, 9, (128, 128, 3))
+    figure = np.full((160, 400, 3), 255, np.uint8)
+    figure[16:144, 16:144] = photo.clip(0, 255)
+    figure[40:44, 180:380] = figure[60:100, 200:203] = (0, 114, 178)
+    png = picture(figure)
+    stored = builder.with_few_colours(png)
+    assert len(stored) < 0.5 * len(png)
+    image = np.asarray(Image.open(BytesIO(stored)).convert("RGB")).astype(int)
+    assert (image[:, 150:] == figure[:, 150:]).all(), "paper and lines keep their colours"
+    assert np.abs(image - figure).mean() < 5
+    assert builder.with_few_colours(stored) == stored
+    glass = np.concatenate([figure, np.full((160, 400, 1), 128, np.uint8)], -1)
+    assert builder.with_few_colours(picture(glass, "RGBA")) == picture(glass, "RGBA")
+
+
+# ---------------------------------------------------------------------------------------- as JupyterLab would write it
+
+
+def test_a_kernel_has_nothing_to_add_to_a_notebook(course_copy, tmp_path):
+    """JupyterLab writes what the kernel says of itself into a notebook that it opens: if it is new, it is "unsaved"."""
+    kernel = pytest.importorskip("ipykernel.ipkernel").IPythonKernel.language_info
+    spec = pytest.importorskip("ipykernel.kernelspec").get_kernel_dict()
+    main(["start", str(tmp_path / "work"), "--root", str(course_copy.root)])
+    own = tmp_path / "work" / "00_demo.ipynb"
+    notebook = nbformat.read(own, nbformat.NO_CONVERT)
+    assert notebook.metadata.language_info == kernel
+    assert notebook.metadata.kernelspec == {"name": "python3", **{k: spec[k] for k in ("display_name", "language")}}
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    for file in (own, course_copy.notebook("student"), course_copy.notebook("solved")):
+        saved = StringIO()
+        nbformat.write(nbformat.read(file, nbformat.NO_CONVERT), saved, version=nbformat.NO_CONVERT)
+        assert saved.getvalue() == file.read_text(encoding="utf-8"), "what it would save is what is there"
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
