@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -425,18 +426,27 @@ def test_a_kernel_has_nothing_to_add_to_a_notebook(course_copy, tmp_path):
     kernel = pytest.importorskip("ipykernel.ipkernel").IPythonKernel.language_info
     spec = pytest.importorskip("ipykernel.kernelspec").get_kernel_dict()
     main(["start", str(tmp_path / "work"), "--root", str(course_copy.root)])
-    own = tmp_path / "work" / "00_demo.ipynb"
-    notebook = nbformat.read(own, nbformat.NO_CONVERT)
-    assert notebook.metadata.language_info == kernel
-    assert notebook.metadata.kernelspec == {"name": "python3", **{k: spec[k] for k in ("display_name", "language")}}
-    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    own, version = tmp_path / "work" / "00_demo.ipynb", {"version": platform.python_version()}
     for file in (own, course_copy.notebook("student"), course_copy.notebook("solved")):
+        notebook = nbformat.read(file, nbformat.NO_CONVERT)
+        stored = notebook.metadata.language_info if file == own else {**notebook.metadata.language_info, **version}
+        assert stored == kernel
+        assert notebook.metadata.kernelspec == {"name": "python3", **{k: spec[k] for k in ("display_name", "language")}}
+        assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
         saved = StringIO()
         nbformat.write(nbformat.read(file, nbformat.NO_CONVERT), saved, version=nbformat.NO_CONVERT)
         assert saved.getvalue() == file.read_text(encoding="utf-8"), "what it would save is what is there"
 
 
 # ------------------------------------------------------------------------------------------------------------ commands
+
+
+def test_start_names_the_python_that_will_open_it(course_copy, tmp_path):
+    edit(course_copy, "student", lambda nb: nb.metadata.language_info.update(version="3.0.0"))
+    main(["start", str(tmp_path / "work"), "--root", str(course_copy.root)])
+    copied = nbformat.read(tmp_path / "work" / "00_demo.ipynb", nbformat.NO_CONVERT)
+    assert copied.metadata.language_info.version == platform.python_version()
+    assert copied.metadata.vitcourse == nbformat.read(course_copy.notebook("student"), 4).metadata.vitcourse
 
 
 def test_start_never_overwrites_a_learners_file(course_copy, tmp_path, capsys):
