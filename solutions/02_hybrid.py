@@ -15,7 +15,6 @@
 # Exercises work as in lesson 00: replace `raise TODO`, run the cell. What you leave blank, the course fills in.
 
 # %%
-import copy
 import json
 from functools import partial
 
@@ -31,6 +30,7 @@ import vitcourse
 from vitcourse import course, hybrid, paths, plot
 from vitcourse.course import TODO, exercise, expect, hint, last_attempt
 from vitcourse.data import open_dataset, photo, subset
+from vitcourse.hardware.prune import count_macs
 from vitcourse.hierarchical import relative_position_index
 from vitcourse.hybrid import make_shortcut
 from vitcourse.hybrid.stem import init_conv
@@ -189,10 +189,8 @@ for name, view in views.items():
 
 # %%
 def gmacs(model, *shape):
-    """Multiply–adds of one call, in units of 10⁹; counted without numbers, where no kernel hides its products."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        copy.deepcopy(model).to("meta")(torch.empty(shape, device="meta"))
-    return counter.get_total_flops() / 2e9
+    """Multiply–adds of one call, in units of 10⁹, fused attention's among them."""
+    return count_macs(model, torch.empty(shape, device=next(model.parameters()).device)) / 1e9
 
 
 print("             blocks   GMACs   parameters")
