@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from vitcourse.course import checks, grading, lint, probes
+from vitcourse.course import catalogue, checks, grading, lint, probes
 from vitcourse.course.cases import Case
 from vitcourse.course.checks import build, call, check
+from vitcourse.course.trial import Trial
 
 
 class Bias(nn.Module):
@@ -26,7 +27,7 @@ class Bias(nn.Module):
 
 @pytest.fixture
 def bias(monkeypatch):
-    monkeypatch.setattr(grading, "CHECKS", dict(grading.CHECKS))
+    monkeypatch.setattr(catalogue, "CHECKS", dict(catalogue.CHECKS))
 
     @check("demo.Bias", reference=f"{__name__}.Bias", level=1, minutes=1, why="It counts.")
     def spec(rng):
@@ -43,7 +44,7 @@ def kinds(trial):
 
 
 def test_from_one_case_come_other_sizes_values_and_modes(bias):
-    (series,) = grading.Trial(bias, 0).series
+    (series,) = Trial(bias, 0).series
     told = {probe.kinds: tuple(probe.case.args[0].shape) + probe.case.args[1] for probe in series.probes}
     assert told == {
         ("batch", "larger"): (3, 60, 7, 6, 10, 0),
@@ -58,7 +59,7 @@ def test_from_one_case_come_other_sizes_values_and_modes(bias):
 
 def test_what_the_check_exempts_is_not_tried(bias):
     bias.exempt.update(larger="no", batch="no", training="no", tiny="no")
-    assert kinds(grading.Trial(bias, 0)) == {"single", "smaller", "transposed", "large", "evaluation"}
+    assert kinds(Trial(bias, 0)) == {"single", "smaller", "transposed", "large", "evaluation"}
 
 
 def test_equal_sizes_change_together_and_new_rows_are_new_numbers():
@@ -168,7 +169,7 @@ def sine(x):
 
 
 def test_bytes_are_for_those_who_only_move_values(monkeypatch):
-    monkeypatch.setattr(grading, "CHECKS", {})
+    monkeypatch.setattr(catalogue, "CHECKS", {})
     names = {"level": 1, "minutes": 1, "why": "Pixels."}
 
     @check("demo.flip", reference=f"{__name__}.flipped", **names)
@@ -179,8 +180,8 @@ def test_bytes_are_for_those_who_only_move_values(monkeypatch):
     def sin(rng):
         yield call(rng.normal(2, 3))
 
-    assert "integers" in kinds(grading.Trial(flip, 0))
-    assert "integers" not in kinds(grading.Trial(sin, 0))
+    assert "integers" in kinds(Trial(flip, 0))
+    assert "integers" not in kinds(Trial(sin, 0))
     told = grading.grade(flip, lambda x: flipped(x) * 1.0, 0).text
     assert told.startswith("right on other inputs, but on integers from 0 to 255: dtype float32, expected uint8")
 
@@ -194,7 +195,7 @@ def course_checks():
 
 @functools.cache
 def trial_of(name):
-    return grading.Trial(checks.find(name), 0)
+    return Trial(checks.find(name), 0)
 
 
 @pytest.mark.parametrize("spec", course_checks(), ids=lambda spec: spec.name)
@@ -205,7 +206,7 @@ def test_the_cases_of_every_check_leave_nothing_unseen(spec):
 @pytest.mark.parametrize("spec", [spec for spec in course_checks() if spec.exempt], ids=lambda spec: spec.name)
 def test_nothing_is_exempted_without_need_or_reason(spec):
     assert all(len(reason) > 10 for reason in spec.exempt.values())
-    bare = grading.Trial(dataclasses.replace(spec, exempt={}), 0)
+    bare = Trial(dataclasses.replace(spec, exempt={}), 0)
     missing = "\n".join(lint.flaws(bare))
     for name in spec.exempt:
         needed = (
@@ -230,17 +231,17 @@ class Deep(nn.Module):
 
 
 def test_the_lint_finds_each_of_the_five_causes(monkeypatch):
-    monkeypatch.setattr(grading, "CHECKS", {})
+    monkeypatch.setattr(catalogue, "CHECKS", {})
 
     @check("demo.Deep", reference=f"{__name__}.Deep", level=1, minutes=1, why="It is deep.")
     def spec(rng):
         yield build(2, window_size=4).call(rng.normal(4, 4, 4), (2, 2, 0))
 
-    text = "\n".join(lint.flaws(grading.Trial(spec, 0)))
+    text = "\n".join(lint.flaws(Trial(spec, 0)))
     for told in ("different sizes only", "`window_size` is never odd", "`depth` is never 3", "`grid` is always square"):
         assert told in text
     spec.exempt["deep"] = "for the sake of this test"
-    assert "`depth` is never 3" not in "\n".join(lint.flaws(grading.Trial(spec, 0)))
+    assert "`depth` is never 3" not in "\n".join(lint.flaws(Trial(spec, 0)))
 
 
 def test_an_exemption_of_nothing_that_is_known_is_refused():

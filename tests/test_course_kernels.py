@@ -14,7 +14,8 @@ import torch
 from vitcourse import course
 from vitcourse.course import kernels
 from vitcourse.course.cases import call
-from vitcourse.course.grading import CHECKS, check, grade
+from vitcourse.course.catalogue import CHECKS, check
+from vitcourse.course.grading import grade
 from vitcourse.course.kernels import runner
 from vitcourse.course.running import OutOfBounds
 

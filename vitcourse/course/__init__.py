@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
-    "TODO": "grading",
+    "TODO": "catalogue",
     "ExpectationError": "expectations",
     "Session": "session",
     "exercise": "exercises",

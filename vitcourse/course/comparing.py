@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .running import KernelFault, Outcome, TimeLimit, WrongParameters, leaves
+from .limits import TimeLimit
+from .running import KernelFault, Outcome, WrongParameters, leaves
 
 # Largest error allowed, as a fraction of the largest value expected. float64 leaves room for tables kept in float32.
 TOLERANCE = {torch.float64: 1e-6, torch.complex128: 1e-6, torch.float16: 5e-3, torch.bfloat16: 2e-2}

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from .cases import Case
-from .grading import Trial
 from .probes import KINDS
 from .running import leaves, named_inputs
+from .trial import Trial
 
 
 def _all_cases(trial: Trial) -> list[Case]:

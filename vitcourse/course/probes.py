@@ -20,7 +20,7 @@ from .comparing import Finding, Level, compare, differs
 from .running import Outcome, isolated, leaves, map_tensors, named_inputs
 
 if TYPE_CHECKING:
-    from .grading import Trial
+    from .trial import Trial
 
 # What a learner reads of each kind of change.
 KINDS = {

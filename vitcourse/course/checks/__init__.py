@@ -74,7 +74,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from ..cases import Case, Random, build, call, holds
-from ..grading import CHECKS, Check, check
+from ..catalogue import CHECKS, Check, check
 
 __all__ = ["TOPICS", "Case", "Check", "Random", "build", "call", "check", "file_stem", "find", "holds", "load_all"]
 

@@ -275,7 +275,7 @@ class KernelRunner:
         seconds: float,
         seed: int,
     ) -> Outcome:
-        from ..grading import TODO
+        from ..catalogue import TODO
 
         source = source_of(answer)
         if source.blank:

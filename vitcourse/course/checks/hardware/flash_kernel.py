@@ -9,7 +9,7 @@ import triton.language as tl
 
 from vitcourse.course import kernels
 from vitcourse.course.checks import call, check, holds
-from vitcourse.course.running import TimeLimit
+from vitcourse.course.limits import TimeLimit
 from vitcourse.hardware.tiled_kernel import flash_kernel as _reference
 
 BLOCK = 16  # the smallest that tl.dot takes; the lesson launches larger ones
