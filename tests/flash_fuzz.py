@@ -5,6 +5,7 @@ Every launch is guarded: each tensor is moved into a buffer of its own that is f
 from outside of the tensor spoils the result, and whatever is written outside is seen.
 """
 
+import importlib
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -31,6 +32,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 HALF = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]  # the interpreter knows no bfloat16 products
 MARGIN = 512
+if INTERPRETED:
+    importlib.import_module("_quick_interpreter")
 
 
 def guarded(tensor: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:

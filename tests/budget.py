@@ -1,0 +1,155 @@
+"""What tests and lessons cost: measured in CPU seconds, kept in ``budget.json``, held against what they may cost.
+
+    python -m tests.budget                                      everything: about half an hour
+    python -m tests.budget tests/test_vit.py solutions/00_vit.ipynb
+    python -m tests.budget --missing                            what has no entry
+    python -m tests.budget --show                               the accounts; measures nothing
+
+Each test file, and each edition of each lesson, runs in a process of its own, on one thread, with nothing compiled
+beforehand. Its CPU seconds are those of the processes that it starts, too. Lessons are run from their source, as the
+builder does, without AVX-512, which most laptops lack. ``test_budget.py`` reads the file, and measures nothing.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.common import device_name, versions
+from tests.stems import ROOT, files_of_tests, notebooks
+from tests.thorough import MACHINES
+from vitcourse.course.checks import TOPICS
+
+FILE = Path(__file__).with_suffix(".json")
+LESSONS = 13  # when the course is complete
+# CPU seconds. A direction and two notebooks a lesson and the rest: 86 core-minutes, of 45 minutes on two cores.
+DIRECTION, NOTEBOOK, SHARED, INSTALLATION, SITE = 102, 90, 840, 480, 180
+WHOLE = 45 * 2 * 60
+
+
+class Account(NamedTuple):
+    name: str
+    allowed: int
+    entries: tuple[str, ...]
+
+
+def direction_of(file: str) -> str | None:
+    """The direction that a test file belongs to: its own, or that of the module that it is called after.
+
+    >>> [direction_of(f"tests/test_{name}.py") for name in ("vit", "quantize_kernels", "cli")]
+    ['vit', 'hardware', None]
+    """
+    stem = Path(file).stem.removeprefix("test_")
+    for topic in TOPICS:
+        parts = {path.stem for path in (ROOT / "vitcourse" / topic).glob("[a-z]*") if path.suffix in ("", ".py")}
+        shared = {path.stem for path in (ROOT / "vitcourse").glob("[a-z]*")}
+        if any(stem == name or stem.startswith(f"{name}_") for name in {topic, *parts - shared}):
+            return topic
+    return None
+
+
+def accounts() -> list[Account]:
+    """Who may spend how much on what."""
+    of = {file: direction_of(file) for file in files_of_tests()}
+    topics = [topic for topic in TOPICS if topic in of.values()]
+    return [
+        *(Account(topic, DIRECTION, tuple(file for file in of if of[file] == topic)) for topic in topics),
+        Account("shared", SHARED, tuple(file for file in of if of[file] is None)),
+        *(Account(name, NOTEBOOK, (name,)) for name in notebooks()),
+    ]
+
+
+def read() -> dict[str, float]:
+    """Measured CPU seconds, by test file and by notebook."""
+    return json.loads(FILE.read_text(encoding="utf-8"))["seconds"] if FILE.exists() else {}
+
+
+def problems(seconds: dict[str, float]) -> list[str]:
+    """What is wrong with a budget: entries that are missing or of no file, accounts that are overdrawn."""
+    entries = {entry for account in accounts() for entry in account.entries}
+    found = [f"{entry} has no entry: python -m tests.budget {entry}" for entry in sorted(entries - seconds.keys())]
+    found += [f"{entry} is no test file or notebook: drop it" for entry in sorted(seconds.keys() - entries)]
+    for account in accounts():
+        spent = sum(seconds.get(entry, 0) for entry in account.entries)
+        if spent > account.allowed:
+            found.append(f"{account.name}: {spent:.0f} CPU seconds, allowed are {account.allowed}")
+    return found
+
+
+def run(entry: str, **options: Any) -> subprocess.CompletedProcess:
+    """Run a test file or a notebook in a process of its own, on one thread; `options` are those of `subprocess.run`."""
+    environment = os.environ | MACHINES["one thread"]
+    if entry.endswith(".ipynb"):
+        environment |= MACHINES["avx2"]
+        command = ["-c", f"from tests.budget import run_lesson; run_lesson({entry!r})"]
+    else:
+        command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", entry]
+    with tempfile.TemporaryDirectory() as folder:
+        environment |= {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"}
+        return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, **options)
+
+
+def measure(entry: str) -> float:
+    """CPU seconds of a test file or a notebook.
+
+    Raises:
+        RuntimeError: it fails, so that nobody knows what it would have cost.
+    """
+    import resource  # not on Windows
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if run(entry).returncode:
+        raise RuntimeError(f"{entry} fails: measure it when it passes")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
+
+
+def run_lesson(entry: str) -> None:
+    """Execute an edition of a lesson as its source says, and keep nothing."""
+    from vitcourse.course.builder import execute
+    from vitcourse.course.lessons import EDITIONS, Lesson, render
+
+    folder, stem = Path(entry).parent.name, Path(entry).stem
+    (edition,) = [edition for edition, name in EDITIONS.items() if name == folder]
+    execute(render(Lesson(ROOT, stem), edition), ROOT / folder, 600)
+
+
+def write(seconds: dict[str, float]) -> None:
+    record = {"device": device_name("cpu"), "versions": versions(), "date": datetime.date.today().isoformat()}
+    record["seconds"] = dict(sorted(seconds.items()))
+    FILE.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def table(seconds: dict[str, float]) -> Iterator[str]:
+    for account in accounts():
+        spent = sum(seconds.get(entry, 0) for entry in account.entries)
+        yield f"{account.name:<42}{spent:7.1f} of {account.allowed:4d} CPU s"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = [entry for account in accounts() for entry in account.entries]
+    parser.add_argument("entries", nargs="*", metavar="ENTRY", help="test files and notebooks; without any, all")
+    parser.add_argument("--missing", action="store_true", help="what has no entry")
+    parser.add_argument("--show", action="store_true", help="measure nothing")
+    options = parser.parse_args()
+    if unknown := sorted(set(options.entries) - set(known)):
+        parser.error(f"{unknown[0]!r} is none of {', '.join(known)}")
+    seconds = {entry: value for entry, value in read().items() if entry in known}
+    chosen = options.entries or [entry for entry in known if not (options.missing and entry in seconds)]
+    for entry in [] if options.show else chosen:
+        seconds[entry] = measure(entry)
+        print(f"{entry}: {seconds[entry]} CPU s", flush=True)
+        write(seconds)
+    print(*table(seconds), *problems(seconds), sep="\n")
+    return 1 if problems(seconds) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
