@@ -1,5 +1,6 @@
 # make lab     install into .venv and open the course in JupyterLab
 # make test    everything that must hold: lint, unit, parity and doc tests, and every notebook of both editions
+# make test-fast   on the way, in three minutes: what your changes concern
 # The rest is for those who work on the course: notebooks, oldest, thorough, bench, gpu, sanitize, lint, clean.
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ WORKERS ?= 2
 PARALLEL = -n $(WORKERS) --dist loadfile
 BENCHMARKS = importtime models scaling quantization pruning
 
-.PHONY: lab test lint notebooks oldest thorough machines bench gpu sanitize clean
+.PHONY: lab test test-fast lint notebooks oldest thorough machines bench gpu sanitize clean
 .DELETE_ON_ERROR:
 
 lab: $(VENV)/.lab
@@ -29,6 +30,9 @@ test: lint
 
 # One thread a worker: two programs whose threads wait for each other on two cores are slower than one after the other.
 test: export OMP_NUM_THREADS = 1
+
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m tests.fast
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

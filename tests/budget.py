@@ -90,6 +90,9 @@ def run(entry: str, **options: Any) -> subprocess.CompletedProcess:
         command = ["-c", f"from tests.budget import run_lesson; run_lesson({entry!r})"]
     else:
         command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", entry]
+    # As on most machines, bytecode is kept: else every pytest rewrites the assertions of its plugins anew.
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PYTHONPYCACHEPREFIX"] = os.path.join(tempfile.gettempdir(), "vitcourse-bytecode")
     with tempfile.TemporaryDirectory() as folder:
         environment |= {"TORCHINDUCTOR_CACHE_DIR": f"{folder}/inductor", "TRITON_CACHE_DIR": f"{folder}/triton"}
         return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, **options)

@@ -43,9 +43,10 @@ def concerned(files: set[str], seconds: dict[str, float]) -> list[str]:
     found = [entry for entry in entries if sources(entry) & files]
 
     def distance(entry: str) -> tuple[int, float]:
-        stem = Path(entry).stem.removeprefix("test_")
-        kinds = (stem in stems or entry in files, entry.endswith(".ipynb"), entry != DOCTESTS, True)
-        return kinds.index(True), seconds.get(entry, UNMEASURED)
+        if entry == DOCTESTS:
+            return 3, 0
+        near = entry in files or Path(entry).stem.removeprefix("test_") in stems
+        return 0 if near else 1 if entry.endswith(".ipynb") else 2, seconds.get(entry, UNMEASURED)
 
     return sorted(found, key=distance)
 
