@@ -1,13 +1,15 @@
 """What tests and lessons cost: measured in CPU seconds, kept in ``budget.json``, held against what they may cost.
 
     python -m tests.budget                                      everything: about half an hour
-    python -m tests.budget tests/test_vit.py solutions/00_vit.ipynb
-    python -m tests.budget --missing                            what has no entry
+    python -m tests.budget hardware solutions/00_vit.ipynb      some accounts
+    python -m tests.budget --missing                            those with files that have no entry
     python -m tests.budget --show                               the accounts; measures nothing
 
-Each test file, and each edition of each lesson, runs in a process of its own, on one thread, with nothing compiled
-beforehand. Its CPU seconds are those of the processes that it starts, too. Lessons are run from their source, as the
-builder does, without AVX-512, which most laptops lack. ``test_budget.py`` reads the file, and measures nothing.
+The files of an account run in one process, as those of a worker do: on one thread, with nothing compiled beforehand.
+The CPU seconds of a file are also those of the processes that it waits for; what two files import is charged to the
+first, and what is no file's, Python's start and workers that live on, to ``start and end``. Lessons run from their
+source, as the builder runs them, without AVX-512, which most laptops lack. ``test_budget.py`` reads the file, and
+measures nothing.
 """
 
 import argparse
@@ -36,7 +38,12 @@ WHOLE = 45 * 2 * 60
 class Account(NamedTuple):
     name: str
     allowed: int
-    entries: tuple[str, ...]
+    files: tuple[str, ...]
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Its lines in the budget."""
+        return self.files if self.files == (self.name,) else (*self.files, f"{self.name}: start and end")
 
 
 def direction_of(file: str) -> str | None:
@@ -72,24 +79,25 @@ def read() -> dict[str, float]:
 
 def problems(seconds: dict[str, float]) -> list[str]:
     """What is wrong with a budget: entries that are missing or of no file, accounts that are overdrawn."""
-    entries = {entry for account in accounts() for entry in account.entries}
-    found = [f"{entry} has no entry: python -m tests.budget {entry}" for entry in sorted(entries - seconds.keys())]
-    found += [f"{entry} is no test file or notebook: drop it" for entry in sorted(seconds.keys() - entries)]
+    found = []
     for account in accounts():
+        missing = [entry for entry in account.entries if entry not in seconds]
+        found += [f"{entry} has no entry: python -m tests.budget {account.name}" for entry in missing]
         spent = sum(seconds.get(entry, 0) for entry in account.entries)
         if spent > account.allowed:
-            found.append(f"{account.name}: {spent:.0f} CPU seconds, allowed are {account.allowed}")
-    return found
+            found.append(f"{account.name}: {spent:.1f} CPU seconds, allowed are {account.allowed}")
+    gone = seconds.keys() - {entry for account in accounts() for entry in account.entries}
+    return found + [f"{entry} is no test file or notebook: drop it" for entry in sorted(gone)]
 
 
-def run(entry: str, **options: Any) -> subprocess.CompletedProcess:
-    """Run a test file or a notebook in a process of its own, on one thread; `options` are those of `subprocess.run`."""
-    environment = os.environ | MACHINES["one thread"]
-    if entry.endswith(".ipynb"):
+def run(*files: str, plugin: str | None = None, **options: Any) -> subprocess.CompletedProcess:
+    """Run test files, or a notebook, in a process, on one thread; `options` are those of `subprocess.run`."""
+    environment = os.environ | MACHINES["one thread"] | options.pop("env", {})
+    if files[0].endswith(".ipynb"):
         environment |= MACHINES["avx2"]
-        command = ["-c", f"from tests.budget import run_lesson; run_lesson({entry!r})"]
+        command = ["-c", f"from tests.budget import run_lesson; run_lesson({files[0]!r})"]
     else:
-        command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", entry]
+        command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *(["-p", plugin] if plugin else []), *files]
     # As on most machines, bytecode is kept: else every pytest rewrites the assertions of its plugins anew.
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     environment["PYTHONPYCACHEPREFIX"] = os.path.join(tempfile.gettempdir(), "vitcourse-bytecode")
@@ -98,19 +106,25 @@ def run(entry: str, **options: Any) -> subprocess.CompletedProcess:
         return subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, **options)
 
 
-def measure(entry: str) -> float:
-    """CPU seconds of a test file or a notebook.
+def measure(account: Account) -> dict[str, float]:
+    """CPU seconds of an account, by entry.
 
     Raises:
-        RuntimeError: it fails, so that nobody knows what it would have cost.
+        RuntimeError: something fails, so that nobody knows what it would have cost.
     """
     import resource  # not on Windows
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if run(entry).returncode:
-        raise RuntimeError(f"{entry} fails: measure it when it passes")
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "seconds.json"
+        if run(*account.files, plugin="tests._cpu", env={"VITCOURSE_CPU": str(report)}).returncode:
+            raise RuntimeError(f"{account.name} fails: measure it when it passes")
+        found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    found = {file: found.get(file, 0.0) for file in account.entries[:-1]}
+    found[account.entries[-1]] = spent - sum(found.values())
+    return {entry: round(value, 1) for entry, value in found.items()}
 
 
 def run_lesson(entry: str) -> None:
@@ -137,18 +151,20 @@ def table(seconds: dict[str, float]) -> Iterator[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = [entry for account in accounts() for entry in account.entries]
-    parser.add_argument("entries", nargs="*", metavar="ENTRY", help="test files and notebooks; without any, all")
-    parser.add_argument("--missing", action="store_true", help="what has no entry")
+    known = {account.name: account for account in accounts()}
+    parser.add_argument("accounts", nargs="*", metavar="ACCOUNT", help=f"some of {', '.join(known)}; without any, all")
+    parser.add_argument("--missing", action="store_true", help="those with files that have no entry")
     parser.add_argument("--show", action="store_true", help="measure nothing")
     options = parser.parse_args()
-    if unknown := sorted(set(options.entries) - set(known)):
+    if unknown := [name for name in options.accounts if name not in known]:
         parser.error(f"{unknown[0]!r} is none of {', '.join(known)}")
-    seconds = {entry: value for entry, value in read().items() if entry in known}
-    chosen = options.entries or [entry for entry in known if not (options.missing and entry in seconds)]
-    for entry in [] if options.show else chosen:
-        seconds[entry] = measure(entry)
-        print(f"{entry}: {seconds[entry]} CPU s", flush=True)
+    entries = {entry for account in known.values() for entry in account.entries}
+    seconds = {entry: value for entry, value in read().items() if entry in entries}
+    chosen = [known[name] for name in options.accounts] or list(known.values())
+    if options.missing:
+        chosen = [account for account in chosen if not set(account.entries) <= seconds.keys()]
+    for account in [] if options.show else chosen:
+        seconds |= measure(account)
         write(seconds)
     print(*table(seconds), *problems(seconds), sep="\n")
     return 1 if problems(seconds) else 0

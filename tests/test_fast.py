@@ -16,7 +16,7 @@ from tests.stems import fingerprint, notebooks, sources
         ("vitcourse/hardware/flash/ops.py", "tests/test_flash.py", {"solutions/06_hardware.ipynb"}),
         ("solutions/02_hybrid.py", "solutions/02_hybrid.ipynb", {"solutions/02_hybrid.ipynb"}),
         ("vitcourse/layers.py", "tests/test_layers.py", {"tests/test_quantize.py"}),
-        ("vitcourse/course/checks/hybrid/mbconv.py", "solutions/02_hybrid.ipynb", {"tests/test_course.py"}),
+        ("vitcourse/course/checks/hybrid/mbconv.py", "tests/test_course.py", {"solutions/02_hybrid.ipynb"}),
     ],
 )
 def test_what_a_change_concerns_comes_nearest_first(file, first, among):
