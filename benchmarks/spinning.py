@@ -3,17 +3,18 @@
     python -m benchmarks.spinning
 
 The same training steps of a small ViT, alone and in several programs at once, for several settings of how OpenMP's
-threads wait (`vitcourse/startup.py` chooses one). The settings are run in turns, in alternating order; seconds of the
-last program to end, medians over the rounds. Nothing else may run. Results: ``spinning.json``.
+threads wait (`vitcourse/startup.py` chooses one). The settings are run in turns, in alternating order; seconds until
+the last program has made its steps, medians over the rounds. Nothing else may run. Results: ``spinning.json``.
 """
 
 import argparse
-import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 import time
+from typing import Any
 
 from benchmarks.common import write_results
 from vitcourse.startup import WAITING
@@ -24,86 +25,77 @@ SETTINGS: dict[str, dict[str, str]] = {
     "OMP_WAIT_POLICY=PASSIVE": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
 AT_ONCE = (1, 2, 3)
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # as many as there are cores, which is PyTorch's default
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # left to PyTorch, which takes one for each core
 
 
-class Program:
-    """A process that trains when it is told to, and says how long it took."""
-
-    def __init__(self, setting: dict[str, str]) -> None:
-        environment = {name: value for name, value in os.environ.items() if name not in (*WAITING, *THREADS)}
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", "import torch; from benchmarks.spinning import serve; serve()"],
-            env=environment | setting,  # torch comes first: the course adds nothing to it
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def tell(self, steps: int) -> None:
-        print(steps, file=self._process.stdin, flush=True)
-
-    def answer(self) -> float:
-        return json.loads(self._process.stdout.readline())
-
-    def end(self) -> None:
-        self._process.stdin.close()
-        self._process.wait()
-
-
-def serve() -> None:
-    """The child: train as many steps as each line of stdin says."""
+def train(ready: Any, steps: int) -> None:
+    """One program: make the model and a few steps, wait for the others, and make the steps that are timed."""
     import torch
     from torch.nn import functional as F
 
     from vitcourse import VisionTransformer
 
     torch.manual_seed(0)
-    model = VisionTransformer(img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=64, depth=4, num_heads=4)
+    model = VisionTransformer(img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=64, depth=2, num_heads=4)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     images, labels = torch.randn(16, 1, 28, 28), torch.randint(10, (16,))
+    for step in range(-5, steps):
+        if step == 0:
+            ready.wait()
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def serve() -> None:
+    """A process of one setting: for each line of stdin, ``programs steps``, the seconds that they take.
+
+    It imports PyTorch, which reads the setting, computes nothing, and forks the programs.
+    """
+    context = multiprocessing.get_context("fork")
     for line in sys.stdin:
+        programs, steps = map(int, line.split())
+        ready = context.Barrier(programs + 1)
+        running = [context.Process(target=train, args=(ready, steps)) for _ in range(programs)]
+        for program in running:
+            program.start()
+        ready.wait()
         start = time.perf_counter()
-        for _ in range(int(line)):
-            F.cross_entropy(model(images), labels).backward()
-            optimizer.step()
-            optimizer.zero_grad()
+        for program in running:
+            program.join()
         print(time.perf_counter() - start, flush=True)
 
 
-def together(programs: list[Program], steps: int) -> float:
-    """Seconds until all of them have made their steps."""
-    start = time.perf_counter()
-    for program in programs:
-        program.tell(steps)
-    for program in programs:
-        program.answer()
-    return time.perf_counter() - start
+def start(setting: dict[str, str]) -> subprocess.Popen:
+    """Start the process of a setting. In it torch comes first: the course adds nothing of its own."""
+    environment = {name: value for name, value in os.environ.items() if name not in (*WAITING, *THREADS)}
+    code = "import torch, vitcourse.vit; from benchmarks.spinning import serve; serve()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment | setting, **pipes)
 
 
-def measure(steps: int, rounds: int) -> list[dict]:
+def measure(steps: int, rounds: int) -> list[dict[str, Any]]:
     """A row per setting and number of programs."""
-    programs = {name: [Program(setting) for _ in range(max(AT_ONCE))] for name, setting in SETTINGS.items()}
-    for program in sum(programs.values(), []):
-        together([program], 5)  # imports, and warms up
-    taken: dict[tuple[str, int], list[float]] = {(name, k): [] for k in AT_ONCE for name in SETTINGS}
+    servers = {name: start(setting) for name, setting in SETTINGS.items()}
+
+    def seconds(name: str, programs: int, steps: int) -> float:
+        print(programs, steps, file=servers[name].stdin, flush=True)
+        return float(servers[name].stdout.readline())
+
+    for name in SETTINGS:
+        seconds(name, 1, 1)  # imports
+    taken: dict[tuple[str, int], list[float]] = {(name, programs): [] for programs in AT_ONCE for name in SETTINGS}
     for i in range(rounds):
-        for name, k in list(taken) if i % 2 else reversed(taken):
-            taken[name, k].append(together(programs[name][:k], steps))
-    for program in sum(programs.values(), []):
-        program.end()
+        for name, programs in list(taken) if i % 2 else reversed(taken):
+            taken[name, programs].append(seconds(name, programs, steps))
+            print(f"{name:<26}{programs} at once: {taken[name, programs][-1]:6.2f} s", flush=True)
+    for server in servers.values():
+        server.stdin.close()
+        server.wait()
     return [
-        {
-            "setting": name,
-            "programs": k,
-            "seconds": statistics.median(seconds),
-            "fastest": min(seconds),
-            "slowest": max(seconds),
-            "steps": steps,
-            "rounds": rounds,
-            "cores": os.cpu_count(),
-        }
-        for (name, k), seconds in taken.items()
+        {"setting": name, "programs": programs, "seconds": statistics.median(found)}
+        | {"fastest": min(found), "slowest": max(found), "steps": steps, "rounds": rounds, "cores": os.cpu_count()}
+        for (name, programs), found in taken.items()
     ]
 
 
@@ -112,10 +104,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    rows = measure(options.steps, options.rounds)
-    for row in rows:
-        print(f"{row['setting']:<26}{row['programs']} at once: {row['seconds']:6.2f} s")
-    write_results("spinning", rows)
+    write_results("spinning", measure(options.steps, options.rounds))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A plugin of pytest: CPU seconds of each test file, and of processes that it waits for, into the file $VITCOURSE_CPU."""
+"""A plugin of pytest: CPU seconds of each test file, and of what it waits for, as JSON into the file $VITCOURSE_CPU."""
 
 import json
 import os

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vitcourse import create_model, load_weights
-from vitcourse.data import open_dataset
+from vitcourse.data import open_dataset, subset
 from vitcourse.hardware import quantize_model
 from vitcourse.hardware.prune import keep_units, magnitude_prune, make_permanent
 from vitcourse.hardware.quantize import (
@@ -920,7 +920,7 @@ def training_batches(shipped) -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def accuracy():
-    dataset = open_dataset("fashion_mnist_subset", "test")
+    dataset = subset(open_dataset("fashion_mnist_subset", "test"), 1000)
     return lambda model: evaluate(model, dataset)["val_accuracy"]
 
 
