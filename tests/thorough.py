@@ -9,8 +9,9 @@ which runs those that take minutes. The last lines say which of them failed wher
 oldest` runs it where the oldest supported versions are installed.
 
 ``reports/thorough.json`` has a row for each machine and test file, with the fingerprint of what ran
-(``tests/stems.py``). Rows may be older than the code: a third of those of a machine at most, and none may be missing or
-failed (``test_thorough.py``). So a change costs no rerun of everything, and no file is forgotten for long.
+(``tests/stems.py``). Rows may be older than the code: a third of those of a machine at most, and once there is one,
+none may be missing or failed (``test_thorough.py``). So a change costs no rerun of everything, and no file is forgotten
+for long.
 """
 
 import argparse
