@@ -159,15 +159,14 @@ def main() -> int:
     if unknown := [name for name in options.accounts if name not in known]:
         parser.error(f"{unknown[0]!r} is none of {', '.join(known)}")
     entries = {entry for account in known.values() for entry in account.entries}
-    seconds = {entry: value for entry, value in read().items() if entry in entries}
     chosen = [known[name] for name in options.accounts] or list(known.values())
     if options.missing:
-        chosen = [account for account in chosen if not set(account.entries) <= seconds.keys()]
+        chosen = [account for account in chosen if not set(account.entries) <= read().keys()]
     for account in [] if options.show else chosen:
-        seconds |= measure(account)
-        write(seconds)
-    print(*table(seconds), *problems(seconds), sep="\n")
-    return 1 if problems(seconds) else 0
+        measured = measure(account)
+        write({entry: value for entry, value in read().items() if entry in entries} | measured)
+    print(*table(read()), *problems(read()), sep="\n")
+    return 1 if problems(read()) else 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import common, importtime, lesson_tuning, models, pruning, tables
+from benchmarks import common, importtime, lesson_tuning, models, pruning, spinning, tables
 from vitcourse import create_model
 
 
@@ -122,6 +122,41 @@ def test_tables_are_made_from_results(results):
 def test_import_seconds_are_those_after_torch():
     torch_seconds, own_seconds = importtime.import_seconds("time.process_time = lambda: between + 1000")
     assert own_seconds == 1000 > torch_seconds > 0
+
+
+class Waiting:
+    """In place of a process that trains: takes a second for each program, and nine more in the second round."""
+
+    def __init__(self, told):
+        self.stdin, self.stdout, self.told, self.asked = self, self, told, ""
+
+    def write(self, text):
+        self.asked += text
+
+    def readline(self):
+        programs, steps = map(int, self.asked.split())
+        self.asked = ""
+        self.told.append((self, programs, steps))
+        earlier = self.told.count((self, programs, steps)) - 1
+        return f"{programs + 9 * (earlier == 1)}\n"
+
+    def flush(self):
+        pass
+
+    close = wait = flush
+
+
+def test_programs_that_wait_are_measured_in_turns(monkeypatch):
+    told = []
+    monkeypatch.setattr(spinning, "start", lambda setting: Waiting(told))
+    rows = spinning.measure(steps=60, rounds=3)
+    assert [(row["setting"], row["programs"]) for row in rows] == [(s, k) for k in (1, 2, 3) for s in spinning.SETTINGS]
+    assert [(row["fastest"], row["seconds"], row["slowest"]) for row in rows] == [
+        (k, k, k + 9) for k in (1, 2, 3) for _ in spinning.SETTINGS
+    ]
+    warm, first, second = told[:3], told[3:12], told[12:21]
+    assert all(call[1:] == (1, 1) for call in warm) and all(call[2] == 60 for call in told[3:])
+    assert first == second[::-1], "in alternating order"
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
