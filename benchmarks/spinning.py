@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.common import write_results
@@ -74,7 +75,7 @@ def start(setting: dict[str, str]) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code], env=environment | setting, **pipes)
 
 
-def measure(steps: int, rounds: int) -> list[dict[str, Any]]:
+def measure(steps: int, rounds: int, at_once: Sequence[int] = AT_ONCE) -> list[dict[str, Any]]:
     """A row per setting and number of programs."""
     servers = {name: start(setting) for name, setting in SETTINGS.items()}
 
@@ -84,9 +85,9 @@ def measure(steps: int, rounds: int) -> list[dict[str, Any]]:
 
     for name in SETTINGS:
         seconds(name, 1, 1)  # imports
-    taken: dict[tuple[str, int], list[float]] = {(name, programs): [] for programs in AT_ONCE for name in SETTINGS}
+    taken: dict[tuple[str, int], list[float]] = {(name, programs): [] for programs in at_once for name in SETTINGS}
     for i in range(rounds):
-        for name, programs in list(taken) if i % 2 else reversed(taken):
+        for name, programs in reversed(taken) if i % 2 else list(taken):
             taken[name, programs].append(seconds(name, programs, steps))
             print(f"{name:<26}{programs} at once: {taken[name, programs][-1]:6.2f} s", flush=True)
     for server in servers.values():
@@ -103,8 +104,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--programs", type=int, nargs="+", default=AT_ONCE, help="so many at once")
     options = parser.parse_args()
-    write_results("spinning", measure(options.steps, options.rounds))
+    write_results("spinning", measure(options.steps, options.rounds, options.programs))
 
 
 if __name__ == "__main__":
