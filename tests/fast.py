@@ -24,7 +24,14 @@ UNMEASURED = 20.0  # what a file without an entry may cost
 
 
 def git(*arguments: str) -> list[str]:
-    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+    """The lines that git prints.
+
+    Raises:
+        ValueError: it fails; what it says.
+    """
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise ValueError(done.stderr.strip())
     return done.stdout.splitlines()
 
 
@@ -67,7 +74,10 @@ def fitting(entries: Iterable[str], seconds: dict[str, float]) -> tuple[list[str
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--since", metavar="COMMIT", help="take what differs from this commit")
-    files, seconds = changed(parser.parse_args().since), budget.read()
+    try:
+        files, seconds = changed(parser.parse_args().since), budget.read()
+    except ValueError as error:
+        parser.error(f"{error}; say with --since what to compare with")
     taken, left = fitting(concerned(files, seconds), seconds)
     failed = [name for name in (["check"], ["format", "--check"]) if _ruff(*name)]
     taken.sort(key=lambda entry: -seconds.get(entry, UNMEASURED))  # the longest first: so both cores end together
