@@ -1,6 +1,7 @@
 # make lab     install into .venv and open the course in JupyterLab
 # make test    everything that must hold: lint, unit, parity and doc tests, and every notebook of both editions
-# The rest is for those who work on the course: notebooks, oldest, thorough, bench, gpu, sanitize, lint, clean.
+# make test-fast   on the way, in three minutes: what your changes concern
+# The rest is for those who work on the course: notebooks, oldest, thorough, budget, bench, gpu, sanitize, lint, clean.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -15,7 +16,7 @@ WORKERS ?= 2
 PARALLEL = -n $(WORKERS) --dist loadfile
 BENCHMARKS = importtime models scaling quantization pruning
 
-.PHONY: lab test lint notebooks oldest thorough machines bench gpu sanitize clean
+.PHONY: lab test test-fast lint notebooks oldest thorough budget bench gpu sanitize clean
 .DELETE_ON_ERROR:
 
 lab: $(VENV)/.lab
@@ -30,6 +31,9 @@ test: lint
 # One thread a worker: two programs whose threads wait for each other on two cores are slower than one after the other.
 test: export OMP_NUM_THREADS = 1
 
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m tests.fast
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -40,16 +44,17 @@ notebooks: $(VENV)/.dev
 # The oldest versions that are supported, in an environment of their own: the tests, and the opening lesson.
 # (Triton 3.6 interprets kernels with the NumPy of its time only.)
 oldest: $(OLDEST)/.dev
-	$(OLDEST)/bin/python -m pytest -q -m "not slow and not thorough"
+	$(OLDEST)/bin/python -m tests.thorough --stale --workers $(WORKERS) --on oldest
 	$(OLDEST)/bin/python -m pytest -q --nbval notebooks/00_vit.ipynb solutions/00_vit.ipynb
 
-# What takes minutes, and seldom is the first to fail.
-thorough: $(VENV)/.dev machines
-	$(BIN)/python -m pytest -q -m thorough
+# What takes minutes, and seldom is the first to fail; and the tests on five machines that this one pretends to be: older,
+# without vectors, of many threads, of a stranger. Runs what has changed since, and records it; `make test` asks for that.
+thorough: $(VENV)/.dev
+	$(BIN)/python -m tests.thorough --stale --workers $(WORKERS)
 
-# The tests on five machines that this one pretends to be: older, without vectors, of many threads, of a stranger.
-machines: $(VENV)/.dev
-	$(BIN)/python -m tests.thorough
+# What the tests and lessons cost, in CPU seconds, for tests/budget.json. Nothing else should be running.
+budget: $(VENV)/.dev
+	$(BIN)/python -m tests.budget
 
 bench: $(VENV)/.dev
 	missed=; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || missed="$$missed $$name"; done; \

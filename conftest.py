@@ -4,6 +4,8 @@ import os
 import tempfile
 from contextlib import suppress
 
+import vitcourse  # noqa: F401 (before torch: how its threads wait)
+
 _scratch = tempfile.TemporaryDirectory(prefix="vitcourse-")  # until Python ends
 # Kernels that run notebooks inherit all of it. What their user likes Jupyter and matplotlib to do would change outputs,
 # and not every home can be written to.

@@ -1,0 +1,1 @@
+import vitcourse  # noqa: F401 (before torch: how its threads wait)

@@ -5,6 +5,7 @@ Every launch is guarded: each tensor is moved into a buffer of its own that is f
 from outside of the tensor spoils the result, and whatever is written outside is seen.
 """
 
+import importlib
 import os
 from collections.abc import Callable
 from functools import partial
@@ -30,6 +31,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 HALF = [torch.float16] if INTERPRETED else [torch.float16, torch.bfloat16]  # the interpreter knows no bfloat16 products
 MARGIN = 512
+if INTERPRETED:
+    importlib.import_module("_quick_interpreter")
 
 
 def guarded(tensor: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
@@ -362,8 +365,8 @@ def test_merging_the_heads_costs_no_copy():
 @pytest.mark.parametrize("biased", [False, True])
 def test_packed_is_the_same_and_so_is_its_gradient(biased):
     n, bias = 21, bias_like((1, 2, 21, 21)) if biased else None
-    qkv = torch.randn(1, n, 3, 2, 16, device=DEVICE, dtype=torch.float16, requires_grad=True)
-    dout = torch.randn(1, 2, n, 16, device=DEVICE, dtype=torch.float16)
+    qkv = torch.randn(2, n, 3, 2, 16, device=DEVICE, dtype=torch.float16, requires_grad=True)
+    dout = torch.randn(2, 2, n, 16, device=DEVICE, dtype=torch.float16)
     leaves = [qkv] if bias is None else [qkv, bias.requires_grad_()]
     for scale in (None, -0.4):
         packed = flash_attention_qkvpacked(qkv, scale=scale, bias=bias)
@@ -514,8 +517,8 @@ def negative(qkv, bias):
 
 def packed_inputs(n=21, dtype=torch.float16):
     generator = torch.Generator().manual_seed(3)
-    qkv = torch.randn(2, n, 3, 2, 16, generator=generator).to(DEVICE, dtype)
-    return qkv, torch.randn(2, 2, n, 16, generator=generator).to(DEVICE, dtype)
+    qkv = torch.randn(1, n, 3, 2, 16, generator=generator).to(DEVICE, dtype)
+    return qkv, torch.randn(1, 2, n, 16, generator=generator).to(DEVICE, dtype)
 
 
 @pytest.mark.parametrize("biased", [False, True])

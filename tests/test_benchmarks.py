@@ -21,6 +21,7 @@ from benchmarks import (
     lesson_vit,
     models,
     pruning,
+    spinning,
     tables,
 )
 from benchmarks.sweeps import each_seed, macs, missing, sweep
@@ -153,6 +154,41 @@ def test_the_operator_and_the_direct_way_do_the_same_work(monkeypatch, step, pas
 def test_import_seconds_are_those_after_torch():
     torch_seconds, own_seconds = importtime.import_seconds("time.process_time = lambda: between + 1000")
     assert own_seconds == 1000 > torch_seconds > 0
+
+
+class Waiting:
+    """In place of a process that trains: takes a second for each program, and nine more in the second round."""
+
+    def __init__(self, told):
+        self.stdin, self.stdout, self.told, self.asked = self, self, told, ""
+
+    def write(self, text):
+        self.asked += text
+
+    def readline(self):
+        programs, steps = map(int, self.asked.split())
+        self.asked = ""
+        self.told.append((self, programs, steps))
+        earlier = self.told.count((self, programs, steps)) - 1
+        return f"{programs + 9 * (earlier == 1)}\n"
+
+    def flush(self):
+        pass
+
+    close = wait = flush
+
+
+def test_programs_that_wait_are_measured_in_turns(monkeypatch):
+    told = []
+    monkeypatch.setattr(spinning, "start", lambda setting: Waiting(told))
+    rows = spinning.measure(steps=60, rounds=3)
+    assert [(row["setting"], row["programs"]) for row in rows] == [(s, k) for k in (1, 2, 3) for s in spinning.SETTINGS]
+    assert [(row["fastest"], row["seconds"], row["slowest"]) for row in rows] == [
+        (k, k, k + 9) for k in (1, 2, 3) for _ in spinning.SETTINGS
+    ]
+    warm, first, second = told[:3], told[3:12], told[12:21]
+    assert all(call[1:] == (1, 1) for call in warm) and all(call[2] == 60 for call in told[3:])
+    assert first == second[::-1], "in alternating order"
 
 
 @pytest.fixture

@@ -151,15 +151,6 @@ def test_nobody_asks_pytorch_itself():
     assert not found
 
 
-@pytest.mark.parametrize(("platform", "expected"), [("darwin", "1"), ("linux", None)])
-def test_what_apples_gpus_lack_is_computed_on_their_cpu(platform, expected):
-    name = "PYTORCH_ENABLE_MPS_FALLBACK"
-    code = f"import os, sys; sys.platform = {platform!r}; import vitcourse; print(os.environ.get({name!r}))"
-    environment = {key: value for key, value in os.environ.items() if key != name}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(expected)
-
-
 # -------------------------------------------------------------------------------------------------------- the rehearsal
 
 

@@ -40,12 +40,26 @@ vitcourse.load_weights(model, model.state_dict())
     assert not (imported_by(code) - imported_by("import torch")) & (HEAVY | {"triton", "sympy"})
 
 
-@pytest.mark.parametrize("command", ["train --help", "course progress", "course mistakes"])
-def test_commands_print_on_a_terminal_that_knows_few_characters(command):
+ON_A_TERMINAL = """
+import runpy, sys
+for module, *arguments in [["train", "--help"], ["course", "progress"], ["course", "mistakes"]]:
+    sys.stdout.reconfigure(errors="strict")
+    sys.argv = [module, *arguments]
+    try:
+        runpy.run_module(f"vitcourse.{module}", run_name="__main__")
+    except SystemExit as end:
+        print("ended with", end.code)
+"""
+
+
+def test_commands_print_on_a_terminal_that_knows_few_characters():
+    """``python -m vitcourse.train`` and ``…course``, all in one process: each would import PyTorch anew."""
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    program = [sys.executable, "-m", *f"vitcourse.{command}".split()]
-    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0 and r"\u" in done.stdout, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", ON_A_TERMINAL], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    *printed, rest = done.stdout.split("ended with 0\n")
+    assert len(printed) == 3 and not rest and all(r"\u" in text for text in printed), done.stderr
 
 
 def test_the_public_names_resolve():

@@ -287,6 +287,7 @@ def unpack(packed: Tensor, group_size: int) -> Tensor:
 INTERPRETED = """
 import json, torch
 import torch.nn.functional as F
+import tests._quick_interpreter
 from tests.test_quantize_kernels import four_bit
 from vitcourse.hardware.quantize import dequantize, formulas, launchers, ops, quantize, tilings
 
@@ -445,7 +446,7 @@ def test_kernels_fit_hopper_and_use_its_tensor_cores():
     assert len(rows) == 4 and all("wgmma" in kind for row in rows for kind in row["instructions"])
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("capability", [89, 90])
 def test_every_kernel_fits_the_chip(capability):
     """One with the least shared memory, and Hopper; all: ``python -m benchmarks.quantization --parts kernels``."""

@@ -6,10 +6,10 @@
 1
 """
 
-import os
-import sys
 from importlib import import_module
 from typing import Any
+
+from .startup import before_torch
 
 __version__ = "0.1.0"
 
@@ -24,10 +24,7 @@ _EXPORTS = {
 }
 __all__ = [*_EXPORTS]
 
-# What an Apple GPU lacks is then computed on the CPU, and PyTorch says so, once an operation. `import torch` reads it.
-MPS_FALLBACK = "PYTORCH_ENABLE_MPS_FALLBACK"
-if sys.platform == "darwin" and "torch" not in sys.modules:
-    os.environ.setdefault(MPS_FALLBACK, "1")
+before_torch()
 
 
 def __getattr__(name: str) -> Any:

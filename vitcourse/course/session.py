@@ -11,9 +11,9 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
-from vitcourse import MPS_FALLBACK
 from vitcourse.devices import accelerator, describe_device, has_float64, use_device
 from vitcourse.notices import notice
+from vitcourse.startup import MPS_FALLBACK
 
 PROFILES = ("quick", "full")
 
