@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vitcourse.registry import FORM_MODULES
+
 from .facts import differences
 from .sources import Source, read_metadata, read_source
 from .wrappers import plain_name, unwrap
@@ -259,6 +261,7 @@ def _misfits(
         lines.append("  create_model(name, num_classes=…, weights=…)")
     if any(k.endswith(("pos_embed", "relative_position_bias_table")) for k in reshaped):
         lines.append("  for positions of images that were not square: load_weights(…, source_img_size=(height, width))")
-    if what.endswith(".safetensors") and read_metadata(what).keys() & {"structure", "quantization"}:
-        lines.append("  the file holds a pruned or quantized model, which create_model(path) builds")
+    if what.endswith(".safetensors") and (forms := read_metadata(what).keys() & FORM_MODULES.keys()):
+        kind = "an adapted model" if forms == {"adapters"} else "a pruned or quantized model"
+        lines.append(f"  the file holds {kind}, which create_model(path) builds")
     return lines
