@@ -8,11 +8,11 @@ from typing import Any
 from torch import nn
 
 from vitcourse.inference import is_frozen_norm
-from vitcourse.weights import read_metadata, unwrap
+from vitcourse.weights import HEADER_KEYS, read_metadata, unwrap
 from vitcourse.weights.files import check_path, write_tensors
 from vitcourse.weights.wrappers import plain_state
 
-from .methods import restore_adapters
+from .methods import FineTuning, restore_adapters
 from .parts import head_names
 
 
@@ -45,6 +45,25 @@ def save_adapter(model: nn.Module, path: str | Path, **metadata: Any) -> None:
         **metadata,
     }
     write_tensors({name: tensor for name, tensor in state.items() if name in names}, path, header)
+
+
+def save_adapter_of_run(model: nn.Module, task: FineTuning, out_dir: str | Path) -> None:
+    """Write ``adapter.safetensors`` into a finished run's folder, where its method leaves most of the model as it was.
+
+    It has the best weights, or the final ones where nothing validates; ``model`` has them then too.
+    """
+    from safetensors.torch import load_file
+
+    folder = Path(out_dir)
+    if task.method.trained(model) is None:
+        return
+    file = next(f for f in (folder / "best.safetensors", folder / "final.safetensors") if f.exists())
+    inside = unwrap(model)
+    names = changed_names(inside)
+    inside.load_state_dict({k: v for k, v in load_file(file).items() if k in names}, strict=False)
+    facts = {k: v for k, v in read_metadata(file).items() if k not in HEADER_KEYS | {"classes"}}
+    inside.classes = read_metadata(file).get("classes")
+    save_adapter(inside, folder / "adapter.safetensors", **facts)
 
 
 def changed_names(model: nn.Module) -> set[str]:

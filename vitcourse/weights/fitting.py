@@ -36,9 +36,10 @@ def load_weights(
 
     Args:
         model: one of this library's models, perhaps compiled or otherwise wrapped.
-        source: ``"timm:NAME"`` or ``"torchvision:NAME[.WEIGHTS]"`` (downloads pretrained weights on first use), the
-            path of a ``.safetensors`` file or of a ``.pth``/``.pt`` file (read with ``weights_only=True``), a state
-            dict, or a model of timm or torchvision.
+        source: ``"timm:NAME"``, ``"torchvision:NAME[.WEIGHTS]"`` or ``"hf:OWNER/NAME[@REVISION]"`` (downloads
+            pretrained weights on first use), ``"hf:FOLDER"`` for such a repository on the disk, the path of a
+            ``.safetensors`` file or of a ``.pth``/``.pt`` file (read with ``weights_only=True``), a state dict, or a
+            model of timm, torchvision or transformers (ViT, the encoder of MAE, BEiT without relative positions).
         strict: every parameter must find its tensor, and every tensor its parameter; otherwise one line on stderr says
             what did not.
         new_head: where the classes differ in number, keep the model's own, untrained head, and say so on stderr; for
@@ -54,8 +55,8 @@ def load_weights(
         ValueError: an unknown source; a corrupt file; parameters that are missing, left over or of another shape;
             positions that several grids could have; a model or file that computes otherwise (another number of heads,
             another activation …), though the parameters fit.
-        FileNotFoundError: no such file.
-        ImportError: timm or torchvision is needed and not installed.
+        FileNotFoundError: no such file, or one that cannot be downloaded.
+        ImportError: timm, torchvision or huggingface_hub is needed and not installed.
     """
     target, what = unwrap(model), str(source) if isinstance(source, (str, Path)) else type(unwrap(source)).__name__
     fitted = _fit(target, read_source(source), what, strict, new_head, source_img_size)
