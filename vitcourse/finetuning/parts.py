@@ -9,7 +9,7 @@ from torch import nn
 from vitcourse.registry import nearest
 
 STEMS = {"patch_embed", "stem", "cls_token", "reg_token", "pos_embed", "norm_pre"}
-_RANGE = re.compile(r"(.*\.)(\d+)-(\d+)")
+_RANGE = re.compile(r"(.*\.)(\d+)-(\d+)(\..*)?")
 
 Parts = dict[str, list[str]]
 
@@ -102,10 +102,10 @@ def _spread(pattern: str) -> list[str]:
     whole = _RANGE.fullmatch(pattern)
     if whole is None:
         return [pattern]
-    prefix, first, last = whole[1], int(whole[2]), int(whole[3])
+    prefix, first, last, suffix = whole[1], int(whole[2]), int(whole[3]), whole[4] or ""
     if last < first:
-        raise ValueError(f"pattern {pattern!r} counts down; write {prefix}{last}-{first}")
-    return [f"{prefix}{i}" for i in range(first, last + 1)]
+        raise ValueError(f"pattern {pattern!r} counts down; write {prefix}{last}-{first}{suffix}")
+    return [f"{prefix}{i}{suffix}" for i in range(first, last + 1)]
 
 
 def _short(parts: list[str]) -> list[str]:
