@@ -1,4 +1,4 @@
-"""A program that tests/test_finetuning.py runs in two processes: methods that leave some parameters without gradient."""
+"""A program that tests/test_finetuning.py runs in two processes: methods that leave some parameters out of a step."""
 
 import os
 import sys

@@ -959,6 +959,35 @@ def test_weights_with_adapters_do_not_fit_a_plain_model(tmp_path):
         create_model("vit_tiny", **vit().model_args, weights=tmp_path / "lora.safetensors")
 
 
+def test_adapted_models_are_quantized_and_pruned_as_far_as_that_makes_sense(tmp_path):
+    from vitcourse.hardware.prune import structure
+    from vitcourse.hardware.quantize import quantize_model
+
+    model = vit()
+    finetune(model, "vpt_deep", tokens=2)
+    small = quantize_model(model.eval())
+    save_weights(small, tmp_path / "small.safetensors")
+    assert torch.equal(create_model(tmp_path / "small.safetensors").eval()(images()), small(images()))
+    model = vit()
+    finetune(model, "lora")
+    with pytest.raises(ValueError, match=r"'blocks\.0\.attn\.qkv' is adapted by LoRA.*merge_lora\(model\) first"):
+        quantize_model(model.eval())
+    with pytest.raises(ValueError, match="prune first, then quantize or adapt"):
+        structure(model)
+    quantize_model(merge_lora(model))
+
+
+def test_half_precision_goes_through_adapters():
+    for method in ("lora", "vpt_deep"):
+        model = vit()
+        finetune(model, method)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(images())
+        torch.testing.assert_close(logits.float(), model(images()), rtol=0.05, atol=0.1)
+        logits.float().square().sum().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+
+
 def test_higher_resolution_starts_from_interpolated_positions(tmp_path):
     save_weights(vit(), tmp_path / "low.safetensors")
     model = create_model("vit_tiny", **{**vit().model_args, "img_size": 24}, weights=tmp_path / "low.safetensors")

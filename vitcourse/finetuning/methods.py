@@ -11,6 +11,7 @@ from vitcourse.registry import nearest
 from vitcourse.train.classification import Classification
 from vitcourse.train.config import TrainConfig
 from vitcourse.train.task import AroundTask, Task
+from vitcourse.weights import unwrap
 
 from .layer_decay import layer_decay_groups
 from .lora import add_lora, check_targets
@@ -275,7 +276,7 @@ def finetune(
     >>> print(finetune(model, "lora", rank=4).report())
     lora: 7,109 of 1,046,021 parameters are trained (0.68 %), 965 of them in the head
     """
-    method = make_method(method, **options)
+    method, model = make_method(method, **options), unwrap(model)
     heads = head_names(model)
     head = [n for n, p in model.named_parameters() if n.startswith(tuple(f"{h}." for h in heads)) and p.requires_grad]
     if not head:
