@@ -45,11 +45,12 @@ class LoRALinear(nn.Linear):
         self.slices, self.rank = dict(slices), rank
         self.alpha = float(rank if alpha is None else alpha)
         self.dropout = nn.Dropout(dropout)
-        like = {"device": base.weight.device, "dtype": base.weight.dtype}
-        self.lora_A = nn.ParameterDict({n: torch.empty(rank, base.in_features, **like) for n in slices})
-        self.lora_B = nn.ParameterDict({n: torch.zeros(b - a, rank, **like) for n, (a, b) in slices.items()})
+        self.lora_A = nn.ParameterDict({n: torch.empty(rank, base.in_features) for n in slices})
+        self.lora_B = nn.ParameterDict({n: torch.zeros(b - a, rank) for n, (a, b) in slices.items()})
         for matrix in self.lora_A.values():
             nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))  # as the authors' code has it; the paper says Gaussian
+        for matrices in (self.lora_A, self.lora_B):  # drawn before they move: alike on every device
+            matrices.to(device=base.weight.device, dtype=base.weight.dtype)
         self.before: dict[str, Tensor] | None = None  # the rows of W as they were, while merged
         self.train(base.training)
 
