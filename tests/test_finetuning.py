@@ -585,6 +585,26 @@ def test_what_the_caller_has_frozen_stays_frozen():
         finetune(model, "linear")
 
 
+@pytest.mark.parametrize("first", ["linear", "bitfit", "lora", "staged"])
+@pytest.mark.parametrize("trains_between", [True, False])
+def test_full_fine_tuning_may_follow_another_method(first, trains_between, tmp_path):
+    """As in LP-FT; also where the model comes from a file, merged."""
+    model = vit(drop_rate=0.1, pos_embed="sincos")
+    model.blocks[0].mlp.requires_grad_(False)
+    task = finetune(model, first)
+    if trains_between:
+        fit(model, pictures(), None, FAST, task=task, out_dir=tmp_path, progress=False)
+    models = [model, create_model(tmp_path / "final.safetensors")] if trains_between else [model]
+    for model in models:
+        if first == "lora":
+            merge_lora(model)
+        task, before = finetune(model, "full"), state(model)
+        assert all(module.training for module in model.modules())
+        fit(model, pictures(), None, FAST, task=task, progress=False)
+        frozen = {"pos_embed"} | {n for n in before if n.startswith("blocks.0.mlp") and model is models[0]}
+        assert changed(before, state(model)) == before.keys() - frozen
+
+
 def test_models_are_adapted_once():
     model = vit()
     finetune(model, "lora")

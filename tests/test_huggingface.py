@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitcourse import create_model, load_weights, save_weights
+from vitcourse import create_model, list_models, load_weights, save_weights
 from vitcourse.layers import say_once
 from vitcourse.weights.huggingface import facts_of_config, preprocess_of, translate
 
@@ -145,10 +145,41 @@ def test_weights_of_what_computes_otherwise_are_refused(options, built, message,
 
 
 @pytest.mark.parametrize("option", ["use_relative_position_bias", "use_shared_relative_position_bias"])
-def test_beit_with_relative_positions_is_refused(option):
+def test_relative_positions_need_a_model_that_has_some(option):
     peer = theirs("BeitForImageClassification", **{option: True})
-    with pytest.raises(ValueError, match=r"BEiT with relative positions \(.*position_bias.*which vitcourse's ViT"):
+    with pytest.raises(ValueError, match=r"prefix_bias_table(.|\n)*relative positions, as BEiT has them"):
         load_weights(ours(global_pool="avg", init_values=0.1), peer)
+
+
+@pytest.mark.skipif(not list_models("beit_tiny"), reason="the library has no BEiT")
+@pytest.mark.parametrize("option", ["use_relative_position_bias", "use_shared_relative_position_bias"])
+@pytest.mark.parametrize("source", ["model", "folder"])
+def test_beit_with_relative_positions(option, source, tmp_path):
+    peer = theirs("BeitForImageClassification", **{option: True, "use_absolute_position_embeddings": False})
+    peer.save_pretrained(tmp_path)
+    sizes = {key: ours().model_args[key] for key in ("img_size", "patch_size", "embed_dim", "depth", "num_heads")}
+    model = create_model("beit_tiny", **sizes, num_classes=7).eval()
+    load_weights(model, peer if source == "model" else f"hf:{tmp_path}")
+    torch.testing.assert_close(model(images()), peer(images()).logits, rtol=1e-5, atol=1e-5)
+    assert peer(images()).logits.std() > 0.1
+
+
+def test_tables_of_relative_positions_are_parted():
+    """Older files have a buffer of indices beside; the three last rows are of [CLS]."""
+    block, table = "beit.encoder.layer.0.attention.attention", torch.arange(12.0).view(12, 1)
+    state = {
+        f"{block}.relative_position_bias.relative_position_bias_table": table,
+        f"{block}.relative_position_bias.relative_position_index": torch.zeros(2, 2),
+    }
+    found, _ = translate(state)
+    assert found["blocks.0.attn.prefix_bias_table"].flatten().tolist() == [9, 10, 11]
+    assert torch.equal(found["blocks.0.attn.relative_position_bias_table"], table[:9]) and len(found) == 2
+    weight = {f"{block}.query.weight": torch.zeros(1, 1), f"{block}.key.weight": torch.zeros(1, 1)}
+    weight[f"{block}.value.weight"] = torch.zeros(1, 1)
+    found, _ = translate({**weight, "beit.encoder.relative_position_bias.relative_position_bias_table": table})
+    assert set(found) == {
+        f"blocks.0.attn.{n}" for n in ("qkv.weight", "relative_position_bias_table", "prefix_bias_table")
+    }
 
 
 def test_other_models_are_refused():

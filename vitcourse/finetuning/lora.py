@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from vitcourse.registry import nearest
 
+from .parts import release
+
 QKV = ("q", "k", "v")
 OTHERS = ("proj", "fc1", "fc2")  # linear layers of a block that may be adapted whole
 Slices = Mapping[str, tuple[int, int]]
@@ -41,6 +43,7 @@ class LoRALinear(nn.Linear):
         nn.Module.__init__(self)
         self.in_features, self.out_features = base.in_features, base.out_features
         self.weight, self.bias = base.weight, base.bias
+        self.was_trained = base.weight.requires_grad
         self.requires_grad_(False)
         self.slices, self.rank = dict(slices), rank
         self.alpha = float(rank if alpha is None else alpha)
@@ -112,6 +115,7 @@ class LoRALinear(nn.Linear):
         with torch.device("meta"):
             linear = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None)
         linear.weight, linear.bias = self.weight, self.bias
+        linear.requires_grad_(self.was_trained)
         return linear.train(self.training)
 
     def extra_repr(self) -> str:
@@ -221,6 +225,8 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALinear]]:
 def merge_lora(model: nn.Module) -> nn.Module:
     """Add every adapter to its matrix for good: ordinary layers are left, as fast as before; returns ``model``.
 
+    What :func:`vitcourse.finetuning.finetune` has frozen is free again.
+
     To look at a merged model and go back, call ``merge`` and ``unmerge`` of the :func:`lora_layers`.
 
     Raises:
@@ -234,6 +240,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
             model.adapters = kept
         else:
             del model.adapters
+    release(model)
     return model
 
 

@@ -15,7 +15,7 @@ from vitcourse.weights import unwrap
 
 from .layer_decay import layer_decay_groups
 from .lora import add_lora, check_targets
-from .parts import head_names, select
+from .parts import free_names, head_names, hold, release, select
 from .prompts import add_prompts
 from .staged import SCHEDULES, Stage, StagedTask, trained_by_stage
 
@@ -244,7 +244,9 @@ def finetune(
     """Make a trained model ready to be fine-tuned, in place, and return the task that does it.
 
     ``fit(model, train_set, val_set, config, task=finetune(model, "lora", rank=4))``. The head is trained by every
-    method; ``model.reset_classifier(num_classes)`` before makes a new one. What the caller has frozen before stays so.
+    method; ``model.reset_classifier(num_classes)`` before makes a new one. What the caller has frozen before stays so;
+    what an earlier call has frozen is free again, as when a linear probe comes before full fine-tuning (Kumar et al.
+    2022, "LP-FT").
 
     ========================= ==================================================== ============================
     method                    what is trained beside the head                      options
@@ -289,27 +291,18 @@ def finetune(
             f"{type(model).__name__} has adapters already ({kinds}); fine-tune the model that they were added to, or "
             "merge_lora(model) first"
         )
+    release(model)
+    free, frozen = free_names(model), frozen_modules(model)
     method.change(model)
     if isinstance(method, LoRA | VPT):
         model.adapters = [{"kind": "lora" if isinstance(method, LoRA) else "vpt", **asdict(method)}]
-    trained, frozen = method.trained(model), frozen_modules(model)
     model.train()
     for module in frozen:
         module.training = False
+    trained = method.trained(model)
     if trained is not None:
-        _freeze(model, {*trained, *head}, method.freezes_body)
+        hold(model, {*trained, *head}, free, method.freezes_body)
     return FineTuning(task or Classification(), method, model)
-
-
-def _freeze(model: nn.Module, trained: Collection[str], body_too: bool) -> None:
-    """Only what is named moves; what does not is in evaluation mode, all of it or what has statistics to keep."""
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained and parameter.requires_grad)
-    for module in model.modules():
-        moves = any(parameter.requires_grad for parameter in module.parameters())
-        statistics = getattr(module, "running_mean", None) is not None
-        if not moves and (body_too or statistics):
-            module.training = False
 
 
 def restore_adapters(model: nn.Module, adapters: list[dict[str, Any]]) -> nn.Module:

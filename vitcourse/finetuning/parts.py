@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from torch import nn
 
@@ -110,6 +110,40 @@ def _spread(pattern: str) -> list[str]:
 
 def _short(parts: list[str]) -> list[str]:
     return parts if len(parts) <= 8 else [*parts[:4], "…", *parts[-3:]]
+
+
+def free_names(model: nn.Module) -> set[str]:
+    """Names of the parameters that are trained."""
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def hold(model: nn.Module, trained: Collection[str], free: Collection[str], body_too: bool) -> None:
+    """Freeze all but what is ``trained``, until :func:`release`.
+
+    What has no parameter that moves is put in evaluation mode where it has statistics, or by ``body_too`` whatever it
+    is. ``free`` has the names of what was trained before.
+    """
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained and parameter.requires_grad)
+    silent = []
+    for name, module in model.named_modules():
+        moves = any(parameter.requires_grad for parameter in module.parameters())
+        statistics = getattr(module, "running_mean", None) is not None
+        if module.training and not moves and (body_too or statistics):
+            module.training = False
+            silent.append(name)
+    model.held = {"parameters": sorted(set(free) - set(trained)), "modules": silent}
+
+
+def release(model: nn.Module) -> None:
+    """Undo :func:`hold`: what it has frozen is free again, and what it has silenced trains where the model does."""
+    held = model.__dict__.pop("held", {"parameters": (), "modules": ()})
+    for name, parameter in model.named_parameters():
+        if name in held["parameters"]:
+            parameter.requires_grad_(True)
+    for name, module in model.named_modules():
+        if name in held["modules"]:
+            module.training = model.training
 
 
 def layers_of(model: nn.Module) -> dict[str, int]:

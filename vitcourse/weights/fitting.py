@@ -39,7 +39,7 @@ def load_weights(
         source: ``"timm:NAME"``, ``"torchvision:NAME[.WEIGHTS]"`` or ``"hf:OWNER/NAME[@REVISION]"`` (downloads
             pretrained weights on first use), ``"hf:FOLDER"`` for such a repository on the disk, the path of a
             ``.safetensors`` file or of a ``.pth``/``.pt`` file (read with ``weights_only=True``), a state dict, or a
-            model of timm, torchvision or transformers (ViT, the encoder of MAE, BEiT without relative positions).
+            model of timm, torchvision or transformers (ViT, the encoder of MAE, BEiT).
         strict: every parameter must find its tensor, and every tensor its parameter; otherwise one line on stderr says
             what did not.
         new_head: where the classes differ in number, keep the model's own, untrained head, and say so on stderr; for
@@ -255,6 +255,9 @@ def _misfits(
         lines.append(
             "  these weights have no head: create_model(name, num_classes=0), or an untrained one by new_head=True"
         )
+    if any(k.endswith("prefix_bias_table") for k in unexpected):
+        lines.append("  these weights have relative positions, as BEiT has them, and the model has none of that kind:")
+        lines.append("  take one that has (vitcourse.list_models('beit*')), or weights of a ViT or MAE")
     if any(".parametrizations." in k for k in missing):
         lines.append("  parts of the model are parametrized, as by magnitude_prune: make_permanent(model) first")
     if any(k.startswith("head.") for k in reshaped):

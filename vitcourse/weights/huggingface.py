@@ -22,6 +22,7 @@ Fetch = Callable[[str], Path | None]  # a file of a repository by its name; None
 
 _MARK = "embeddings.patch_embeddings.projection.weight"
 _BLOCK = r"^(?:encoder\.)?layers?\.(\d+)\."
+_SHARED = "shared_position_bias_table"
 _NAMES = (  # applied one after the other
     (r"^(?:vit|beit)\.", ""),
     (r"^embeddings\.cls_token$", "cls_token"),
@@ -33,6 +34,11 @@ _NAMES = (  # applied one after the other
     (_BLOCK + r"(?:output\.dense|mlp\.fc2)\.", r"blocks.\1.mlp.fc2."),
     (_BLOCK + r"layernorm_before\.", r"blocks.\1.norm1."),
     (_BLOCK + r"layernorm_after\.", r"blocks.\1.norm2."),
+    (
+        _BLOCK + r"(?:attention\.attention\.)?relative_position_bias\.relative_position_bias_table$",
+        r"blocks.\1.attn.relative_position_bias_table",
+    ),
+    (r"^(?:encoder\.relative_position_bias|shared_position_bias)\.relative_position_bias_table$", _SHARED),
     (_BLOCK + r"lambda_([12])$", r"blocks.\1.ls\2.gamma"),
     (r"^pooler\.layernorm\.", "fc_norm."),
     (r"^layernorm\.", "norm."),
@@ -56,21 +62,11 @@ def is_transformers(state: Mapping[str, Any]) -> bool:
 
 
 def translate(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """A state dict of transformers in timm's names, queries, keys and values as one; and what was left out of it.
-
-    Raises:
-        ValueError: relative positions, which our ViT does not have.
-    """
-    renamed = {_rename(name): tensor for name, tensor in state.items()}
-    biases = [name for name in renamed if "relative_position_bias" in name or name.startswith("shared_position_bias")]
-    if biases:
-        raise ValueError(
-            f"the weights are of a BEiT with relative positions ({biases[0]}), which vitcourse's ViT does not have: "
-            "take one whose config has use_relative_position_bias and use_shared_relative_position_bias false, or a "
-            "ViT or MAE"
-        )
+    """A state dict of transformers in timm's names, queries, keys and values as one; and what was left out of it."""
+    renamed = {_rename(name): tensor for name, tensor in state.items() if not name.endswith("relative_position_index")}
     left_out = sorted({_NOT_OURS.match(name)[1] for name in renamed if _NOT_OURS.match(name)})
-    return _fuse({name: tensor for name, tensor in renamed.items() if not _NOT_OURS.match(name)}), left_out
+    kept = {name: tensor for name, tensor in renamed.items() if not _NOT_OURS.match(name)}
+    return _split_tables(_fuse(kept)), left_out
 
 
 def _rename(name: str) -> str:
@@ -88,6 +84,19 @@ def _fuse(state: dict[str, Tensor]) -> dict[str, Tensor]:
             parts = [torch.zeros_like(query) if part is None else part for part in parts]
             fused[name.replace(".q.", ".qkv.")] = torch.cat(parts)
     return fused
+
+
+def _split_tables(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """BEiT's biases for offsets, and apart the last three: from [CLS] to a patch, back, and to itself."""
+    shared = state.pop(_SHARED, None)
+    if shared is not None:
+        blocks = {name.split(".attn.")[0] for name in state if ".attn." in name}
+        state |= {f"{block}.attn.relative_position_bias_table": shared for block in blocks}
+    tables = {name: table for name, table in state.items() if name.endswith("relative_position_bias_table")}
+    for name, table in tables.items():
+        state[name] = table[:-3]
+        state[name.replace("relative_position", "prefix")] = table[-3:]
+    return state
 
 
 def facts_of_config(config: Mapping[str, Any], classifies: bool) -> Facts:
