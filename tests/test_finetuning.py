@@ -1051,6 +1051,7 @@ def test_the_command_line_fine_tunes_and_what_it_saves_is_of_use(method, argumen
     accuracy = json.loads(capsys.readouterr().out)["accuracy"]
     assert accuracy == pytest.approx(json.loads((run / "test.json").read_text())["best"]["test_accuracy"])
     assert (run / "adapter.safetensors").exists() == (method not in ("staged", "full"))
+    assert main([*RUN, *options, *(["--method-args", arguments] if arguments else []), "--resume"]) == 0
     if method in ("lora", "vpt_deep"):
         model = load_adapter(create_model(trained), run / "adapter.safetensors").eval()
         x = torch.randn(2, 1, 28, 28)
@@ -1073,6 +1074,25 @@ def test_stages_can_be_written_on_the_command_line(trained, tmp_path, capsys):
     before, after = create_model(trained).state_dict(), create_model(tmp_path / "r" / "final.safetensors").state_dict()
     moved = {n for n in changed(before, after) if not n.startswith("head.")}
     assert moved and all(n.startswith("blocks.1.") for n in moved)
+
+
+def test_a_recipe_may_have_a_method(trained, tmp_path, capsys):
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text('model = "vit_tiny"\nmethod = "lora"\nmethod_args = {rank = 3}\n', encoding="utf-8")
+    options = ["--recipe", str(recipe), *RUN[2:], "--weights", str(trained), "--out-dir", str(tmp_path / "r")]
+    assert main([*options, "--method-args", "targets=(v)"]) == 1  # a name, and no list
+    assert "must be a list such as ('q', 'v')" in capsys.readouterr().err
+    assert main([*options, "--method-args", "targets=(v,)"]) == 0
+    adapters = create_model(tmp_path / "r" / "final.safetensors").adapters
+    assert adapters == [{"kind": "lora", "rank": 3, "alpha": None, "targets": ["v"], "dropout": 0.0}]
+    assert (
+        main([*options[:-1], str(tmp_path / "s"), "--method", "linear", "--quiet"]) == 0
+    )  # whose arguments it has not
+
+
+def test_a_method_without_weights_is_told(tmp_path, capsys):
+    assert main([*RUN, "--method", "linear", "--out-dir", str(tmp_path / "r"), "--quiet"]) == 0
+    assert "starts from random weights; --weights names trained ones" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

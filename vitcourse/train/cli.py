@@ -65,8 +65,11 @@ def run(argv: list[str]) -> None:
     if splits.notice and is_main:
         print(f"vitcourse: {splits.notice}", file=sys.stderr)
     task = choose_method(model, options, recipe)
-    if task and is_main and not options.quiet:
-        print(task.report())
+    if task and is_main:
+        if options.weights is None:
+            print("vitcourse: --method starts from random weights; --weights names trained ones", file=sys.stderr)
+        if not options.quiet:
+            print(task.report())
     fit(
         model,
         fit_size(splits.train, model, config, train=True),
@@ -104,8 +107,6 @@ def choose_method(model: Any, options: argparse.Namespace, recipe: dict[str, Any
         return None
     from vitcourse.finetuning import finetune
 
-    if options.weights is None:
-        print(f"vitcourse: --method {name} starts from random weights; --weights names trained ones", file=sys.stderr)
     return finetune(model, name, **given)
 
 
