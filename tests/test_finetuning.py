@@ -42,9 +42,9 @@ from vitcourse.finetuning import (
     saved_bytes,
     select,
     shallow_first,
+    shared_mistakes,
     stage_starts,
 )
-from vitcourse.finetuning.interpolation import shared_mistakes
 from vitcourse.train import Classification, TrainConfig, fit, main
 from vitcourse.train.optim import param_groups
 from vitcourse.train.task import AroundTask, Task
@@ -816,7 +816,14 @@ def test_schedules_thaw_from_either_end():
         set(), {"norm"}, {"norm", "blocks.2"}, {"norm", "blocks.2", "blocks.1", "blocks.0"},
         {"norm", "blocks.2", "blocks.1", "blocks.0", "patch_embed"},
     ]  # fmt: skip
-    assert set(shallow[1].train) == {"head", "patch_embed"} and set(shallow[-1].train) == set(parts_of(vit()))
+    assert [len(stage.train) for stage in shallow] == [2, 3, 4, 5, 6]
+    assert set(shallow[0].train) == {"head", "patch_embed"} and set(shallow[-1].train) == set(parts_of(vit()))
+    assert [len(schedule(vit(), 1)[0].train) for schedule in (deep_first, shallow_first)] == [6, 6]
+    for schedule, most in ((deep_first, 6), (shallow_first, 5)):
+        assert len(schedule(vit(), most)) == most
+        for wrong in (0, most + 1, 2.5):
+            with pytest.raises(ValueError, match=f"stages must be between 1 and {most}"):
+                schedule(vit(), wrong)
     assert stage_starts(deep, 100, 10) == [0, 20, 40, 60, 80]
 
 

@@ -9,7 +9,7 @@ from vitcourse.registry import register_form
 
 from .cost import backward_flops, measure_backward, saved_bytes
 from .files import load_adapter, save_adapter
-from .interpolation import agreement, ensemble, interpolate, interpolation_path
+from .interpolation import agreement, ensemble, interpolate, interpolation_path, shared_mistakes
 from .layer_decay import layer_decay_groups, layer_scales
 from .lora import LoRALinear, add_lora, lora_layers, lora_sites, merge_lora
 from .methods import (
@@ -73,6 +73,7 @@ __all__ = [
     "saved_bytes",
     "select",
     "shallow_first",
+    "shared_mistakes",
     "stage_starts",
     "trained_by_stage",
 ]

@@ -57,23 +57,27 @@ def deep_first(model: nn.Module, stages: int = 3) -> list[Stage]:
     head patch_embed blocks.0 blocks.1 norm
     """
     body, head = _body_and_head(model)
-    return [Stage((*head, *body[len(body) - n :])) for n in _even(len(body), stages)]
+    _check_count(stages, len(body) + 1)
+    counts = [len(body)] if stages == 1 else [round(i * len(body) / (stages - 1)) for i in range(stages)]
+    return [Stage((*head, *body[len(body) - n :])) for n in counts]
 
 
 def shallow_first(model: nn.Module, stages: int = 3) -> list[Stage]:
-    """The head and the shallow parts first, then with each stage deeper ones too, as the textbook has it.
+    """The head and the shallowest parts first, then with each stage deeper ones too, as the textbook has it.
 
-    A new head is always trained, or there would be nothing to learn from.
+    The head is always trained, since a new one would tell the others nothing. The gradient passes through all that lies
+    between, so that no stage is cheaper by more than the weights' own gradients.
 
     >>> from vitcourse import create_model
     >>> for stage in shallow_first(create_model("vit_tiny", img_size=32, patch_size=16, depth=2), 3):
     ...     print(*stage.train)
-    head
-    head patch_embed blocks.0
+    head patch_embed
+    head patch_embed blocks.0 blocks.1
     head patch_embed blocks.0 blocks.1 norm
     """
     body, head = _body_and_head(model)
-    return [Stage((*head, *body[:n])) for n in _even(len(body), stages)]
+    _check_count(stages, len(body))
+    return [Stage((*head, *body[: round((i + 1) * len(body) / stages)])) for i in range(stages)]
 
 
 SCHEDULES = {"deep_first": deep_first, "shallow_first": shallow_first}
@@ -84,13 +88,9 @@ def _body_and_head(model: nn.Module) -> tuple[list[str], list[str]]:
     return [part for part in parts if part != "head"], [part for part in parts if part == "head"]
 
 
-def _even(parts: int, stages: int) -> list[int]:
-    """How many of the parts are trained in each stage: none in the first, all in the last."""
-    if not (isinstance(stages, int) and 1 <= stages <= parts + 1):
-        raise ValueError(
-            f"stages must be between 1 and {parts + 1}, as many as there are parts to thaw; got {stages!r}"
-        )
-    return [parts] if stages == 1 else [round(i * parts / (stages - 1)) for i in range(stages)]
+def _check_count(stages: int, most: int) -> None:
+    if not (isinstance(stages, int) and 1 <= stages <= most):
+        raise ValueError(f"stages must be between 1 and {most}, as many as there are parts to thaw; got {stages!r}")
 
 
 def stage_starts(stages: Sequence[Stage], total_steps: int, steps_per_epoch: int) -> list[int]:
