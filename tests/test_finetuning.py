@@ -255,6 +255,14 @@ def test_lora_adds_its_product_to_the_named_slices(name, targets):
     assert (expected - MODELS[name]()(images())).abs().max() > 1e-2 and expected.std() > 1e-2
 
 
+def test_lora_leaves_out_patch_embeddings_that_are_linear():
+    from vitcourse.vit import LinearPatchEmbed, VisionTransformer
+
+    model = VisionTransformer(16, 4, num_classes=5, embed_dim=32, depth=1, num_heads=4, embed_layer=LinearPatchEmbed)
+    add_lora(model, rank=2, targets=("proj",))
+    assert [name for name, _ in lora_layers(model)] == ["blocks.0.attn.proj"]
+
+
 def test_lora_starts_as_no_change_and_is_not_dead():
     model = vit()
     expected = model(images())

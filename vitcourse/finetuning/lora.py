@@ -144,9 +144,9 @@ def lora_sites(model: nn.Module, targets: Collection[str] = ("q", "v")) -> dict[
             wanted = [target for target in targets if target in place]
             if not wanted or name not in ("qkv", *OTHERS):
                 continue
+            if name == "proj" and not hasattr(module, "qkv"):  # that of a patch embedding
+                continue
             if type(child) is not nn.Linear:
-                if isinstance(child, nn.Conv2d):  # of a patch embedding, which is no part of a block
-                    continue
                 raise ValueError(f"{where} is a {type(child).__name__}, not nn.Linear, which LoRA adapts; adapt first")
             _check_used_as_layer(module, name, where)
             width = child.out_features // len(place)
