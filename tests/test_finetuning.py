@@ -729,6 +729,45 @@ def test_a_staged_run_that_is_continued_has_the_weights_of_a_whole_one(stop_afte
     assert changed(state(whole), state(parted)) == set()
 
 
+@pytest.mark.parametrize("make", [vit, coatnet])
+def test_an_interrupted_model_may_be_trained_again(make, tmp_path):
+    """In a notebook the model lives on: what its last stage had frozen is not taken for the caller's wish."""
+    side, stages = 32 if make is coatnet else 16, [Stage(("head",)), Stage(("head", "norm")), Stage(("*",))]
+    whole, model, config = make(), make(), replace(FAST, checkpoint_every=1)
+    task = StagedTask(Classification(), stages)
+    fit(whole, pictures(side=side), None, config, task=task, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        task = Watched(StagedTask(Classification(), stages), stop_after=4)
+        fit(model, pictures(side=side), None, config, task=task, out_dir=tmp_path, progress=False)
+    assert not next(model.parameters()).requires_grad
+    task = StagedTask(Classification(), stages)
+    fit(model, pictures(side=side), None, config, task=task, out_dir=tmp_path, resume=True, progress=False)
+    assert changed(state(whole), state(model)) == set()
+    finetune(model, "full")
+    assert all(p.requires_grad for p in model.parameters()) and all(m.training for m in model.modules())
+
+
+def test_what_no_stage_names_costs_nothing():
+    class Looks(Watched):
+        def after_step(self, model, step, total):
+            assert {n for n, p in model.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
+            super().after_step(model, step, total)
+
+    model = vit()
+    fit(model, pictures(), None, FAST, task=Looks(StagedTask(Classification(), [Stage(("head",))])), progress=False)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_adapters_may_be_thawed_in_stages():
+    model = vit()
+    stages = [Stage(("head",)), Stage(("head", "*.lora_?.*"))]
+    watched = _staged(model, StagedTask(finetune(model, "lora"), stages), replace(FAST, max_steps=4))
+    assert [{n.partition(".")[0] for n in moved} for moved in watched.moved] == [{"head"}] * 2 + [
+        {"head", "blocks"}
+    ] * 2
+    assert not any("weight" in n for moved in watched.moved for n in moved if n.startswith("blocks"))
+
+
 def test_a_run_is_continued_with_its_own_stages_and_method_alone(tmp_path):
     config = replace(FAST, max_steps=3)
     fit(vit(), pictures(), None, config, task=finetune(vit(), "full"), out_dir=tmp_path, progress=False)

@@ -240,7 +240,7 @@ def merge_lora(model: nn.Module) -> nn.Module:
             model.adapters = kept
         else:
             del model.adapters
-    release(model)
+    release(model, "method")
     return model
 
 

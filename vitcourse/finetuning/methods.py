@@ -15,7 +15,7 @@ from vitcourse.weights import unwrap
 
 from .layer_decay import layer_decay_groups
 from .lora import add_lora, check_targets
-from .parts import free_names, head_names, hold, release, select
+from .parts import head_names, hold, release, select
 from .prompts import add_prompts
 from .staged import SCHEDULES, Stage, StagedTask, trained_by_stage
 
@@ -291,8 +291,9 @@ def finetune(
             f"{type(model).__name__} has adapters already ({kinds}); fine-tune the model that they were added to, or "
             "merge_lora(model) first"
         )
-    release(model)
-    free, frozen = free_names(model), frozen_modules(model)
+    release(model, "stage")
+    release(model, "method")
+    frozen = frozen_modules(model)
     method.change(model)
     if isinstance(method, LoRA | VPT):
         model.adapters = [{"kind": "lora" if isinstance(method, LoRA) else "vpt", **asdict(method)}]
@@ -301,7 +302,7 @@ def finetune(
         module.training = False
     trained = method.trained(model)
     if trained is not None:
-        hold(model, {*trained, *head}, free, method.freezes_body)
+        hold(model, {*trained, *head}, "method", method.freezes_body)
     return FineTuning(task or Classification(), method, model)
 
 

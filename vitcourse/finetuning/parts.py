@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 
 from torch import nn
 
+from vitcourse.inference import is_frozen_norm
 from vitcourse.registry import nearest
 
 STEMS = {"patch_embed", "stem", "cls_token", "reg_token", "pos_embed", "norm_pre"}
@@ -117,27 +118,27 @@ def free_names(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def hold(model: nn.Module, trained: Collection[str], free: Collection[str], body_too: bool) -> None:
-    """Freeze all but what is ``trained``, until :func:`release`.
+def hold(model: nn.Module, trained: Collection[str], by: str, body_too: bool = False) -> None:
+    """Freeze all but what is ``trained``, until :func:`release`; what was frozen before stays so.
 
-    What has no parameter that moves is put in evaluation mode where it has statistics, or by ``body_too`` whatever it
-    is. ``free`` has the names of what was trained before.
+    Batch norms without a parameter that moves are put in evaluation mode, and by ``body_too`` all modules without one.
     """
+    frozen, silent = [], []
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trained and parameter.requires_grad)
-    silent = []
+        if parameter.requires_grad and name not in trained:
+            parameter.requires_grad_(False)
+            frozen.append(name)
     for name, module in model.named_modules():
         moves = any(parameter.requires_grad for parameter in module.parameters())
-        statistics = getattr(module, "running_mean", None) is not None
-        if module.training and not moves and (body_too or statistics):
+        if module.training and (is_frozen_norm(module) or (body_too and not moves)):
             module.training = False
             silent.append(name)
-    model.held = {"parameters": sorted(set(free) - set(trained)), "modules": silent}
+    model.held = {**getattr(model, "held", {}), by: {"parameters": frozen, "modules": silent}}
 
 
-def release(model: nn.Module) -> None:
+def release(model: nn.Module, by: str) -> None:
     """Undo :func:`hold`: what it has frozen is free again, and what it has silenced trains where the model does."""
-    held = model.__dict__.pop("held", {"parameters": (), "modules": ()})
+    held = getattr(model, "held", {}).pop(by, {"parameters": (), "modules": ()})
     for name, parameter in model.named_parameters():
         if name in held["parameters"]:
             parameter.requires_grad_(True)

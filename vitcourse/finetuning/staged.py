@@ -5,7 +5,7 @@ The textbook starts with the shallow parts and thaws deeper ones step by step; g
 by what differs between the old data and the new.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,12 +13,11 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from vitcourse.inference import is_frozen_norm
 from vitcourse.train.batches import Plan
 from vitcourse.train.config import TrainConfig
 from vitcourse.train.task import AroundTask, Task
 
-from .parts import parts_of, select
+from .parts import hold, parts_of, release, select
 
 
 @dataclass(frozen=True)
@@ -176,11 +175,11 @@ class StagedTask(AroundTask):
 
     def setup(self, model: nn.Module, train_set: Dataset, config: TrainConfig, device: torch.device) -> None:
         super().setup(model, train_set, config, device)
+        release(model, "stage")  # of a run that was interrupted
         per_epoch = Plan(len(train_set), config.batch_size, config.drop_last, config.seed).steps_per_epoch
         total = config.max_steps or config.epochs * per_epoch
         self.starts = [*stage_starts(self.stages, total, per_epoch), total]
         self.trained = trained_by_stage(model, self.stages)
-        self.norms: list[nn.Module] | None = None  # those with statistics to keep, found when the run has begun
         self.current: int | None = None
 
     def groups(self, model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
@@ -210,24 +209,14 @@ class StagedTask(AroundTask):
                 group["lr_scale"] = group["base_scale"] * (rise if thawed else 1.0)
 
     def _enter(self, stage: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        if self.norms is None:
-            self.norms = [m for m in model.modules() if m.training and getattr(m, "running_mean", None) is not None]
-        self._free(model, self.trained[stage])
+        release(model, "stage")
+        hold(model, self.trained[stage], "stage")
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 optimizer.state.pop(parameter, None)
-        for norm in self.norms:
-            norm.training = not is_frozen_norm(norm)
         self.current = stage
-
-    def _free(self, model: nn.Module, wanted: Collection[str]) -> None:
-        """Of all that is ever trained, only what is wanted."""
-        ever = set().union(*self.trained)
-        for name, parameter in model.named_parameters():
-            if name in ever:
-                parameter.requires_grad_(name in wanted)
 
     def after_step(self, model: nn.Module, step: int, total: int) -> None:
         super().after_step(model, step, total)
         if step + 1 == total:
-            self._free(model, set().union(*self.trained))
+            release(model, "stage")

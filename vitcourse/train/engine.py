@@ -156,11 +156,11 @@ class _Trainer:
             model.set_grad_checkpointing(True)
         lies = device_of(model)
         self.moved = lies is not None and lies.type != self.device.type
-        self.frozen = frozen_modules(model)
         model.to(self.device)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
         self.task.setup(unwrap(model), self.train_set, config, self.device)
+        self.frozen = frozen_modules(model)
         self.ema = Ema(model, config.ema) if config.ema else None
         # A wrapper's names have a prefix, by which no_weight_decay would not find its parameters.
         self.optimizer = make_optimizer(groups or self.task.groups(unwrap(model), config), config)
