@@ -33,9 +33,10 @@ class Layer:
     returned: torch.Size
     held: int
 
-    def trains(self, name: str = "weight") -> bool:
-        parameter = getattr(self.module, name, None)
-        return isinstance(parameter, nn.Parameter) and parameter.requires_grad
+    @property
+    def trains_weight(self) -> bool:
+        weight = getattr(self.module, "weight", None)
+        return isinstance(weight, nn.Parameter) and weight.requires_grad
 
     @property
     def trains_any(self) -> bool:
@@ -112,7 +113,7 @@ def backward_flops(model: nn.Module, images: Tensor) -> dict[str, int]:
 
 def _layer_backward(layer: Layer, flows: bool, forward: int) -> int:
     if not isinstance(layer.module, LoRALinear):
-        return forward * (int(flows) + int(layer.trains()))
+        return forward * (int(flows) + int(layer.trains_weight))
     tokens, module = prod(layer.given[:-1]), layer.module
     down = 2 * tokens * module.in_features * module.rank * len(module.slices)
     up = 2 * tokens * module.rank * sum(stop - start for start, stop in module.slices.values())
@@ -138,7 +139,7 @@ def saved_bytes(model: nn.Module, images: Tensor) -> dict[str, int]:
 
     A block of width D keeps, for each token, 16 D numbers if all of it is trained, 10 D if a gradient only passes
     through it (what norms, attention and GELU need), and none below the shallowest trained parameter; statistics of
-    norms and of attention are added to that.
+    norms and of attention are added to that. On a CPU this is exact; kernels of GPUs may pad their statistics.
 
     Args:
         model: a ViT of ours or of timm's, with fused attention, and with its parameters frozen or not.
@@ -176,7 +177,7 @@ def _layer_saves(layer: Layer, flows: bool, size: int) -> int:
         return given * (flows or layer.trains_any)  # PyTorch keeps it whatever is asked for
     if type(module) is nn.Linear:
         shared = layer.name.endswith(".attn.proj") and flows  # the output of attention is kept already
-        return layer.held * (layer.trains() and not shared)
+        return layer.held * (layer.trains_weight and not shared)
     if isinstance(module, LoRALinear):  # x for A, and A x for B
         return given + prod(layer.given[:-1]) * size * module.rank * len(module.slices)
     if isinstance(module, nn.Identity) or (isinstance(module, nn.Dropout) and not (module.training and module.p)):
