@@ -857,6 +857,20 @@ def test_wrong_stages_are_refused(options, message):
         Stage(**options)
 
 
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"trian": ["head"]}, "a stage has no 'trian'; did you mean 'train'"),
+        ({"share": 0.5}, "does not say what it trains"),
+        ("head", "'head' is no stage; write"),
+        ({"train": ["hed"]}, r"stages: number 1: 'hed' names nothing.*'head'"),
+    ],
+)
+def test_stages_that_are_none_are_refused(stage, message):
+    with pytest.raises(ValueError, match=message):
+        finetune(vit(), "staged", schedule=[stage])
+
+
 def test_schedules_thaw_from_either_end():
     deep, shallow = deep_first(vit(), 5), shallow_first(vit(), 5)
     assert [set(stage.train) - {"head"} for stage in deep] == [

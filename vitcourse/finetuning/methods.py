@@ -17,7 +17,7 @@ from .layer_decay import layer_decay_groups
 from .lora import add_lora, check_targets
 from .parts import head_names, hold, release, select
 from .prompts import add_prompts
-from .staged import SCHEDULES, Stage, StagedTask, trained_by_stage
+from .staged import SCHEDULES, Stage, StagedTask, as_stages, trained_by_stage
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Staged(Method):
 
     def stages_of(self, model: nn.Module) -> list[Stage]:
         if not isinstance(self.schedule, str):
-            return [stage if isinstance(stage, Stage) else Stage(**stage) for stage in self.schedule]
+            return as_stages(self.schedule)
         if self.schedule not in SCHEDULES:
             raise ValueError(
                 f"schedule {self.schedule!r} is unknown{nearest(self.schedule, SCHEDULES)}; use "

@@ -6,13 +6,14 @@ by what differs between the old data and the new.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from vitcourse.registry import nearest
 from vitcourse.train.batches import Plan
 from vitcourse.train.config import TrainConfig
 from vitcourse.train.task import AroundTask, Task
@@ -43,6 +44,27 @@ class Stage:
         for name in ("share", "epochs"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} of a stage must be above 0")
+
+
+def as_stages(stages: Sequence[Stage | Mapping[str, Any]]) -> list[Stage]:
+    """Stages that may be written as dicts, as on the command line and in a recipe.
+
+    Raises:
+        ValueError: what is neither, or has another key than a stage's attributes.
+
+    >>> as_stages([{"train": ["head"], "share": 0.5}])
+    [Stage(train=('head',), share=0.5, epochs=None)]
+    """
+    known = [field.name for field in fields(Stage)]
+    for stage in stages:
+        if not isinstance(stage, Stage | Mapping):
+            raise ValueError(f"stages: {stage!r} is no stage; write {{'train': ['head', 'blocks.3'], 'share': 0.5}}")
+        for key in () if isinstance(stage, Stage) else stage:
+            if key not in known:
+                raise ValueError(f"stages: a stage has no {key!r}{nearest(str(key), known)}; it has {', '.join(known)}")
+        if not isinstance(stage, Stage) and "train" not in stage:
+            raise ValueError(f"stages: {dict(stage)} does not say what it trains; give it 'train', a list of patterns")
+    return [stage if isinstance(stage, Stage) else Stage(**stage) for stage in stages]
 
 
 def deep_first(model: nn.Module, stages: int = 3) -> list[Stage]:
@@ -167,7 +189,7 @@ class StagedTask(AroundTask):
             raise ValueError("stages is empty; give at least one")
         if not 0 <= rewarm <= 1:
             raise ValueError(f"rewarm must be between 0 and 1, got {rewarm}")
-        self.stages = [stage if isinstance(stage, Stage) else Stage(**stage) for stage in stages]
+        self.stages = as_stages(stages)
         self.rewarm = rewarm
 
     def settings(self) -> Mapping[str, Any]:
