@@ -43,6 +43,7 @@ from vitcourse.efficient_attention import (  # noqa: E402
     TwoSoftmaxAttention,
     merge_tokens,
 )
+from vitcourse.finetuning import METHODS, finetune, load_adapter, merge_lora, save_adapter  # noqa: E402
 from vitcourse.hardware.prune import magnitude_prune, make_permanent, prune_model  # noqa: E402
 from vitcourse.hardware.quantize import SCHEMES, quantize_model  # noqa: E402
 from vitcourse.train import TrainConfig, evaluate, fit  # noqa: E402
@@ -307,6 +308,27 @@ def test_models_are_pruned():
         sparse = magnitude_prune(tiny().to(DEVICE), **pattern)
         fit(sparse, pictures(), None, CONFIG, progress=False)
         assert (make_permanent(sparse).blocks[0].mlp.fc1.weight == 0).sum().item() >= 0.5 * 32 * 128
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_models_are_fine_tuned(method, tmp_path):
+    """From where the model lies or is brought to: weights, adapters and costs are those of the CPU."""
+    trained = {}
+    for device in ("pretend", "cpu"):
+        torch.manual_seed(0)
+        model = named()
+        task = finetune(model.to(device), method)
+        fit(model, pictures(), pictures(), replace(CONFIG, device=device), task=task, progress=False)
+        assert {value.device.type for value in model.state_dict().values()} == {device}
+        trained[device] = everything(model)
+    torch.testing.assert_close(trained["pretend"], trained["cpu"], rtol=1e-3, atol=1e-3)
+    if task.method.trained(model) is not None:
+        save_adapter(model, tmp_path / "adapter.safetensors")
+        again = load_adapter(named().to(DEVICE), tmp_path / "adapter.safetensors").eval()
+        close(again(images().to(DEVICE)), model(images()))
+    if method == "lora":
+        model = merge_lora(model.to(DEVICE))
+        close(model(images().to(DEVICE)), again.cpu()(images()))
 
 
 # ---------------------------------------------------------------------------------------------------------- the graders

@@ -52,6 +52,11 @@ def _from_file(path: str | Path, overrides: Mapping[str, Any]) -> nn.Module:
         ValueError: the file does not say how, or it cannot be done.
     """
     saved = read_metadata(path)
+    if "adapter" in saved:
+        raise ValueError(
+            f"{path} holds what fine-tuning has changed, and not the model: build that, then "
+            f"vitcourse.finetuning.load_adapter(model, {str(path)!r})"
+        )
     if "model" not in saved:
         raise ValueError(
             f"{path} does not say which model it is for; use create_model(model_name, weights={str(path)!r})"

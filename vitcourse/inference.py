@@ -50,10 +50,11 @@ def frozen_modules(model: nn.Module) -> list[nn.Module]:
     """
     if model.training:
         return [module for module in model.modules() if not module.training]
-    return [module for module in model.modules() if _is_frozen_norm(module)]
+    return [module for module in model.modules() if is_frozen_norm(module)]
 
 
-def _is_frozen_norm(module: nn.Module) -> bool:
+def is_frozen_norm(module: nn.Module) -> bool:
+    """Whether it is a batch norm, or another layer with running statistics, of whose parameters none is trained."""
     trained = [parameter.requires_grad for parameter in module.parameters(recurse=False)]
     return getattr(module, "running_mean", None) is not None and bool(trained) and not any(trained)
 

@@ -12,7 +12,7 @@ from torch import nn
 
 MODEL_MODULES = ("vit", "hierarchical", "hybrid")  # what list_models imports; a new model family is named here
 # Who changes the form of a model, by the key under which a file keeps the new form; imported when a file has one.
-FORM_MODULES = {"structure": "hardware.prune", "quantization": "hardware.quantize"}
+FORM_MODULES = {"structure": "hardware.prune", "quantization": "hardware.quantize", "adapters": "finetuning"}
 
 
 @dataclass(frozen=True)

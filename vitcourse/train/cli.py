@@ -64,6 +64,12 @@ def run(argv: list[str]) -> None:
     is_main = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch set it
     if splits.notice and is_main:
         print(f"vitcourse: {splits.notice}", file=sys.stderr)
+    task = choose_method(model, options, recipe)
+    if task and is_main:
+        if options.weights is None:
+            print("vitcourse: --method starts from random weights; --weights names trained ones", file=sys.stderr)
+        if not options.quiet:
+            print(task.report())
     fit(
         model,
         fit_size(splits.train, model, config, train=True),
@@ -75,11 +81,33 @@ def run(argv: list[str]) -> None:
         about={"data": options.data, "model_args": model_args, "weights": options.weights, **about},
         command="python -m vitcourse.train " + shlex.join(a for a in argv if a != "--resume"),
         progress=not options.quiet,
+        task=task,
     )
+    if task and is_main:
+        from vitcourse.finetuning.files import save_adapter_of_run
+
+        save_adapter_of_run(model, task, out_dir)
     if splits.test:
         results = measure_on_test(out_dir, fit_size(splits.test, model, config, train=False), config)
         if is_main and not options.quiet:
             _print_test(results)
+
+
+def choose_method(model: Any, options: argparse.Namespace, recipe: dict[str, Any]) -> Any:
+    """The task that fine-tunes ``model`` as ``--method`` says; None without one, for all of the model is trained then.
+
+    Raises:
+        ValueError: as ``finetune`` does; arguments of no method.
+    """
+    name = options.method or recipe.get("method")
+    given = {**(recipe.get("method_args", {}) if name == recipe.get("method") else {}), **options.method_args}
+    if name is None:
+        if given:
+            raise ValueError(f"--method-args {', '.join(given)} are for a --method; name one")
+        return None
+    from vitcourse.finetuning import finetune
+
+    return finetune(model, name, **given)
 
 
 def choose_splits(options: argparse.Namespace, recipe: dict[str, Any], out_dir: str) -> tuple[Splits, dict[str, str]]:
@@ -134,7 +162,19 @@ def make_parser(recipe: dict[str, Any]) -> argparse.ArgumentParser:
         metavar="KEY=VALUE,…",
         help="arguments of the model, such as img_size=28,depths=(2,2,6,2),global_pool=avg",
     )
-    parser.add_argument("--weights", help="weights to start from: a file, timm:NAME or torchvision:NAME")
+    parser.add_argument("--weights", help="weights to start from: a file, timm:NAME, torchvision:NAME or hf:NAME")
+    parser.add_argument(
+        "--method",
+        help="how to fine-tune these weights: full, linear, bitfit, vpt_shallow, vpt_deep, lora, staged, layer_decay "
+        f"({recipe.get('method', 'full')})",
+    )
+    parser.add_argument(
+        "--method-args",
+        type=_model_args,
+        default={},
+        metavar="KEY=VALUE,…",
+        help="options of the method, such as rank=4,targets=(q,v) or schedule=shallow_first,stages=4",
+    )
     parser.add_argument(
         "--data",
         default=recipe.get("data"),

@@ -23,7 +23,7 @@ from .batches import Plan, check_plan, has_bad_numbers, train_batches
 from .classification import EvalFn, FunctionTask, LossFn
 from .config import TrainConfig, TrainingError
 from .ledger import Ledger, check_scale
-from .optim import Ema, learning_rate, make_optimizer, param_groups, set_learning_rate
+from .optim import Ema, learning_rate, make_optimizer, set_learning_rate
 from .record import History, RunFolder, TensorBoard
 from .runtime import Processes, autocast, deterministic, memory_errors, resolve_precision
 from .task import Count, Part, Task, check_task, is_better
@@ -74,7 +74,7 @@ def fit(
         resume: continue the run in ``out_dir`` from its last checkpoint, to the same weights as without a break.
         loss_fn: ``loss_fn(model, images, labels)``, a mean over the images; cross-entropy by default.
         eval_fn: ``eval_fn(model, val_set)``, a dict that joins the row; ``{"val_loss", "val_accuracy"}`` by default.
-        groups: parameter groups for the optimizer in place of ``param_groups(model, config.weight_decay)``; a group's
+        groups: parameter groups for the optimizer in place of ``task.groups(model, config)``; a group's
             ``lr_scale`` multiplies the rate, its ``weight_decay`` takes the place of the config's.
         on_epoch_end: called with each finished row.
         about: facts that must not change between a run and its continuation, and that go into the weights file.
@@ -123,7 +123,7 @@ class _Trainer:
         self.on_epoch_end = on_epoch_end
         if config.threads:
             torch.set_num_threads(config.threads)
-        self.processes = Processes(config, model)
+        self.processes = Processes(config, model, task.partly_trained)
         self.device = self.processes.device
         self.precision = resolve_precision(config.precision, self.device)
         self.share = self.processes.share(config.accum)
@@ -156,14 +156,14 @@ class _Trainer:
             model.set_grad_checkpointing(True)
         lies = device_of(model)
         self.moved = lies is not None and lies.type != self.device.type
-        self.frozen = frozen_modules(model)
         model.to(self.device)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
         self.task.setup(unwrap(model), self.train_set, config, self.device)
+        self.frozen = frozen_modules(model)
         self.ema = Ema(model, config.ema) if config.ema else None
         # A wrapper's names have a prefix, by which no_weight_decay would not find its parameters.
-        self.optimizer = make_optimizer(groups or param_groups(unwrap(model), config.weight_decay), config)
+        self.optimizer = make_optimizer(groups or self.task.groups(unwrap(model), config), config)
         trained = {id(p): p for group in self.optimizer.param_groups for p in group["params"]}
         self.parameters = [p for p in model.parameters() if trained.pop(id(p), None) is not None]
         self.parameters += trained.values()  # what is in the caller's groups, and not in the model
@@ -214,6 +214,7 @@ class _Trainer:
         return self.history
 
     def _train_step(self, batches: Iterator[Any]) -> None:
+        self.task.before_step(unwrap(self.model), self.optimizer, self.step, self.total_steps)
         size, world = len(self.plan.batch(self.step)), self.share.world
         expected = size * self.task.per_sample
         slices = self.share.slices(size)

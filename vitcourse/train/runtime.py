@@ -51,20 +51,27 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
 class Processes:
     """One process, or several under Accelerate: all that differs between the two.
 
+    Args:
+        config, model: what says on which device.
+        partly_trained: some parameters get no gradient in some steps, and processes must not wait for it.
+
     Raises:
         TrainingError: several processes, and no Accelerate.
     """
 
-    def __init__(self, config: TrainConfig, model: nn.Module | None = None) -> None:
+    def __init__(self, config: TrainConfig, model: nn.Module | None = None, partly_trained: bool = False) -> None:
         self.accelerator = None
         self.device = choose_device(config.device, model)
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             try:
-                from accelerate import Accelerator
+                from accelerate import Accelerator, DistributedDataParallelKwargs
             except ImportError as error:
                 raise TrainingError("several processes need Accelerate: pip install accelerate") from error
             # Precision is the engine's own affair, so that one process and many take the same path.
-            self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
+            replicas = DistributedDataParallelKwargs(find_unused_parameters=partly_trained)
+            self.accelerator = Accelerator(
+                cpu=self.device.type == "cpu", mixed_precision="no", kwargs_handlers=[replicas]
+            )
             self.device = self.accelerator.device
 
     def share(self, accum: int) -> Share:

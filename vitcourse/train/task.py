@@ -13,6 +13,7 @@ from vitcourse.inference import evaluating
 
 from .batches import Share, eval_batches
 from .config import TrainConfig
+from .optim import param_groups
 from .runtime import autocast
 
 Count = int | float | Tensor
@@ -42,8 +43,8 @@ class Task:
 
     Derive from it and override what differs; ``loss`` alone must be. One object serves one run of
     :func:`vitcourse.train.fit`, which calls, in this order: ``check_data``; ``setup``, when the model lies on its
-    device; ``load_state_dict``, where a run is continued; then for each micro-batch ``collate``, ``check_batch``,
-    ``prepare`` and ``loss``; ``after_step`` after each step; ``evaluate`` at the end of an epoch.
+    device; ``groups``; ``load_state_dict``, where a run is continued; then ``before_step``; for each micro-batch
+    ``collate``, ``check_batch``, ``prepare`` and ``loss``; ``after_step``; ``evaluate`` at the end of an epoch.
 
     What is trained belongs to the model: its parameters move, and stand in the weights file. What else must survive an
     interruption (a momentum encoder, a queue, a codebook) is the task's own and goes through ``state_dict``.
@@ -62,6 +63,7 @@ class Task:
         takes_pairs: samples are pairs (image, label), collated as PyTorch does, and may therefore be taken at once from
             a data set that holds them as tensors.
         augments: the fields of TrainConfig among ``AUGMENTATIONS`` that ``prepare`` heeds.
+        partly_trained: in some steps a part of what is trained is frozen, for which several processes must not wait.
 
     >>> class Count(Task):
     ...     def loss(self, model, batch):
@@ -81,6 +83,7 @@ class Task:
     per_sample: float = 1.0
     takes_pairs: bool = False
     augments: Collection[str] = ()
+    partly_trained: bool = False
 
     # ------------------------------------------------------------------------------------------------ before the run
 
@@ -104,6 +107,10 @@ class Task:
     def setup(self, model: nn.Module, train_set: Dataset, config: TrainConfig, device: torch.device) -> None:
         """Make what the task needs beside the model, which is on its ``device`` now: a momentum encoder, say."""
 
+    def groups(self, model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
+        """Parameter groups of the optimizer, unless the caller of ``fit`` gives some; see there for their keys."""
+        return param_groups(model, config.weight_decay)
+
     def settings(self) -> Mapping[str, Any]:
         """What must not change between a run and its continuation, as JSON can hold it; kept in the weights file."""
         return {}
@@ -116,6 +123,9 @@ class Task:
         """Take up what ``state_dict`` gave, whose tensors are on the CPU."""
 
     # -------------------------------------------------------------------------------------------------- in each step
+
+    def before_step(self, model: nn.Module, optimizer: torch.optim.Optimizer, step: int, total: int) -> None:
+        """Called before the batches of step ``step`` of ``total``: what is trained may change here, and how fast."""
 
     def collate(self, samples: list[Any]) -> Any:
         """Samples as the data set gives them to a batch: tensors in tuples, lists and dicts, however nested."""
@@ -175,6 +185,34 @@ class Task:
     def batches(self, dataset: Dataset, share: Share, config: TrainConfig, device: torch.device) -> Iterator[Any]:
         """Every sample of ``dataset`` once, over all processes together, in batches on the device."""
         return eval_batches(dataset, share, config, device, self)
+
+
+class AroundTask(Task):
+    """A task around another one, which does and says all that a class derived from this does not.
+
+    >>> class Louder(AroundTask):
+    ...     def settings(self):
+    ...         return {**super().settings(), "loud": True}
+    >>> inner = Task()
+    >>> inner.name = "inner"
+    >>> Louder(inner).name, Louder(inner).settings()
+    ('inner', {'loud': True})
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+
+def _passing_on(name: str) -> Any:
+    """The inner task's method, or attribute, of this name."""
+    if callable(getattr(Task, name)):
+        return lambda self, *args, **options: getattr(self.task, name)(*args, **options)
+    return property(lambda self: getattr(self.task, name))
+
+
+for _name in vars(Task):
+    if not _name.startswith("_"):
+        setattr(AroundTask, _name, _passing_on(_name))
 
 
 def _pair(total: Tensor, count: Count, like: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from vitcourse.layers import (
     init_linear,
     masked_mean,
     pad_to_multiple,
+    say_once,
     to_pair,
 )
 from vitcourse.vit.attention import Attention, Grid, Merging
@@ -96,6 +97,7 @@ class VisionTransformer(nn.Module):
         drop_rate: dropout before the head and in the MLPs.
         drop_path_rate: stochastic depth at the last block; it grows linearly from 0 at the first.
         pad: fill images with zeros on the right and below to the next multiple of the patch size.
+        norm_eps: added to the variance by every norm; weights of transformers bring theirs along, often 1e-12.
         embed_layer: builds the patch embedding, called with ``patch_size``, ``in_chans`` and ``embed_dim``.
         attn_layer: builds each block's token mixer; see :class:`Attention`.
 
@@ -130,6 +132,7 @@ class VisionTransformer(nn.Module):
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         pad: bool = False,
+        norm_eps: float = 1e-6,
         embed_layer: Callable[..., nn.Module] = PatchEmbed,
         attn_layer: Callable[..., nn.Module] = Attention,
     ) -> None:
@@ -161,6 +164,22 @@ class VisionTransformer(nn.Module):
         self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
         self._init_weights()
+        self._set_eps(norm_eps)
+
+    def _set_eps(self, eps: float) -> None:
+        self.norm_eps = eps
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = eps
+
+    def adopt(self, facts: Mapping[str, Any]) -> None:
+        """Take over what the parameters of a checkpoint depend on and do not tell: the eps of its norms."""
+        eps = facts.get("norm_eps", self.norm_eps)
+        if eps != self.norm_eps:
+            say_once(f"the norms take over eps {eps:g} from the weights; this model was built with {self.norm_eps:g}")
+            self._set_eps(eps)
+            if hasattr(self, "model_args"):
+                self.model_args["norm_eps"] = eps
 
     def _check_pool(self, global_pool: str, class_token: bool) -> None:
         if global_pool not in ("token", "avg"):

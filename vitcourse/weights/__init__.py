@@ -1,6 +1,7 @@
-"""Weights: from timm, torchvision or a file into a model, and from a model into a file.
+"""Weights: from timm, torchvision, transformers or a file into a model, and from a model into a file.
 
-Read in this order: ``sources`` (what a checkpoint holds, and what else is known of it), ``fitting`` (how it is brought
+Read in this order: ``sources`` (what a checkpoint holds, and what else is known of it), ``huggingface`` (the same
+of transformers), ``fitting`` (how it is brought
 into a model's shape, or refused), ``files`` (what is saved, and that it can be rebuilt), ``wrappers``.
 """
 

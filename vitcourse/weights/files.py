@@ -42,20 +42,29 @@ def save_weights(model: nn.Module, path: str | Path, *, half: bool = False, **me
         ValueError: the model was changed in a way from which it cannot be rebuilt; a suffix other than
             ``.safetensors``; metadata by a name that the header itself has.
     """
-    from safetensors.torch import save_file
-
     path = Path(path)
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path {str(path)!r} must end in .safetensors, the only format that is written")
+    check_path(path)
     if reserved := sorted(metadata.keys() & HEADER_KEYS):
         raise ValueError(f"metadata {', '.join(reserved)} would take the place of what says how the model is built")
     _tell_what_is_left_out(model)
     model = unwrap(model)
     tensors = tensors_to_save(model)
-    header = json.dumps({**_header(model, tensors), **_classes(model), **metadata})
-    state = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    if half:
-        state = {k: _half_if_finite(v) for k, v in state.items()}
+    header = {**_header(model, tensors), **_classes(model), **metadata}
+    state = {k: _half_if_finite(v) for k, v in tensors.items()} if half else tensors
+    write_tensors(state, path, header)
+
+
+def check_path(path: str | Path) -> None:
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"path {str(path)!r} must end in .safetensors, the only format that is written")
+
+
+def write_tensors(state: Mapping[str, Tensor], path: str | Path, header: Mapping[str, Any]) -> None:
+    """Write tensors, and a header that :func:`read_metadata` reads, to ``path``, which is replaced in one step."""
+    from safetensors.torch import save_file
+
+    path, text = Path(path), json.dumps(header)
+    state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
     seen: set[int] = set()
     for name, tensor in state.items():  # the format knows no tensor of two names
         state[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
@@ -64,7 +73,7 @@ def save_weights(model: nn.Module, path: str | Path, *, half: bool = False, **me
     try:
         partial.touch()
         mode = partial.stat().st_mode  # as the umask has it; safetensors may put a file of its own in its place
-        save_file(state, partial, metadata={"format": "pt", "vitcourse": header})
+        save_file(state, partial, metadata={"format": "pt", "vitcourse": text})
         partial.chmod(mode)
         partial.replace(path)
     finally:

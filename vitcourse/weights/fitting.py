@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vitcourse.registry import FORM_MODULES
+
 from .facts import differences
 from .sources import Source, read_metadata, read_source
 from .wrappers import plain_name, unwrap
@@ -34,9 +36,10 @@ def load_weights(
 
     Args:
         model: one of this library's models, perhaps compiled or otherwise wrapped.
-        source: ``"timm:NAME"`` or ``"torchvision:NAME[.WEIGHTS]"`` (downloads pretrained weights on first use), the
-            path of a ``.safetensors`` file or of a ``.pth``/``.pt`` file (read with ``weights_only=True``), a state
-            dict, or a model of timm or torchvision.
+        source: ``"timm:NAME"``, ``"torchvision:NAME[.WEIGHTS]"`` or ``"hf:OWNER/NAME[@REVISION]"`` (downloads
+            pretrained weights on first use), ``"hf:FOLDER"`` for such a repository on the disk, the path of a
+            ``.safetensors`` file or of a ``.pth``/``.pt`` file (read with ``weights_only=True``), a state dict, or a
+            model of timm, torchvision or transformers (ViT, the encoder of MAE, BEiT).
         strict: every parameter must find its tensor, and every tensor its parameter; otherwise one line on stderr says
             what did not.
         new_head: where the classes differ in number, keep the model's own, untrained head, and say so on stderr; for
@@ -52,8 +55,8 @@ def load_weights(
         ValueError: an unknown source; a corrupt file; parameters that are missing, left over or of another shape;
             positions that several grids could have; a model or file that computes otherwise (another number of heads,
             another activation …), though the parameters fit.
-        FileNotFoundError: no such file.
-        ImportError: timm or torchvision is needed and not installed.
+        FileNotFoundError: no such file, or one that cannot be downloaded.
+        ImportError: timm, torchvision or huggingface_hub is needed and not installed.
     """
     target, what = unwrap(model), str(source) if isinstance(source, (str, Path)) else type(unwrap(source)).__name__
     fitted = _fit(target, read_source(source), what, strict, new_head, source_img_size)
@@ -254,6 +257,9 @@ def _misfits(
         lines.append(
             "  these weights have no head: create_model(name, num_classes=0), or an untrained one by new_head=True"
         )
+    if any(k.endswith("prefix_bias_table") for k in unexpected):
+        lines.append("  these weights have relative positions, as BEiT has them, and the model has none of that kind:")
+        lines.append("  take one that has (vitcourse.list_models('beit*')), or weights of a ViT or MAE")
     if any(".parametrizations." in k for k in missing):
         lines.append("  parts of the model are parametrized, as by magnitude_prune: make_permanent(model) first")
     if any(k.startswith("head.") for k in reshaped):
@@ -261,6 +267,7 @@ def _misfits(
         lines.append("  create_model(name, num_classes=…, weights=…)")
     if any(k.endswith(("pos_embed", "relative_position_bias_table")) for k in reshaped):
         lines.append("  for positions of images that were not square: load_weights(…, source_img_size=(height, width))")
-    if what.endswith(".safetensors") and read_metadata(what).keys() & {"structure", "quantization"}:
-        lines.append("  the file holds a pruned or quantized model, which create_model(path) builds")
+    if what.endswith(".safetensors") and (forms := read_metadata(what).keys() & FORM_MODULES.keys()):
+        kind = "an adapted model" if forms == {"adapters"} else "a pruned or quantized model"
+        lines.append(f"  the file holds {kind}, which create_model(path) builds")
     return lines

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from vitcourse.devices import kept_random_state
 from vitcourse.registry import Preprocess, build_model, nearest, restore_forms
 
+from . import huggingface
 from .facts import Facts, facts_of
+from .huggingface import is_transformers
 from .wrappers import plain_name, plain_state, unwrap
 
 
@@ -39,7 +41,7 @@ def read_source(source: Any) -> Source:
     if isinstance(model, nn.Module):
         return _of_module(model)
     if isinstance(source, Mapping):
-        return Source(_state_in(source, "the mapping"))
+        return _plain(_state_in(source, "the mapping"))
     text = str(source)
     library, _, name = text.partition(":")
     if library in _HUBS and name:
@@ -47,12 +49,14 @@ def read_source(source: Any) -> Source:
     if text.lower().endswith((".safetensors", *_PICKLES)):
         return _from_file(Path(text).expanduser())
     raise ValueError(
-        f"weights source {text!r} is unknown; use 'timm:NAME', 'torchvision:NAME', the path of a .safetensors, "
-        f"{', '.join(_PICKLES)} file, a state dict or a model"
+        f"weights source {text!r} is unknown; use 'timm:NAME', 'torchvision:NAME', 'hf:NAME', the path of a "
+        f".safetensors, {', '.join(_PICKLES)} file, a state dict or a model"
     )
 
 
 def _of_module(module: nn.Module) -> Source:
+    if is_transformers(state := plain_state(module)):
+        return _of_transformers(state, module.config.to_dict() if hasattr(module, "config") else None)
     return Source(plain_state(module), _preprocess_of(module), facts_of(module))
 
 
@@ -93,7 +97,31 @@ def _from_torchvision(name: str) -> Source:
     return Source(_state_in(state, f"torchvision's {name}"), preprocess, {"img_size": (size, size)})
 
 
-_HUBS: dict[str, Callable[[str], Source]] = {"timm": _from_timm, "torchvision": _from_torchvision}
+def _from_hugging_face(name: str) -> Source:
+    state, config, preprocess = huggingface.read_files(name, huggingface.fetcher(name))
+    return _of_transformers(_state_in(state, f"hf:{name}"), config, preprocess)
+
+
+def _of_transformers(
+    state: Mapping[str, Tensor], config: Mapping[str, Any] | None, preprocess: Preprocess | None = None
+) -> Source:
+    facts = huggingface.facts_of_config(config, any("classifier." in name for name in state)) if config else {}
+    translated, left_out = huggingface.translate(state)
+    if left_out:
+        print(f"vitcourse: left out of the weights, as parts of another task: {', '.join(left_out)}", file=sys.stderr)
+    return Source(translated, preprocess, facts)
+
+
+def _plain(state: dict[str, Tensor], preprocess: Preprocess | None = None, facts: Facts | None = None) -> Source:
+    """A checkpoint of which no more is known, be it in transformers' names."""
+    return _of_transformers(state, None) if is_transformers(state) else Source(state, preprocess, facts or {})
+
+
+_HUBS: dict[str, Callable[[str], Source]] = {
+    "timm": _from_timm,
+    "torchvision": _from_torchvision,
+    "hf": _from_hugging_face,
+}
 
 
 def _peer(package: str) -> Any:
@@ -122,7 +150,7 @@ def _from_file(path: Path) -> Source:
             f"weights file {path} cannot be read as tensors alone ({type(error).__name__}); it is corrupt, or a "
             "pickle of other things, which is never run: save a state dict instead"
         ) from error
-    return Source(_state_in(state, f"weights file {path}"))
+    return _plain(_state_in(state, f"weights file {path}"))
 
 
 def _state_in(content: Any, what: str) -> dict[str, Tensor]:
@@ -158,7 +186,7 @@ def _from_safetensors(path: Path) -> Source:
             facts = facts_of(skeleton(saved))
         except (TypeError, ValueError) as error:
             print(f"vitcourse: what {path} says of its model cannot be compared: {error}", file=sys.stderr)
-    return Source(_state_in(load_file(path), f"weights file {path}"), preprocess, facts)
+    return _plain(_state_in(load_file(path), f"weights file {path}"), preprocess, facts)
 
 
 def skeleton(saved: Mapping[str, Any]) -> nn.Module:

@@ -214,6 +214,10 @@ def _layers(model: nn.Module, patterns: list[str]) -> dict[str, nn.Linear | nn.C
                 f"the weight of {name!r} is parametrized: call make_permanent(model) if magnitude_prune did it, "
                 "torch.nn.utils.parametrize.remove_parametrizations otherwise, or leave the layer out by skip="
             )
+        if hasattr(module, "lora_A"):
+            raise ValueError(
+                f"{name!r} is adapted by LoRA: vitcourse.finetuning.merge_lora(model) first, then quantize"
+            )
         if type(module) in QUANTIZABLE and module.weight.numel() and id(module.weight) not in tables:
             layers[name] = module
     if not layers:
