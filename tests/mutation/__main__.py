@@ -4,7 +4,7 @@
     python -m tests.mutation --only 'hierarchical.*'      of some exercises
     python -m tests.mutation --force --seed 1 --dry       all of it anew, other mutants, without writing it down
 
-The report is written after each exercise: what was stopped goes on where it was. Ends with 1 if too many mutants survive.
+The report is written after each exercise: what was stopped goes on where it was. Ends with 1 if too many survive.
 """
 
 import argparse

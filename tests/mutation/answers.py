@@ -60,14 +60,19 @@ class Solution:
 @cache
 def solution(name: str) -> Solution:
     """The reference solution of an exercise."""
-    (file,) = (ROOT / "solutions").glob(f"*_{name.partition('.')[0]}.py")
-    cells = jupytext.reads(file.read_text(encoding="utf-8"), fmt="py:percent").cells
-    sources = [cell.source for cell in cells if cell.cell_type == "code"]
+    sources = _code_cells(name.partition(".")[0])
     (i,) = (i for i, source in enumerate(sources) if f'@exercise("{name}")' in source)
     numbered = _numbered(sources[i])
     source = "\n".join(line for line, _ in numbered)
     lines = frozenset(i for i, (_, inside) in enumerate(numbered, 1) if inside)
     return Solution(name, _needed([solved(earlier) for earlier in sources[:i]], source), source, lines)
+
+
+@cache
+def _code_cells(topic: str) -> list[str]:
+    (file,) = (ROOT / "solutions").glob(f"*_{topic}.py")
+    cells = jupytext.reads(file.read_text(encoding="utf-8"), fmt="py:percent").cells
+    return [cell.source for cell in cells if cell.cell_type == "code"]
 
 
 def _numbered(source: str) -> list[tuple[str, bool]]:

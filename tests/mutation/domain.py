@@ -14,7 +14,7 @@ from vitcourse.course.grading import Check
 from vitcourse.course.running import Outcome, random_weights
 
 INPUTS = 200  # that a mutant is compared with the reference on
-SECONDS = 5.0  # for one call of a mutant
+SECONDS = 3.0  # for one call of a mutant
 
 
 class Draws(Random):
@@ -95,7 +95,7 @@ class Domain:
     def _expected(self, i: int) -> tuple[list[Case], dict[str, Tensor], list[Outcome]]:
         cases = self.cases(i)
         weights = random_weights(self.spec.reference, cases[0], self._seed(i)) if cases[0].init is not None else {}
-        outcomes = self._outcomes(self.spec.reference, cases, weights, i, 20 * SECONDS)
+        outcomes = self._outcomes(self.spec.reference, cases, weights, i, patience=30)
         for outcome in outcomes:
             if outcome.error or outcome.backward_error:
                 problem = f"the reference of {self.spec.name} fails on draw {i} of its domain: {cases}"
@@ -103,7 +103,7 @@ class Domain:
         return cases, weights, outcomes
 
     def _outcomes(
-        self, answer: Callable, cases: list[Case], weights: dict[str, Tensor], i: int, seconds: float = SECONDS
+        self, answer: Callable, cases: list[Case], weights: dict[str, Tensor], i: int, patience: float = 1.0
     ) -> list[Outcome]:
         """What the answer does in each call; of a class, all are calls of one instance."""
         made: list = []
@@ -116,6 +116,6 @@ class Domain:
         spec, outcomes = self.spec, []
         for case in cases:
             target = answer if case.init is None else once
-            limits = {"gradients": spec.gradients, "seconds": seconds, "seed": self._seed(i)}
+            limits = {"gradients": spec.gradients, "seconds": patience * SECONDS, "seed": self._seed(i)}
             outcomes.append(spec.runner(target, case, weights, spec.reference, **limits))
         return outcomes

@@ -221,7 +221,7 @@ def patterns(pattern: str) -> Iterator[str]:
     """Patterns of einops in which two axes have changed places, or two neighbouring groups.
 
     >>> list(patterns("b (h p) -> h (b p)"))
-    ['(h p) b -> h (b p)', 'b (p h) -> h (b p)', 'b (h p) -> b (h p)', 'b (h p) -> p (b h)', 'b (h p) -> h (p b)', \
+    ['b (p h) -> h (b p)', '(h p) b -> h (b p)', 'b (h p) -> b (h p)', 'b (h p) -> p (b h)', 'b (h p) -> h (p b)', \
 'b (h p) -> (b p) h']
     """
     sides = pattern.split(" -> ")

@@ -7,6 +7,7 @@ import json
 import tokenize
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,13 @@ def fingerprint(name: str) -> str:
     return hashlib.sha256("\0".join(map(code_of, [own.before, own.source, *texts])).encode()).hexdigest()[:16]
 
 
+@cache
 def code_of(source: str) -> str:
     """Python source without comments, docstrings and blank lines.
 
-    >>> code_of('def f(x):  # a comment\\\\n    \\"\\"\\"Doc.\\"\\"\\"\\\\n\\\\n    return x\\\\n')
-    'def f(x):\\\\n    return x'
+    >>> print(code_of(f"def f(x):  # a comment{chr(10)}    'Doc.'{chr(10) * 2}    return x"))
+    def f(x):
+        return x
     """
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -141,12 +144,13 @@ COLUMNS = ("possible", "made", "equivalent", "counted", "raised", "rejected", "s
 PREFACE = """\
 # The mutation test of the graders
 
-Made by `python -m tests.mutation`; see `tests/mutation/__init__.py`. Of all *possible* mutants of an exercise's reference
-solution so many were *made*, the kinds of change in turn, until enough counted or there were no more. *Equivalent*: does what the
-reference does on 200 inputs from the exercise's domain (outputs, changes of the inputs, gradients; within the tolerance of
-grading: 1e-6 of the largest value in float64, 1e-4 in float32, 5e-3 in float16, or the check's own). All others are *counted*;
-*raised* are those among them whose first difference is an exception, or no end. *Rejected*: by the grader, on each of three
-seeds. *Survived*: accepted on one of them at least. *Hung*: no verdict, its process had to be ended; not counted.
+Made by `python -m tests.mutation`; see `tests/mutation/__init__.py`. Of all *possible* mutants of an exercise's
+reference solution so many were *made*, the kinds of change in turn, until enough counted or there were no more.
+*Equivalent*: does what the reference does on 200 inputs from the exercise's domain (outputs, changes of the inputs,
+gradients; within the tolerance of grading: 1e-6 of the largest value in float64, 1e-4 in float32, 5e-3 in float16, or
+the check's own). All others are *counted*; *raised* are those among them whose first difference is an exception, or
+no end. *Rejected*: by the grader, on each of three seeds. *Survived*: accepted on one of them at least. *Hung*: no
+verdict, its process had to be ended; not counted.
 """
 
 

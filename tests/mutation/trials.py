@@ -25,8 +25,8 @@ class Verdict:
     """What became of a mutant.
 
     Attributes:
-        status: ``"broken"`` (no cell at all: it counts for nothing), ``"equivalent"``, ``"rejected"``, ``"survived"``, or
-            ``"hung"``, where its process had to be ended (it counts for nothing either, and is listed).
+        status: ``"equivalent"``, ``"rejected"`` or ``"survived"``; ``"broken"`` where the cell does not even define the
+            answer, and ``"hung"`` where its process had to be ended: neither counts, and the latter is listed.
         differs: what the first difference from the reference is, on the domain; "" where there is none.
         on: the draws of the domain that it took to find it.
         accepted: the seeds on which the grader accepts it.

@@ -1,4 +1,4 @@
-"""Lesson 00: images, tokens and grids of any shape; large scores; modules in both modes, called again with other sizes."""
+"""Lesson 00: images, tokens and grids of any shape; large scores; modules in both modes, called again."""
 
 import torch
 
