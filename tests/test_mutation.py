@@ -63,8 +63,17 @@ def test_mutants_of_control_flow_and_patterns():
 
     assert variant("if n > 0", "if n >= 0") and variant("if n > 0", "if n < 0") and variant("if n > 0", "if not n > 0")
     assert variant("in xs", "in list(xs)[1:]") and variant("in xs", "in list(xs)[:-1]")
+    assert variant("in xs", "in list(xs)[:2]")
     assert variant("n += x", "n += x\n            break") and variant("n += x", "n -= x") and variant("+=", "=")
     assert variant("a b -> b a", "a b -> a b")
+
+
+def test_what_examples_and_single_calls_hide_has_mutants_of_its_own():
+    forward = "class M:\n\n    def forward(self, x, s):\n        y = x * self.n\n        return y[s // 2]"
+    lines = {line.strip() for _, text in changed(forward, {4, 5}) for line in text.splitlines()}
+    assert {"y = x * 1", "y = x * 3", "y = 2 * self.n", "return y[(s + 1) // 2]", "return y[(s - 1) // 2]"} <= lines
+    assert "y = self.__dict__.setdefault('kept x * self.n', x * self.n)" in lines
+    assert "y = x * self.n / 2 if self.training else x * self.n" in lines
 
 
 def test_the_order_of_mutants_takes_all_kinds_in_turn_and_depends_on_the_seed():

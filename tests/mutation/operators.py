@@ -145,6 +145,7 @@ class _Scope:
         function = next((f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and node in ast.walk(f)), tree)
         arguments = [arg.arg for arg in ast.walk(function) if isinstance(arg, ast.arg) and arg.arg != "self"]
         stored = [n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+        self.method = getattr(function, "name", "")
         self.variables = list(dict.fromkeys([*arguments, *stored]))
         self.attributes: dict[str, list[str]] = defaultdict(list)
         for attribute in ast.walk(tree):
@@ -180,6 +181,9 @@ def _binary(node: ast.BinOp, *_: object) -> Variants:
         yield "operand order", ast.BinOp(right, op, left)
     yield "operand dropped", left
     yield "operand dropped", right
+    if isinstance(op, ast.FloorDiv):  # an even size hides what an odd one shows
+        for step in (ast.Add(), ast.Sub()):
+            yield "off by one", ast.BinOp(ast.BinOp(left, step, ast.Constant(1)), op, right)
 
 
 def _unary(node: ast.UnaryOp, *_: object) -> Variants:
@@ -249,6 +253,8 @@ def _grouped(side: str, a: str, b: str) -> bool:
 def _name(node: ast.Name, parent: ast.AST, scope: _Scope) -> Variants:
     if isinstance(node.ctx, ast.Load):
         yield from (("name", ast.Name(other, ast.Load())) for other in scope.others(node.id))
+        if node.id in scope.variables:
+            yield from _hard_coded()
 
 
 def _attribute(node: ast.Attribute, parent: ast.AST, scope: _Scope) -> Variants:
@@ -260,6 +266,13 @@ def _attribute(node: ast.Attribute, parent: ast.AST, scope: _Scope) -> Variants:
     if isinstance(node.value, ast.Name):
         others = [name for name in scope.attributes[node.value.id] if name != node.attr]
         yield from (("name", ast.Attribute(node.value, other, node.ctx)) for other in others[:3])
+        if node.value.id == "self" and not called:
+            yield from _hard_coded()
+
+
+def _hard_coded() -> Variants:
+    """The sizes that examples have."""
+    yield from (("hard-coded", ast.Constant(size)) for size in (1, 2, 3))
 
 
 def _call(node: ast.Call, parent: ast.AST, scope: _Scope) -> Variants:
@@ -320,7 +333,7 @@ def _if(node: ast.If, *_: object) -> Variants:
 
 def _for(node: ast.For, *_: object) -> Variants:
     items = ast.Call(ast.Name("list", ast.Load()), [node.iter], [])
-    for start, stop in ((1, None), (None, -1)):
+    for start, stop in ((1, None), (None, -1), (None, 2)):
         bounds = ast.Slice(*(None if bound is None else _number(bound) for bound in (start, stop)))
         yield "off by one", ast.For(node.target, ast.Subscript(items, bounds, ast.Load()), node.body, node.orelse)
     yield "loop", ast.For(node.target, node.iter, [*node.body, ast.Break()], node.orelse)
@@ -330,8 +343,11 @@ def _while(node: ast.While, *_: object) -> Variants:
     yield "loop", ast.If(node.test, node.body, [])
 
 
-def _assignment(node: ast.Assign, *_: object) -> Variants:
+def _assignment(node: ast.Assign, parent: ast.AST, scope: _Scope) -> Variants:
     target, value = node.targets[0], node.value
+    if scope.method == "forward":
+        yield "kept from the first call", ast.Assign(node.targets, _kept(value))
+        yield "another in training", ast.Assign(node.targets, _other_in_training(value))
     if isinstance(value, ast.BinOp) and ast.unparse(value.left) == ast.unparse(target):
         yield "in place", ast.AugAssign(target, value.op, value.right)
     if isinstance(target, ast.Name):
@@ -344,9 +360,23 @@ def _augmented(node: ast.AugAssign, *_: object) -> Variants:
     yield "operand dropped", ast.Assign([node.target], node.value)
 
 
-def _return(node: ast.Return, *_: object) -> Variants:
+def _return(node: ast.Return, parent: ast.AST, scope: _Scope) -> Variants:
+    if node.value is not None and scope.method == "forward":
+        yield "another in training", ast.Return(_other_in_training(node.value))
     if node.value is not None and not isinstance(node.value, ast.Tuple):
         yield "detached", ast.Return(_detached(node.value))
+
+
+def _kept(value: ast.expr) -> ast.expr:
+    """What a module computes once and remembers."""
+    store = ast.parse("self.__dict__.setdefault").body[0].value
+    return ast.Call(store, [ast.Constant(f"kept {ast.unparse(value)}"), value], [])
+
+
+def _other_in_training(value: ast.expr) -> ast.expr:
+    """Half of it: what a dropout that nobody asked for does on average."""
+    training = ast.Attribute(ast.Name("self", ast.Load()), "training", ast.Load())
+    return ast.IfExp(training, ast.BinOp(value, ast.Div(), ast.Constant(2)), value)
 
 
 def _detached(value: ast.expr) -> ast.expr:
