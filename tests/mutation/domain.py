@@ -35,6 +35,12 @@ class Draws(Random):
         """A Python float in [low, high)."""
         return float(self.uniform(low=low, high=high))
 
+    def spread(self, *options: float) -> float:
+        """One of these standard deviations. In an exponential, large numbers are for float64: float32 rounds too much."""
+        chosen = self.choice(options)
+        self.dtype = torch.float64 if chosen > 1 else self.dtype
+        return chosen
+
     def floats(self, *shape: int, spread: float = 1.0) -> Tensor:
         """Normal numbers times `spread`, at times not contiguous."""
         make = self.strided if self.sometimes(1 / 6) else self.normal

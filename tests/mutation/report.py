@@ -20,7 +20,14 @@ HERE = Path(__file__).parent
 REPORT, TABLE = HERE / "report.json", HERE / "REPORT.md"
 MOST_SURVIVE = 0.02  # of all that count, over the course
 AT_LEAST = 30  # that count, of every exercise that has so many
-MACHINERY = ("grading", "comparing", "cases", "running", "kernels")  # of vitcourse.course: who gives the verdicts
+MACHINERY = (
+    "grading",
+    "comparing",
+    "cases",
+    "probes",
+    "running",
+    "kernels",
+)  # of vitcourse.course: who gives the verdicts
 LETTERS = {"equivalent": "=", "rejected": "x", "survived": "S", "hung": "?", "broken": "-"}
 
 

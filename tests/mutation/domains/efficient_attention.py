@@ -11,7 +11,7 @@ from ..domain import Draws, domain
 @domain("efficient_attention.linear_attention")
 def linear_attention(rng: Draws) -> Case:
     b, heads, n, keys, m, d = (rng.size(1, high) for high in (3, 3, 9, 9, 8, 6))
-    spread = rng.choice([1e-3, 1.0, 1.0, 1e3])
+    spread = rng.spread(1e-3, 1.0, 1.0, 1e3)
     features = [rng.positive(b, heads, length, m, low=0.05) * spread for length in (n, keys)]
     return call(*features, rng.floats(b, heads, keys, d))
 
@@ -19,7 +19,7 @@ def linear_attention(rng: Draws) -> Case:
 @domain("efficient_attention.random_feature_attention")
 def random_feature_attention(rng: Draws) -> Case:
     b, heads, n, keys, d, values = (rng.size(1, high) for high in (3, 3, 9, 9, 8, 6))
-    spread = rng.choice([0.3, 1.0, 1.0, 3.0, 20.0])
+    spread = rng.spread(0.3, 1.0, 1.0, 3.0, 20.0)
     q, k = (rng.floats(b, heads, length, d, spread=spread) for length in (n, keys))
     projection = orthogonal_projection(rng.size(2, 24), d, rng.generator).to(rng.dtype)
     return call(q, k, rng.floats(b, heads, keys, values), projection)
@@ -62,7 +62,7 @@ def merge(rng: Draws) -> Case:
 @domain("efficient_attention.proportional_attention")
 def proportional_attention(rng: Draws) -> Case:
     b, heads, n, keys, d, values = (rng.size(1, high) for high in (4, 3, 9, 9, 8, 6))
-    spread = rng.choice([0.1, 1.0, 3.0])
+    spread = rng.spread(0.1, 1.0, 3.0)
     q, k = (rng.floats(b, heads, length, d, spread=spread) for length in (n, keys))
     return call(q, k, rng.floats(b, heads, keys, values), sizes(rng, b, keys))
 

@@ -10,7 +10,7 @@ from ..domain import Draws, domain
 @domain("hardware.attend_tile")
 def attend_tile(rng: Draws) -> Case:
     lead, n, tile, d = [rng.size(1, 3) for _ in range(rng.size(0, 2))], rng.size(1, 6), rng.size(1, 7), rng.size(1, 5)
-    spread = rng.choice([1.0, 1.0, 10.0, 300.0])
+    spread = rng.spread(1.0, 1.0, 10.0, 300.0)
     scores = rng.floats(*lead, n, tile, spread=spread)
     if rng.sometimes(0.4):  # hidden keys, of some queries all of them
         scores = scores.masked_fill(rng.uniform(*lead, n, tile) < rng.choice([0.2, 0.7, 1.0]), -torch.inf)
@@ -27,7 +27,7 @@ def attend_tile(rng: Draws) -> Case:
 @domain("hardware.tiled_attention")
 def tiled_attention(rng: Draws) -> Case:
     lead, n, keys, d = [rng.size(1, 3) for _ in range(rng.size(0, 2))], rng.size(1, 9), rng.size(1, 20), rng.size(1, 8)
-    q = rng.floats(*lead, n, d, spread=rng.choice([0.3, 1.0, 1.0, 100.0]))
+    q = rng.floats(*lead, n, d, spread=rng.spread(0.3, 1.0, 1.0, 100.0))
     k, v = rng.floats(*lead, keys, d), rng.floats(*lead, keys, rng.size(1, 8))
     return call(q, k, v) if rng.sometimes(0.1) else call(q, k, v, block=rng.choice([1, 2, 3, 5, 8, keys, keys + 1]))
 

@@ -32,7 +32,7 @@ def squeeze_excite(rng: Draws) -> list[Case]:
     dim = rng.size(1, 8)
     module = build(dim, rng.size(1, 6))
     maps = ((rng.size(1, 4), dim, rng.size(1, 7), rng.size(1, 7)) for _ in range(3))
-    spread = rng.choice([1.0, 1.0, 10.0])
+    spread = rng.spread(1.0, 1.0, 10.0)
     return [mode.call(rng.floats(*next(maps), spread=spread)) for mode in modes(rng, module, rng.size(1, 3))]
 
 

@@ -21,7 +21,7 @@ def sincos_2d(rng: Draws) -> Case:
 
 @domain("vit.attention_weights")
 def attention_weights(rng: Draws) -> Case:
-    b, heads, d, spread = rng.size(1, 3), rng.size(1, 4), rng.size(1, 16), rng.choice([0.1, 1.0, 1.0, 5.0])
+    b, heads, d, spread = rng.size(1, 3), rng.size(1, 4), rng.size(1, 16), rng.spread(0.1, 1.0, 1.0, 5.0)
     return call(rng.floats(b, heads, rng.size(1, 9), d, spread=spread), rng.floats(b, heads, rng.size(1, 9), d))
 
 
