@@ -36,7 +36,7 @@ class Draws(Random):
         return float(self.uniform(low=low, high=high))
 
     def spread(self, *options: float) -> float:
-        """One of these standard deviations. In an exponential, large numbers are for float64: float32 rounds too much."""
+        """One of these standard deviations. float32 is too coarse for large exponents: they get float64."""
         chosen = self.choice(options)
         self.dtype = torch.float64 if chosen > 1 else self.dtype
         return chosen
