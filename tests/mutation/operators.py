@@ -253,7 +253,8 @@ def _grouped(side: str, a: str, b: str) -> bool:
 def _name(node: ast.Name, parent: ast.AST, scope: _Scope) -> Variants:
     if isinstance(node.ctx, ast.Load):
         yield from (("name", ast.Name(other, ast.Load())) for other in scope.others(node.id))
-        if node.id in scope.variables:
+        used_as_object = isinstance(parent, ast.Attribute | ast.Subscript) and parent.value is node
+        if node.id in scope.variables and not used_as_object:
             yield from _hard_coded()
 
 

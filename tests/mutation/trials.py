@@ -4,6 +4,7 @@ import contextlib
 import io
 import multiprocessing
 import time
+import warnings
 from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing.connection import Connection
@@ -57,7 +58,8 @@ class Examiner:
 
     def verdict(self, source: str | None = None, inputs: int = INPUTS) -> Verdict:
         """The verdict on a changed cell; without one, on the reference solution itself."""
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             try:
                 answer = self.solution.answer(source)
             except Exception as error:
