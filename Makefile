@@ -55,15 +55,10 @@ bench: $(VENV)/.dev
 	missed=; for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name || missed="$$missed $$name"; done; \
 	$(BIN)/python -m benchmarks.tables && test -z "$$missed" || { echo "missed their targets:$$missed"; exit 1; }
 
-# On a machine with CUDA. Uses whatever `python3` has torch, triton and pytest, and PYTHONPATH for the rest: of this
-# list the first two lines need no more. What is slow or may be missing comes last.
+# On a machine with CUDA: in stages that each have a budget, the most valuable first; what was stopped goes on the next
+# time. Uses whatever `python3` has torch, triton and pytest; `--list` says what the rest needs.
 gpu:
-	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'make gpu needs a machine with CUDA'"
-	$(PYTHON) -m pytest -q tests/gpu
-	missed=; for name in attention $(BENCHMARKS); do $(PYTHON) -m benchmarks.$$name || missed="$$missed $$name"; done; \
-	$(PYTHON) -m benchmarks.tables && test -z "$$missed" || { echo "missed their targets:$$missed"; exit 1; }
-	$(MAKE) sanitize
-	$(PYTHON) -m pytest -q --nbval $(NOTEBOOKS)
+	$(PYTHON) -m benchmarks.gpu
 
 # Whether a kernel touches memory that is not its own. (PyTorch's allocator would hide it: it hands out parts of big blocks.)
 sanitize:

@@ -165,7 +165,7 @@ def flash_cases(capability: int) -> Iterator[FlashCase]:
         shape = dim, torch.float32 if dtype == "fp32" else torch.bfloat16, chip
         for n_k in lengths:
             chosen = [plans.forward(n_k, *shape, biased), *plans.backward(n_k, *shape, biased)]
-            for plan in chosen + [plans.backward_bias(*shape)] * biased:
+            for plan in chosen + [plans.dbias(*shape)] * biased:
                 if (plan, dtype, biased) not in seen:
                     seen.append((plan, dtype, biased))
                     yield FlashCase(plan, capability, dtype, dim, n_k, biased)

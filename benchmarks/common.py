@@ -22,7 +22,6 @@ import vitcourse
 from vitcourse.devices import describe_device, resolve_device
 from vitcourse.paths import results_dir
 
-SEEDS = (0, 1, 2)  # of every sweep
 PACKAGES = ("torch", "torchvision", "triton", "timm")
 
 
@@ -112,41 +111,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def sweep(
-    name: str, about: str, settings: list[dict[str, Any]], train: Callable[[dict[str, Any], int], dict[str, Any]]
-) -> None:
-    """The command of a sweep: train every setting with every seed, and write the results when all are there.
-
-    Args:
-        name: of the results, and of the log ``runs/NAME.jsonl``, from which an interrupted sweep goes on.
-        about: what ``--help`` says.
-        settings: what each run is called by, which becomes part of its row.
-        train: makes the rest of the row, with ``seed`` and ``accuracy``, of a setting and a seed.
-    """
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every run")
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="run only these")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    log = Path("runs") / f"{name}.jsonl"
-    log.parent.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
-
-    def done(setting: dict[str, Any], seed: int) -> bool:
-        wanted = {**setting, "seed": seed}.items()
-        return any(all(row.get(key) == value for key, value in wanted) for row in rows)
-
-    for seed in options.seeds:
-        for setting in settings:
-            if not done(setting, seed):
-                rows.append({**setting, **train(setting, seed)})
-                with log.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
-                print(f"{setting}, seed {seed}: {rows[-1]['accuracy']:.4f}", flush=True)
-    if all(done(setting, seed) for setting in settings for seed in SEEDS):
-        write_results(name, rows)
 
 
 def read_results(name: str) -> dict[str, Any] | None:

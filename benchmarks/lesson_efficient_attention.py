@@ -15,17 +15,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import sweep
+from benchmarks.sweeps import each_seed, macs, sweep
 from vitcourse.data import open_dataset
 from vitcourse.efficient_attention import (
     BigBirdAttention,
-    EfficientAttention,
     LinearAttention,
     LocalAttention,
     RandomBlockAttention,
     RandomFeatureAttention,
+    TwoSoftmaxAttention,
     merge_tokens,
 )
 from vitcourse.train import TrainConfig, fit
@@ -44,7 +43,7 @@ def per_layer(mixer: Callable[..., nn.Module], **options: int) -> Callable[..., 
 MIXERS: dict[str, Callable[[], Callable[..., nn.Module]]] = {
     "softmax": lambda: Attention,
     "linear, elu + 1": lambda: LinearAttention,
-    "linear, two softmaxes": lambda: EfficientAttention,
+    "linear, two softmaxes": lambda: TwoSoftmaxAttention,
     "random features": lambda: partial(RandomFeatureAttention, num_features=32),
     "local 7 × 7": lambda: partial(LocalAttention, block_size=2),
     "random blocks": lambda: per_layer(RandomBlockAttention, block_size=2, num_random=8),
@@ -56,14 +55,6 @@ MIXERS: dict[str, Callable[[], Callable[..., nn.Module]]] = {
 def make_model(name: str) -> nn.Module:
     model = VisionTransformer(**SIZES, pad=True, attn_layer=MIXERS[name]())
     return merge_tokens(model, 24) if name == "softmax, merging" else model
-
-
-@torch.no_grad()
-def macs(model: nn.Module) -> int:
-    """Multiply–adds for one image."""
-    with FlopCounterMode(display=False) as counter:
-        model.eval()(torch.zeros(1, 1, 28, 28))
-    return counter.get_total_flops() // 2
 
 
 @torch.no_grad()
@@ -109,6 +100,6 @@ if __name__ == "__main__":
     sweep(
         "lesson_efficient_attention",
         __doc__,
-        [{"name": name, "epochs": epochs} for epochs in EPOCHS for name in MIXERS],
-        lambda setting, seed: train(**setting, seed=seed),
+        each_seed([{"name": name, "epochs": epochs} for epochs in EPOCHS for name in MIXERS]),
+        lambda run: train(**run),
     )

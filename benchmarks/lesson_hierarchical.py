@@ -11,9 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import sweep
+from benchmarks.sweeps import each_seed, macs, sweep
 from vitcourse.data import open_dataset
 from vitcourse.hierarchical import SwinTransformer
 from vitcourse.train import TrainConfig, fit
@@ -35,13 +34,6 @@ def make_model(name: str) -> nn.Module:
         if isinstance(module, nn.Linear) and not part.startswith("head"):
             nn.init.xavier_uniform_(module.weight)
     return model
-
-
-def macs(model: nn.Module) -> int:
-    """Multiply–adds for one image."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.zeros(1, 1, 28, 28))
-    return counter.get_total_flops() // 2
 
 
 def train(name: str, seed: int) -> dict[str, Any]:
@@ -77,9 +69,4 @@ def train(name: str, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sweep(
-        "lesson_hierarchical",
-        __doc__,
-        [{"name": name} for name in MODELS],
-        lambda setting, seed: train(setting["name"], seed),
-    )
+    sweep("lesson_hierarchical", __doc__, each_seed([{"name": name} for name in MODELS]), lambda run: train(**run))

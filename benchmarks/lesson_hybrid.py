@@ -8,14 +8,12 @@ pictures that were moved by 1 and by 4 pixels. Last, learning rates for the ViT 
 """
 
 import time
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import sweep
+from benchmarks.sweeps import Row, each_seed, macs, sweep
 from vitcourse.data import open_dataset, subset
 from vitcourse.hybrid import CoAtNet, ConvStem
 from vitcourse.train import TrainConfig, TrainingError, fit
@@ -37,7 +35,7 @@ STAGES = {
 MOVED, OFFSETS = 500, (1, 4)  # test pictures, pixels
 
 
-def settings() -> list[dict[str, Any]]:
+def settings() -> list[Row]:
     """Every run but for its seed, those that several plots need first."""
     usual = {"lr": RATE, "steps": STEPS}
     runs = [{"model": m, "images": n, **usual} for n in (10000, 500, 2000) for m in ("CoAtNet", "Conv-ViT", "ViT")]
@@ -51,13 +49,6 @@ def make_model(name: str) -> nn.Module:
     if name == "Conv-ViT":  # a little narrower, to pay for its stem
         return VisionTransformer(**IMAGES, **PLAIN, embed_dim=42, embed_layer=ConvStem)
     return CoAtNet(**IMAGES, **STAGES, layout=name.removeprefix("layout ") if name != "CoAtNet" else "CCTT")
-
-
-def macs(model: nn.Module) -> int:
-    """Multiply–adds for one image."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.zeros(1, 1, 28, 28))
-    return counter.get_total_flops() // 2
 
 
 def moved(images: Tensor, down: int, across: int) -> Tensor:
@@ -87,13 +78,14 @@ def when_moved(model: nn.Module) -> dict[str, float]:
     return found
 
 
-def train(run: dict[str, Any], seed: int) -> dict[str, Any]:
+def train(run: Row) -> Row:
+    seed = run["seed"]
     train_set, test_set = open_dataset("fashion_mnist_subset"), open_dataset("fashion_mnist_subset", "test")
     if run["images"] < len(train_set):
         train_set = subset(train_set, run["images"], seed=seed)
     torch.manual_seed(seed)
     model = make_model(run["model"])
-    row = {**run, "seed": seed, "macs": macs(model), "parameters": sum(p.numel() for p in model.parameters())}
+    row = {**run, "macs": macs(model), "parameters": sum(p.numel() for p in model.parameters())}
     epochs = -(-run["steps"] // (run["images"] // BATCH))
     config = TrainConfig(
         epochs=epochs,
@@ -117,4 +109,4 @@ def train(run: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sweep("lesson_hybrid", __doc__, settings(), train)
+    sweep("lesson_hybrid", __doc__, each_seed(settings()), train)

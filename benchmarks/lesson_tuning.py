@@ -9,25 +9,20 @@ best rate or decay lies at the end of its range, the range grows, so no choice i
 by. Where the choice is what ``lesson_vit`` trains with anyway, its rows are the test.
 """
 
-import argparse
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
-from typing import Any
 
-import torch
 from torch.utils.data import Dataset, Subset
 
-from benchmarks.common import SEEDS, read_results, write_results
-from benchmarks.lesson_vit import BASE, LIGHT, STEPS, STRONG, train
+from benchmarks.common import read_results
+from benchmarks.lesson_vit import BASE, LIGHT, STRONG, steps_of, train
+from benchmarks.sweeps import SEEDS, Row, sweep
 from vitcourse.data import open_dataset, subset
 from vitcourse.data.datasets import FACTS
 from vitcourse.train import TrainConfig
 
-LOG = Path("runs/lesson_tuning.jsonl")
 HELD_OUT = 2000
 BASE_DECAY = TrainConfig.weight_decay
 # Factors of about the square root of ten, of ten: what the ranges below grow by.
@@ -40,7 +35,7 @@ class Contender:
     """What is tuned: a run of ``lesson_vit``, and the range that each setting starts with."""
 
     name: str
-    run: dict[str, Any] = field(default_factory=dict)
+    run: Row = field(default_factory=dict)
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
     decays: tuple[float, ...] = (BASE_DECAY,)
     decay_of: str = ""  # the contender whose best decay is taken, so that both differ in one thing
@@ -77,31 +72,26 @@ def parts() -> tuple[Dataset, Dataset]:
     return rest, held_out
 
 
-def missing(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What is still to be run, ``{"name", "stage", "lr", "weight_decay", "seed"}`` each, while ``rows`` grows."""
-
-    def unless_done(*values: Any) -> Iterator[dict[str, Any]]:
-        wanted = dict(zip(("name", "stage", "lr", "weight_decay", "seed"), values, strict=True))
-        if not any(all(row[key] == value for key, value in wanted.items()) for row in rows):
-            yield wanted
-
+def wanted(rows: list[Row]) -> Iterator[Row]:
+    """Every run, ``{"name", "stage", "lr", "weight_decay", "seed"}``, given the rows of those before it."""
     for contender in CONTENDERS:
         rates, decays, before = contender.rates, contender.decays, None
         if contender.decay_of:
             decays = (chosen(rows, contender.decay_of)["weight_decay"],)
         while (rates, decays) != before:
             for lr, decay in itertools.product(rates, decays):
-                yield from unless_done(contender.name, "tune", lr, decay, 0)
+                yield {"name": contender.name, "stage": "tune", "lr": lr, "weight_decay": decay, "seed": 0}
             before, best = (rates, decays), chosen(rows, contender.name)
             rates = widened(rates, RATES, best["lr"])
             decays = widened(decays, DECAYS, best["weight_decay"]) if len(decays) > 1 else decays
         if contender.in_lesson_vit and (best["lr"], best["weight_decay"]) == (BASE["lr"], BASE_DECAY):
             continue
         for seed in SEEDS:
-            yield from unless_done(contender.name, "test", best["lr"], best["weight_decay"], seed)
+            decided = {"lr": best["lr"], "weight_decay": best["weight_decay"]}
+            yield {"name": contender.name, "stage": "test", **decided, "seed": seed}
 
 
-def chosen(rows: list[dict[str, Any]], name: str) -> dict[str, Any]:
+def chosen(rows: list[Row], name: str) -> Row:
     """The row of ``name`` that was best on the held-out images; of equals, the one with the lower loss there.
 
     >>> rows = [{"name": "a", "stage": "tune", "lr": r, "accuracy": r, "loss": 1.0} for r in (0.1, 0.3)]
@@ -126,35 +116,13 @@ def widened(values: tuple[float, ...], ladder: tuple[float, ...], best: float) -
     return values
 
 
-def measure(wanted: dict[str, Any]) -> dict[str, Any]:
-    """The finished row of what is wanted."""
-    run = {**next(c.run for c in CONTENDERS if c.name == wanted["name"]), "name": wanted["name"]}
-    run["train"] = {**run.get("train", {}), "lr": wanted["lr"], "weight_decay": wanted["weight_decay"]}
-    steps = STEPS
-    if run.get("cnn"):  # equal time, as the lesson compares them
-        step = next(row for row in read_results("lesson_vit")["rows"] if row["name"] == "step seconds")
-        steps = round(STEPS * step["vit"] / step["cnn"])
-    return {**wanted, **train(run, wanted["seed"], steps, parts() if wanted["stage"] == "tune" else None)}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every run")
-    parser.add_argument("--runs", type=int, default=10**6, help="stop after this many")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    LOG.parent.mkdir(exist_ok=True)
-    rows = [json.loads(line) for line in LOG.read_text(encoding="utf-8").splitlines()] if LOG.exists() else []
-    for count, wanted in enumerate(missing(rows)):
-        if count == options.runs:
-            rows = [row for row in rows if row["name"] != wanted["name"]]  # whose turn is not over
-            break
-        rows.append(measure(wanted))
-        with LOG.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
-        print(wanted, f"{rows[-1]['accuracy']:.4f}", flush=True)
-    write_results("lesson_tuning", rows)
+def measure(asked: Row) -> Row:
+    """The row of what is wanted."""
+    run = {**next(c.run for c in CONTENDERS if c.name == asked["name"]), "name": asked["name"]}
+    run["train"] = {**run.get("train", {}), "lr": asked["lr"], "weight_decay": asked["weight_decay"]}
+    steps = steps_of(run, read_results("lesson_vit")["rows"])
+    return train(run, asked["seed"], steps, parts() if asked["stage"] == "tune" else None)
 
 
 if __name__ == "__main__":
-    main()
+    sweep("lesson_tuning", __doc__, wanted, measure, whole="name")

@@ -7,35 +7,29 @@ the convolutional network gets as many steps as fit into the ViT's CPU time, by 
 in turns before anything else.
 """
 
-import argparse
-import json
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from benchmarks.common import write_results
+from benchmarks.sweeps import SEEDS, Row, sweep
 from vitcourse.course.baselines import small_cnn
 from vitcourse.data import open_dataset, subset
 from vitcourse.train import TrainConfig, fit
 from vitcourse.vit import VisionTransformer
 
-LOG = Path("runs/lesson_vit.jsonl")
-SEEDS = (0, 1, 2)
 STEPS, BATCH = 500, 100  # five passes over the 10 000 embedded images
 BASE = {"lr": 3e-3, "warmup": 0.1, "label_smoothing": 0.0}
 LIGHT = {"hflip": True, "crop_padding": 2}
 STRONG = {**LIGHT, "randaugment": 2, "randaugment_magnitude": 5, "mixup": 0.8, "cutmix": 1.0}
 
 
-def settings() -> list[dict[str, Any]]:
+def settings() -> list[Row]:
     """Every run but for its seed. The first is what all others are compared with."""
-    runs: list[dict[str, Any]] = [{"name": "base"}]
+    runs: list[Row] = [{"name": "base"}]
     runs += [{"name": f"patch {p}", "model": {"patch_size": p}} for p in (14, 4)]
     runs += [{"name": f"adamw lr {lr:g}", "train": {"lr": lr}} for lr in (1e-3, 1e-2)]
     runs += [{"name": f"adamw lr {lr:g}, no warm-up", "train": {"lr": lr, "warmup": 0.0}} for lr in (3e-3, 1e-2)]
@@ -49,7 +43,23 @@ def settings() -> list[dict[str, Any]]:
     return runs
 
 
-def make_model(run: dict[str, Any]) -> nn.Module:
+def wanted(rows: list[Row]) -> Iterator[Row]:
+    """First the seconds of a step, which are in ``rows`` when the runs that need them come."""
+    yield {"name": "step seconds", "seed": -1}
+    for seed in SEEDS:
+        for run in settings():
+            yield {"name": run["name"], "seed": seed, "steps": steps_of(run, rows)}
+
+
+def steps_of(run: Row, rows: list[Row]) -> int:
+    """As many steps as see the same number of images, or, for the convolutional network, as take the same time."""
+    if run.get("cnn"):
+        seconds = next(row for row in rows if row["name"] == "step seconds")
+        return round(STEPS * seconds["vit"] / seconds["cnn"])
+    return STEPS * BATCH // run.get("batch", BATCH)
+
+
+def make_model(run: Row) -> nn.Module:
     if run.get("cnn"):
         return small_cnn()
     sizes = {"img_size": 28, "patch_size": 7, "in_chans": 1, "num_classes": 10}
@@ -80,7 +90,7 @@ def _step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> Calla
     return step
 
 
-def train(run: dict[str, Any], seed: int, steps: int, data: tuple[Dataset, Dataset] | None = None) -> dict[str, Any]:
+def train(run: Row, seed: int, steps: int, data: tuple[Dataset, Dataset] | None = None) -> Row:
     """The row of one run, trained and judged on ``data``: the embedded images and their test set by default."""
     train_set, test_set = data or [open_dataset("fashion_mnist_subset", split) for split in ("train", "test")]
     images = min(run.get("images", 10000), len(train_set))
@@ -89,7 +99,6 @@ def train(run: dict[str, Any], seed: int, steps: int, data: tuple[Dataset, Datas
     torch.manual_seed(seed)
     model = make_model(run)
     batch = run.get("batch", BATCH)
-    steps = steps * BATCH // batch
     epochs = -(-steps // (images // batch))
     options = {"epochs": epochs, "max_steps": steps, "batch_size": batch, "eval_every": epochs, "seed": seed}
     start = time.process_time()
@@ -110,35 +119,15 @@ def train(run: dict[str, Any], seed: int, steps: int, data: tuple[Dataset, Datas
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every run")
-    torch.set_num_threads(parser.parse_args().threads)
-    LOG.parent.mkdir(exist_ok=True)
-    lines = LOG.read_text(encoding="utf-8").splitlines() if LOG.exists() else []
-    rows = [json.loads(line) for line in lines]
-
-    if not any(row["name"] == "step seconds" for row in rows):
+def measure(asked: Row) -> Row:
+    """The row of what is wanted."""
+    if asked["name"] == "step seconds":
         models = {"vit": make_model({}), "cnn": small_cnn()}
         models |= {f"vit, patch {p}": make_model({"model": {"patch_size": p}}) for p in (14, 4)}
-        rows.append({"name": "step seconds", "seed": -1, **step_seconds(models)})
-        _append(rows[-1])
-    seconds = next(row for row in rows if row["name"] == "step seconds")
-    done = {(row["name"], row["seed"]) for row in rows}
-    for seed in SEEDS:
-        for run in settings():
-            if (run["name"], seed) not in done:
-                steps = round(STEPS * seconds["vit"] / seconds["cnn"]) if run.get("cnn") else STEPS
-                rows.append(train(run, seed, steps))
-                _append(rows[-1])
-                print(f"{run['name']}, seed {seed}: {rows[-1]['accuracy']:.4f}", flush=True)
-    write_results("lesson_vit", rows)
-
-
-def _append(row: dict[str, Any]) -> None:
-    with LOG.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row) + "\n")
+        return step_seconds(models)
+    run = next(run for run in settings() if run["name"] == asked["name"])
+    return train(run, asked["seed"], asked["steps"])
 
 
 if __name__ == "__main__":
-    main()
+    sweep("lesson_vit", __doc__, wanted, measure)

@@ -32,11 +32,11 @@ import vitcourse
 from benchmarks.common import in_turns, ratio, seconds, write_results
 from vitcourse.efficient_attention import (
     BigBirdAttention,
-    EfficientAttention,
     LinearAttention,
     LocalAttention,
     RandomBlockAttention,
     RandomFeatureAttention,
+    TwoSoftmaxAttention,
     merge_tokens,
 )
 from vitcourse.efficient_attention.mixer import TokenMixer
@@ -52,7 +52,7 @@ FLATTEST, QUADRATIC = 1.15, (1.8, 2.2)
 MERGED, MERGING_BATCH = (0, 8, 16), 4  # tokens that go in each block of ViT-B/16; images at a time
 MIXERS: dict[str, Callable[[], TokenMixer]] = {
     "linear, elu + 1": lambda: LinearAttention(WIDTH, HEADS),
-    "linear, two softmaxes": lambda: EfficientAttention(WIDTH, HEADS),
+    "linear, two softmaxes": lambda: TwoSoftmaxAttention(WIDTH, HEADS),
     "random features": lambda: RandomFeatureAttention(WIDTH, HEADS, num_features=64),
     "local 7 × 7": lambda: LocalAttention(WIDTH, HEADS),
     "random blocks": lambda: RandomBlockAttention(WIDTH, HEADS),

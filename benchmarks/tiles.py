@@ -27,7 +27,7 @@ from benchmarks.common import captured, in_turns, ratio, require_kernels, with_e
 from vitcourse.hardware.flash import ops, plans
 from vitcourse.hardware.flash.plans import Plan, Tile
 
-STEPS = ("forward", "backward", "backward_bias")
+STEPS = ("forward", "backward", "dbias")
 DTYPE = torch.bfloat16
 KEY = ("step", "n", "head_dim", "batch", "bias", "kernels")  # of a row
 
@@ -36,9 +36,9 @@ SIDES: dict[str, tuple[tuple[int | None, ...], ...]] = {
     "forward_short": ((16, 32, 64, 128), (None,), (4, 8), (1,)),
     "forward_long": ((64, 128), (32, 64, 128), (4, 8), (2, 3, 4)),
     "backward_short": ((16, 32, 64), (None,), (4, 8, 16), (1, 2)),
-    "backward_queries": ((64, 128), (32, 64, 128), (4, 8), (1, 2, 3)),
-    "backward_keys": ((32, 64), (64, 128), (4, 8), (1, 2, 3)),
-    "backward_bias": ((32, 64, 128), (32, 64), (4, 8), (1, 2)),
+    "backward_dq": ((64, 128), (32, 64, 128), (4, 8), (1, 2, 3)),
+    "backward_dkdv": ((32, 64), (64, 128), (4, 8), (1, 2, 3)),
+    "backward_dbias": ((32, 64, 128), (32, 64), (4, 8), (1, 2)),
 }
 
 
@@ -61,7 +61,7 @@ def shipped(step: str, shape: Shape, capability: tuple[int, int]) -> tuple[Plan,
     of_chip = shape.head_dim, DTYPE, capability
     if step == "forward":
         return (plans.forward(shape.n, *of_chip, shape.biased),)
-    return plans.backward(shape.n, *of_chip, shape.biased) if step == "backward" else (plans.backward_bias(*of_chip),)
+    return plans.backward(shape.n, *of_chip, shape.biased) if step == "backward" else (plans.dbias(*of_chip),)
 
 
 def candidates(step: str, shape: Shape, capability: tuple[int, int]) -> Iterator[tuple[Plan, ...]]:
@@ -71,14 +71,14 @@ def candidates(step: str, shape: Shape, capability: tuple[int, int]) -> Iterator
     found = [first]
     if step == "forward":
         found += [(plan,) for name in ("forward_short",) * few + ("forward_long",) for plan in tilings(name, shape)]
-    elif step == "backward_bias":
-        found += [(plan,) for plan in tilings("backward_bias", shape)]
+    elif step == "dbias":
+        found += [(plan,) for plan in tilings("backward_dbias", shape)]
     else:
         long = plans.backward(2 * plans.SHORT, shape.head_dim, DTYPE, capability, shape.biased)
         queries, keys = first if len(first) == 2 else (_with_tail(long[0], shape.n), long[1])
         found += [(plan,) for plan in tilings("backward_short", shape) if few]
-        found += [(plan, keys) for plan in tilings("backward_queries", shape)]
-        found += [(queries, plan) for plan in tilings("backward_keys", shape)]
+        found += [(plan, keys) for plan in tilings("backward_dq", shape)]
+        found += [(queries, plan) for plan in tilings("backward_dkdv", shape)]
     yield from (choice for i, choice in enumerate(found) if choice not in found[:i])
 
 
@@ -90,7 +90,7 @@ def tilings(kernel: str, shape: Shape) -> Iterator[Plan]:
             for pieces in dict.fromkeys((plans.pieces(shape.n), ((0, tile.keys),))):
                 if len(pieces) > 1 or tile.keys <= plans.SHORT:
                     yield Plan(kernel, sizes | {"PIECES": pieces}, warps, stages)
-        elif kernel in ("forward_long", "backward_queries"):
+        elif kernel in ("forward_long", "backward_dq"):
             yield plans.plan(kernel, tile, shape.head_dim, TAIL=plans.tail(shape.n, tile.keys))
         else:
             yield plans.plan(kernel, tile, shape.head_dim)
@@ -108,15 +108,15 @@ def work(step: str, shape: Shape, device: str) -> Callable[[tuple[Plan, ...]], t
     bias = torch.randn(1, h, n, n, device=device, dtype=DTYPE) if shape.biased else None
     q, k, v = ops.unpack(qkv)
     scale = d**-0.5
-    saved = ops.run_forward(q, k, v, bias, scale)
+    saved = ops.launch_forward(q, k, v, bias, scale)
 
     def run(chosen: tuple[Plan, ...]) -> tuple[Tensor, ...]:
         with patch.object(plans, step, lambda *_, **__: chosen if step == "backward" else chosen[0]):
             if step == "forward":
-                return ops.run_forward(q, k, v, bias, scale)
+                return ops.launch_forward(q, k, v, bias, scale)
             if step == "backward":
-                return ops.backward(dout, q, k, v, bias, *saved, scale)
-            return (ops.run_backward_bias(dout, q, k, v, bias, *saved, scale),)
+                return ops.flash_backward(dout, q, k, v, bias, *saved, scale)
+            return (ops.flash_dbias(dout, q, k, v, bias, *saved, scale),)
 
     return run
 
@@ -186,8 +186,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=9)
     arguments = parser.parse_args(argv)
     require_kernels(parser)
-    if "backward_bias" in arguments.steps and not arguments.bias:
-        parser.error("the step backward_bias needs --bias")
+    if "dbias" in arguments.steps and not arguments.bias:
+        parser.error("the step dbias needs --bias")
     rows, capability = [], torch.cuda.get_device_capability()
     lengths = arguments.only or list(BIASED_LENGTHS if arguments.bias else LENGTHS)
     for dim, n, step in product(arguments.dims, lengths, arguments.steps):

@@ -40,13 +40,13 @@ device = session.device
 #
 # How much does a map with one *yes or no* for $s \times s$ pixels say about where a thing is? Here no model is needed. Take a
 # shape, ask for each cell of the map whether most of it is covered, and compare the drawing with the shape: the overlap over
-# the union, IoU. (A network may draw better: with the *share* of each cell that is covered, interpolated and cut at the best
-# threshold, things of 24 pixels reach about 0.5 at stride 16. But at stride 4 they reach 0.9: the gap stays.)
+# the union, IoU. (A network may draw better, from the *share* of each cell that is covered, interpolated and cut at the best
+# threshold. The last two lines below say how much better: the gap stays.)
 
 # %%
 # alt: A small handbag's outline as it is, as a map with one yes or no for 4 by 4 pixels draws it, still recognisable, and as one
-# for 16 by 16 draws it: a plain block without a handle. On the right the overlap against the size of the thing: for an
-# overlap of 0.8 a stride of 4 needs things of about 30 pixels, a stride of 16 of about 130.
+# for 16 by 16 draws it: a plain block without a handle. On the right the overlap against the size of the thing: for
+# the same overlap a stride of 16 needs things several times as large as a stride of 4.
 test_set = open_dataset("fashion_mnist_subset", "test")
 shapes = torch.stack([test_set[i][0].float() for i in range(60)])  # (60, 1, 28, 28)
 
@@ -67,14 +67,22 @@ def drawn_at(masks, stride):
     return cells.repeat_interleave(stride, 2).repeat_interleave(stride, 3)
 
 
+def iou(drawn, masks):
+    return ((drawn & masks).sum((1, 2, 3)) / (drawn | masks).sum((1, 2, 3))).mean().item()
+
+
+def best_from_shares(masks, stride):
+    """IoU of what the covered share of each cell draws, interpolated and cut at the best of some thresholds."""
+    shares = F.interpolate(F.avg_pool2d(masks.float(), stride), scale_factor=stride, mode="bilinear")
+    return max(iou(shares > cut, masks) for cut in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7))
+
+
 sizes, overlap = [12, 24, 48, 96, 160], {}
 for stride in (4, 8, 16, 32):
     overlap[stride] = []
     for size in sizes:
         masks = place(size, torch.Generator().manual_seed(0))
-        drawn = drawn_at(masks, stride)
-        iou = (drawn & masks).sum((1, 2, 3)) / (drawn | masks).sum((1, 2, 3))
-        overlap[stride].append(iou.mean().item())
+        overlap[stride].append(iou(drawn_at(masks, stride), masks))
 
 fig, axes = plot.panels(1, 4, width=2.7, height=2.9)
 example = place(48, torch.Generator().manual_seed(0))
@@ -96,10 +104,13 @@ axes[3].legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 expect("IoU at stride 16 for things of 24 pixels", overlap[16][1], at_most=0.4)
 expect("IoU at stride 4 for things of 24 pixels", overlap[4][1], at_least=0.7)
+masks = place(24, torch.Generator().manual_seed(0))
+expect("the same from the shares of the cells, at stride 16", best_from_shares(masks, 16), at_most=0.6)
+expect("and at stride 4", best_from_shares(masks, 4), at_least=0.8)
 
 # %% [markdown]
-# A fine map everywhere, then? Four times finer means 16 times the tokens, and for attention between all of them 256 times
-# the work. And a fine map alone does not say what a thing *is*: for that a token has to see far. A **pyramid** has both,
+# A fine map everywhere, then? Four times finer means 16<!--= 4**2 --> times the tokens, and for attention between all of them
+# 256<!--= 4**4 --> times the work. And a fine map alone does not say what a thing *is*: for that a token has to see far. A **pyramid** has both,
 # fine maps for *where* and coarse ones for *what*. It needs attention that is affordable on the fine maps.
 #
 # ## 1 Attention inside windows
@@ -137,7 +148,8 @@ expect("all counts are those of the formulas", as_the_formulas, equals=True)
 
 # %% [markdown]
 # That is arithmetic. Does the clock agree? The core of both, without the projections, on your machine, with the slope of a
-# straight line through the points on logarithmic axes. A slope of 2 means: twice the tokens, four times the time.
+# straight line through the points on logarithmic axes. A slope of 2 means: twice the tokens,
+# four times the time.<!--? 2**2 == 4 -->
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -235,7 +247,7 @@ plt.show()
 # block **displaces the windows** by half a window. What was a border then lies inside a window.
 #
 # Displaced windows leave narrow strips at the edge of the map. One could pad each strip to a full window, but for 2 × 2
-# windows that makes nine instead of four, more than twice the work. Swin's trick keeps the number: **roll** the map, so that
+# windows that makes nine instead of four, more than twice the work.<!--? (2 + 1) ** 2 / 2**2 > 2 --> Swin's trick keeps the number: **roll** the map, so that
 # what sticks out at the top and on the left comes back at the bottom and on the right. Regular windows of the rolled map
 # *are* the displaced windows of the map, but for those at the edge, where several strips share one window. They are strangers:
 # they come from opposite borders of the image. The **mask** keeps them apart.
@@ -520,10 +532,10 @@ for ax, (name, change) in zip(axes[2:], changes.items(), strict=True):
 plt.show()
 leak = changes["without"][:, :14].max() / changes["without"][:, 14:].max()
 expect("largest change in the left half, with the mask", changes["with the mask"][:, :14].max(), equals=0.0)
-expect("largest change in the left half without it, as a share of that on the right", leak, at_least=0.2)
+expect("largest change in the left half without it, as a share of that on the right", leak, at_least=0.8)
 
 # %% [markdown]
-# The bar leaks to the far side of the image, at about full strength, and nothing fails: the model trains, and learns that
+# The bar leaks to the far side of the image, at nearly full strength, and nothing fails: the model trains, and learns that
 # the left border borders on the right one.
 #
 # **How far does a token see?** Stack blocks and ask, by a gradient, which inputs can influence one output (its *receptive
@@ -596,8 +608,8 @@ expect("tokens in reach without shifting, at any depth", set(reach["no shift"]),
 # %%
 # NBVAL_IGNORE_OUTPUT
 # alt: Left: four example pictures, each with two pieces of clothing, labelled same or different. Right: accuracy on unseen
-# pairs over the training steps. With shifted windows it climbs well above chance; with regular windows only it stays near
-# one half.
+# pairs over the training steps. With shifted windows it climbs well above two thirds; with regular windows only it stays
+# below.
 KINDS = (1, 8, 9)  # trousers, bags, ankle boots
 
 
@@ -673,12 +685,12 @@ expect("accuracy with islands", pair_curves["regular windows only"][-1][1], at_m
 # ## 5 The pyramid
 #
 # Between two stages four neighbours become one token: their channels side by side, $4C$, normalised, then projected to
-# $2C$. The map has a quarter of the tokens, each of which is twice as wide, and a window now covers four times the area. Sides of
-# an odd length get a row or a column of zeros first.
+# $2C$. The map has a quarter of the tokens, each of which is twice as wide, and a window now covers four times the
+# area.<!--? 2**2 == 4 --> Sides of an odd length get a row or a column of zeros first.
 #
 # ### Exercise 6 · `PatchMerging`
 # *Difficulty 2 of 5, about 15 minutes.* This makes the pyramid: half the side, twice the channels, and the next windows see
-# four times the area.
+# four times the area.<!--? 2**2 == 4 -->
 #
 # The order of the four: top left, bottom left, top right, bottom right.
 
@@ -845,8 +857,8 @@ expect("accuracy of your Swin on unseen images", swin_history[-1]["val_accuracy"
 
 # %% [markdown]
 # What has it learnt about places? Each head of each block has a table $T$ with a number for each offset. Here they are as the
-# query sees them, itself in the middle: bright is "look there". They began as noise of σ = 0.02. After three epochs they have
-# grown to three or four times that, but no pattern in them is to be trusted yet.
+# query sees them, itself in the middle: bright is "look there". They began as noise of σ = 0.02, and have grown: the
+# titles say how far. No pattern in them is to be trusted yet.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -1002,11 +1014,15 @@ expect("largest share of attention that goes to padding, attended", shares[False
 expect("the same, masked", shares[True].max(), at_most=1e-6)
 same = (native[0] - native[1]).abs().max() / native[1].abs().max()
 expect("relative difference at the size it was made for, where nothing is padded", same, at_most=1e-5)
+for masked, values in accuracies.items():
+    lost = values[0] - min(values)
+    expect(f"points lost to the canvas, padding {'masked' if masked else 'attended'}", lost, at_least=25.0)
 
 # %% [markdown]
 # How much: about half of what the tokens in the strips have to spend, and more in the corner. Does it matter here? Hardly. Masked
-# or not, the accuracy falls almost to chance at 34 pixels, and the two curves differ by a few points of 300 images. What hurts
-# is the larger, empty canvas, not the padding of the windows.
+# or not, most of the accuracy is lost within a few pixels, and the two curves lie close together: that of 300 images is
+# uncertain by up to 2.9<!--= 100 * (0.5 * 0.5 / 300) ** 0.5 --> points. What hurts is the larger, empty canvas, not the padding of
+# the windows.
 #
 # Where windows fit, the two are one model. Elsewhere: take `mask_padding=False` for pretrained weights, if their numbers shall
 # be reproduced, since the padding was there when these were measured. For models of your own, on images of many sizes, masking
@@ -1014,9 +1030,10 @@ expect("relative difference at the size it was made for, where nothing is padded
 #
 # ## 8 Swin or ViT? The sweep
 #
-# One run is an anecdote. `benchmarks/lesson_hierarchical.py` trained the models below, three seeds each, 300 steps of 100 images,
-# all at the rate 0.003, with the same start and warm-up; no model's own best rate was searched for. All need about the same
-# multiply–adds for an image:
+# One run is an anecdote. `benchmarks/lesson_hierarchical.py` trained the models below, three seeds each,
+# 300<!--= mean(lesson_hierarchical, "steps") --> steps of 100 images, all at the rate 0.003, with the same start and warm-up; no
+# model's own best rate was searched for. All need about the same multiply–adds for an
+# image:<!--? max(values(lesson_hierarchical, "macs")) < 1.02 * min(values(lesson_hierarchical, "macs")) -->
 
 # %%
 print(f"measured on {results['device']}, {results['date']}, torch {results['versions']['torch']}")
@@ -1028,7 +1045,8 @@ for name in ("Swin", "ViT, patch 4", "ViT, patch 7"):
 
 # %%
 # alt: Bars of accuracy after 300 steps for Swin and two ViTs of equal cost; dots show three seeds. Swin and the
-# ViT with patches of 7 pixels are level, the ViT with patches of 4 pixels is four points behind.
+# ViT with patches of 7 pixels are level,<!--? abs(lead(lesson_hierarchical, name=("Swin", "ViT, patch 7"))) < 1 --> the ViT with
+# patches of 4 pixels is four points behind.<!--? 3.5 < lead(lesson_hierarchical, name=("Swin", "ViT, patch 4")) < 4.5 -->
 fig, (ax,) = plot.panels(1, 1, width=6.5, height=2.4)
 plot.bars(ax, {name: runs(name) for name in ("Swin", "ViT, patch 4", "ViT, patch 7")})
 ax.set(xlabel="accuracy on unseen images, %", title="300 steps, three seeds", xlim=(0, 100))
@@ -1039,11 +1057,15 @@ difference = np.mean(runs("Swin")) - np.mean(runs("ViT, patch 7"))
 expect("Swin over the ViT with coarse patches, in points", difference, close_to=0.0, tol=1.5)
 
 # %% [markdown]
-# Two answers. Against the ViT with *fine* tokens Swin wins clearly, on every seed: at equal cost windows pay for four times as
-# many tokens, more blocks and merged neighbours. (Or 0.003 suits Swin better; only a search could tell.) Against the ViT with
-# *coarse* tokens there is **no measurable difference**, and that one is quicker: its runs took two thirds of Swin's CPU time,
-# since rolls, masks and small matrices keep a processor less busy than a few large products. Whole pieces of clothing, centred,
-# on 28 pixels, are a task for which 16 tokens are enough. What Swin's fine maps are good for, section 0 shows and lesson 07
+# Two answers. Against the ViT with *fine* tokens Swin wins clearly, on every
+# seed:<!--? min(values(lesson_hierarchical, name="Swin")) > max(values(lesson_hierarchical, name="ViT, patch 4")) --> at equal cost
+# windows pay for four times as many tokens,<!--? ratio(lesson_hierarchical, "tokens", name=("Swin", "ViT, patch 4")) == 4 --> more
+# blocks and merged neighbours. (Or 0.003 suits Swin better; only a search could tell.) Against the ViT with *coarse* tokens there is
+# **no measurable difference**,<!--? min(leads(lesson_hierarchical, name=("Swin", "ViT, patch 7"))) < 0
+#     < max(leads(lesson_hierarchical, name=("Swin", "ViT, patch 7"))) --> and that one is quicker: its runs took two thirds of Swin's
+# CPU time,<!--? abs(ratio(lesson_hierarchical, "cpu_seconds", name=("ViT, patch 7", "Swin")) - 2 / 3) < 0.02 --> since rolls, masks
+# and small matrices keep a processor less busy than a few large products. Whole pieces of clothing, centred, on 28 pixels, are a
+# task for which 16<!--= mean(lesson_hierarchical, "tokens", name="ViT, patch 7") --> tokens are enough. What Swin's fine maps are good for, section 0 shows and lesson 07
 # needs: to say *where*.
 #
 # ## 9 When would you choose it?

@@ -7,7 +7,6 @@ from outside of the tensor spoils the result, and whatever is written outside is
 
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -17,7 +16,6 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.library import opcheck
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
@@ -25,6 +23,7 @@ from benchmarks import tiles
 from vitcourse import layers
 from vitcourse.hardware import flash_attention, flash_attention_qkvpacked
 from vitcourse.hardware.flash import ops, plans
+from vitcourse.layers import dot_product
 from vitcourse.vit import Attention
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -135,7 +134,7 @@ def use_tiles(kind, monkeypatch):
 
 
 def forget_plans():
-    for choose in (plans.forward, plans.backward, plans.backward_bias):
+    for choose in (plans.forward, plans.backward, plans.dbias):
         choose.cache_clear()
 
 
@@ -203,7 +202,7 @@ def test_scales(scale, n_k):
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="takes the compiler minutes, and benchmarks/tiles.py does it anyway")
-@pytest.mark.parametrize(("step", "biased"), [("forward", False), ("backward", False), ("backward_bias", True)])
+@pytest.mark.parametrize(("step", "biased"), [("forward", False), ("backward", False), ("dbias", True)])
 def test_all_tiles_give_the_same(step, biased, monkeypatch, capsys):
     """Those that ``benchmarks/tiles.py`` tries, which would not time one that differs."""
     monkeypatch.setattr(tiles, "in_turns", lambda steps, *_: {name: [1.0, 1.0] for name in steps})
@@ -480,18 +479,16 @@ def test_there_is_no_second_derivative():
     leaves = qkv.requires_grad_(), bias_like((2, 21, 21)).requires_grad_()
     for function in (unpacked, packed):
         for leaf in leaves:
-            for watch in (nullcontext(), Watch()):
-                with watch:
-                    (gradient,) = torch.autograd.grad(function(*leaves).sum(), leaf, create_graph=True)
-                    with pytest.raises(RuntimeError, match="no second derivative; use backend='math'"):
-                        gradient.sum().backward()
+            (gradient,) = torch.autograd.grad(function(*leaves).sum(), leaf, create_graph=True)
+            with pytest.raises(RuntimeError, match="no second derivative; use backend='math'"):
+                gradient.sum().backward()
 
 
-# ---------------------------------------------------------------------------------------------------------- two doors
+# ---------------------------------------------------------------------------------------------- through the dispatcher
 
 
 class Watch(TorchDispatchMode):
-    """Notes the names of our operators: who watches sends them through PyTorch's dispatcher."""
+    """Notes the names of our operators."""
 
     def __init__(self):
         super().__init__()
@@ -501,14 +498,6 @@ class Watch(TorchDispatchMode):
         if function.namespace == "vitcourse":
             self.seen.append(function._opname)
         return function(*arguments, **(keywords or {}))
-
-
-def took_the_short_way(out):
-    """Whether the output of a forward pass with gradients came past the dispatcher."""
-    node = out.grad_fn
-    while "flash_forward" not in node.name():  # a subclass puts a view on top
-        node = node.next_functions[0][0]
-    return node.name().startswith("flash_forward")
 
 
 def unpacked(qkv, bias):
@@ -531,21 +520,14 @@ def packed_inputs(n=21, dtype=torch.float16):
 
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("function", [unpacked, packed, negative])
-def test_both_doors_give_the_same_bits_and_gradients(function, biased):
+def test_each_pass_is_its_operators(function, biased):
     qkv, dout = packed_inputs()
     leaves = [qkv.requires_grad_(), bias_like((1, 2, 21, 21)).requires_grad_()][: 1 + biased]
-    outcomes = []
-    for watch in (nullcontext(), Watch()):
-        with watch:
-            out = function(*leaves, *[None][biased:])
-            assert took_the_short_way(out) == isinstance(watch, nullcontext)
-            outcomes.append((out.detach(), *torch.autograd.grad(out, leaves, dout)))
+    with Watch() as watch:
+        out = function(*leaves, *[None][biased:])
+        torch.autograd.grad(out, leaves, dout)
     suffix = "_qkvpacked" if function is packed else ""
-    expected = [f"flash_forward{suffix}", *["flash_backward_bias"] * biased, f"flash_backward{suffix}"]
-    assert watch.seen == expected
-    for short, long in zip(*outcomes, strict=True):
-        assert torch.equal(short, long)
-        assert short.stride() == long.stride()
+    assert watch.seen == [f"flash_forward{suffix}", *["flash_dbias"] * biased, f"flash_backward{suffix}"]
 
 
 def test_without_gradients_there_is_no_node_in_the_graph():
@@ -562,29 +544,17 @@ class Tagged(Tensor):
     """A subclass that looks at calls of functions, and leaves them as they are."""
 
 
-class WatchFunctions(TorchFunctionMode):
-    def __torch_function__(self, function, types, arguments=(), keywords=None):
-        return function(*arguments, **(keywords or {}))
-
-
 def negated(tensor):
     """A view whose minus sign is left for the dispatcher to write."""
     return torch._neg_view(-tensor)
 
 
-def test_who_wants_to_see_the_operator_sees_it():
+def test_views_and_subclasses_are_resolved_first():
     q, k, v, _ = (t.requires_grad_() for t in inputs(5, 6, 16, torch.float32))
     expected = flash_attention(q, k, v)
-    assert took_the_short_way(expected)
-    assert took_the_short_way(flash_attention(nn.Parameter(q.detach()), k, v))
     assert negated(v).is_neg()
-    for views in ((negated(q), k, v), (q, k, negated(v)), (q.as_subclass(Tagged), k, v)):
-        found = flash_attention(*views)
-        assert not took_the_short_way(found)
-        assert torch.equal(found.as_subclass(Tensor), expected)
-    with WatchFunctions():
-        assert not took_the_short_way(flash_attention(q, k, v))
-    assert took_the_short_way(flash_attention(q, k, v))
+    for views in ((negated(q), k, v), (q, k, negated(v)), (q.as_subclass(Tagged), k, v), (nn.Parameter(q), k, v)):
+        assert torch.equal(flash_attention(*views).as_subclass(Tensor), expected)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -604,8 +574,7 @@ def test_mapped_over_a_dimension():
     assert torch.equal(found, torch.stack([flash_attention(one, k, v) for one in both]))
 
 
-@pytest.mark.parametrize("watch", [nullcontext, Watch])
-def test_no_gradient_comes_from_no_gradient(watch):
+def test_no_gradient_comes_from_no_gradient():
     class Stop(torch.autograd.Function):
         @staticmethod
         def forward(ctx, x):
@@ -617,25 +586,21 @@ def test_no_gradient_comes_from_no_gradient(watch):
 
     qkv, _ = packed_inputs()
     for function in (unpacked, packed):
-        with watch():
-            out = Stop.apply(function(qkv.requires_grad_(), None))
-            assert torch.autograd.grad(out.sum(), qkv, allow_unused=True) == (None,)
+        out = Stop.apply(function(qkv.requires_grad_(), None))
+        assert torch.autograd.grad(out.sum(), qkv, allow_unused=True) == (None,)
 
 
-@pytest.mark.parametrize("watch", [nullcontext, Watch])
-def test_a_tensor_that_was_overwritten_has_no_gradient(watch):
+def test_a_tensor_that_was_overwritten_has_no_gradient():
     q, k, v, dout = inputs(5, 6, 16, torch.float32)
     q = q.clone().requires_grad_()
-    with watch():
-        out = flash_attention(q, k, v)
-        with torch.no_grad():
-            q.zero_()
-        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-            out.backward(dout)
+    out = flash_attention(q, k, v)
+    with torch.no_grad():
+        q.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.backward(dout)
 
 
-@pytest.mark.parametrize("watch", [nullcontext, Watch])
-def test_what_is_saved_goes_through_hooks(watch):
+def test_what_is_saved_goes_through_hooks():
     """As in ``save_on_cpu``, and in checkpointing."""
     qkv, dout = packed_inputs()
     bias, kept = bias_like((2, 21, 21)), []
@@ -646,10 +611,9 @@ def test_what_is_saved_goes_through_hooks(watch):
         return len(kept) - 1
 
     expected = torch.autograd.grad(packed(*leaves), leaves, dout)
-    with watch():
-        with torch.autograd.graph.saved_tensors_hooks(put_away, kept.__getitem__):
-            found = torch.autograd.grad(packed(*leaves), leaves, dout)
-        again = torch.autograd.grad(checkpoint(packed, *leaves, use_reentrant=False), leaves, dout)
+    with torch.autograd.graph.saved_tensors_hooks(put_away, kept.__getitem__):
+        found = torch.autograd.grad(packed(*leaves), leaves, dout)
+    again = torch.autograd.grad(checkpoint(packed, *leaves, use_reentrant=False), leaves, dout)
     assert len(kept) == 4  # qkv, bias, out and lse
     for first, second, true in zip(found, again, expected, strict=True):
         assert torch.equal(first, true)
@@ -659,8 +623,8 @@ def test_what_is_saved_goes_through_hooks(watch):
 def test_a_checkpoint_can_keep_what_attention_gave(monkeypatch):
     """Selective checkpointing finds the operator by its name, and does not run it again."""
     qkv, dout = packed_inputs()
-    runs, forward = [], ops.run_forward
-    monkeypatch.setattr(ops, "run_forward", lambda *arguments: (runs.append(arguments), forward(*arguments))[1])
+    runs, forward = [], ops.launch_forward
+    monkeypatch.setattr(ops, "launch_forward", lambda *arguments: (runs.append(arguments), forward(*arguments))[1])
     expected = torch.autograd.grad(packed(qkv.requires_grad_(), None), qkv, dout)
     for kept, wanted in (([], 2), ([torch.ops.vitcourse.flash_forward_qkvpacked.default], 1)):
         runs.clear()
@@ -683,7 +647,7 @@ def operator_inputs(name):
         "flash_forward_qkvpacked": (qkv.clone().requires_grad_(), bias.requires_grad_(), 0.25),
         "flash_backward": (dout, *ops.unpack(qkv), bias.detach(), out, lse, 0.25),
         "flash_backward_qkvpacked": (dout, qkv, bias.detach(), out, lse, 0.25),
-        "flash_backward_bias": (dout, *ops.unpack(qkv), bias.detach(), out, lse, 0.25),
+        "flash_dbias": (dout, *ops.unpack(qkv), bias.detach(), out, lse, 0.25),
     }[name]
 
 
@@ -755,26 +719,26 @@ def test_a_model_gets_its_gradient_packed(monkeypatch):
     node = layer(x).grad_fn
     while "flash" not in node.name():
         node = next(parent for parent, _ in node.next_functions if parent and "Accumulate" not in parent.name())
-    assert node.name() == "flash_forward_qkvpackedBackward"
+    assert "flash_forward_qkvpacked" in node.name()
 
 
 def test_auto_takes_the_kernels_only_where_they_were_measured_to_be_faster(monkeypatch):
     allow_this_device(monkeypatch)
     q, k, v, _ = inputs(5, 6, 16, torch.float32)
     capability = torch.cuda.get_device_capability(DEVICE)
-    assert not layers._flash_is_faster(q, k, v, None)
+    assert not dot_product._flash_is_faster(q, k, v, None)
     ranges = (1, 4, 1), (6, 8, 2)
     monkeypatch.setattr(plans, "FASTER", {(capability, torch.float32, 16, False, False): ranges})
-    assert layers._flash_is_faster(q, k, v, None)
-    assert not layers._flash_is_faster(q[:, :1], k[:, :1], v[:, :1], None), "one sequence, of two at least"
-    assert not layers._flash_is_faster(q, k[:, :, :5], v[:, :, :5], None)
-    assert not layers._flash_is_faster(q.half(), k.half(), v.half(), None)
-    assert not layers._flash_is_faster(q, k, v[..., :8], None)
-    assert not layers._flash_is_faster(q.clone().requires_grad_(), k, v, None)
+    assert dot_product._flash_is_faster(q, k, v, None)
+    assert not dot_product._flash_is_faster(q[:, :1], k[:, :1], v[:, :1], None), "one sequence, of two at least"
+    assert not dot_product._flash_is_faster(q, k[:, :, :5], v[:, :, :5], None)
+    assert not dot_product._flash_is_faster(q.half(), k.half(), v.half(), None)
+    assert not dot_product._flash_is_faster(q, k, v[..., :8], None)
+    assert not dot_product._flash_is_faster(q.clone().requires_grad_(), k, v, None)
     with torch.no_grad():
-        assert layers._flash_is_faster(q.clone().requires_grad_(), k, v, None)
+        assert dot_product._flash_is_faster(q.clone().requires_grad_(), k, v, None)
     bias = torch.zeros(5, 6, device=DEVICE)
-    assert not layers._flash_is_faster(q, k, v, bias)
+    assert not dot_product._flash_is_faster(q, k, v, bias)
     monkeypatch.setattr(plans, "FASTER", {(capability, torch.float32, 16, False, True): ranges})
-    assert layers._flash_is_faster(q, k, v, bias)
-    assert not layers._flash_is_faster(q, k, v, bias.requires_grad_())
+    assert dot_product._flash_is_faster(q, k, v, bias)
+    assert not dot_product._flash_is_faster(q, k, v, bias.requires_grad_())

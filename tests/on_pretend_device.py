@@ -32,14 +32,15 @@ from vitcourse import course, create_model, devices  # noqa: E402
 from vitcourse.course import checks, grading  # noqa: E402
 from vitcourse.course.cases import Case  # noqa: E402
 from vitcourse.course.running import isolated, leaves  # noqa: E402
+from vitcourse.course.trial import Trial  # noqa: E402
 from vitcourse.data import ImageDataset  # noqa: E402
 from vitcourse.efficient_attention import (  # noqa: E402
     BigBirdAttention,
-    EfficientAttention,
     LinearAttention,
     LocalAttention,
     RandomBlockAttention,
     RandomFeatureAttention,
+    TwoSoftmaxAttention,
     merge_tokens,
 )
 from vitcourse.hardware.prune import magnitude_prune, make_permanent, prune_model  # noqa: E402
@@ -262,7 +263,7 @@ def test_attention_is_recorded():
     "mixer",
     [
         LinearAttention,
-        EfficientAttention,
+        TwoSoftmaxAttention,
         RandomFeatureAttention,
         partial(LocalAttention, window_size=3, block_size=2),
         partial(RandomBlockAttention, block_size=2, num_random=1),
@@ -317,7 +318,7 @@ ON_THE_DEVICE = {name: spec for name, spec in CHECKS.items() if not hasattr(spec
 @pytest.mark.parametrize("name", ON_THE_DEVICE)
 def test_references_run_on_the_device(name):
     """Else answers to that exercise would be tried on the CPU alone, and nobody would know."""
-    trial = grading.Trial(ON_THE_DEVICE[name], seed=0)
+    trial = Trial(ON_THE_DEVICE[name], seed=0)
     if not any(isinstance(case, Case) for case in trial.cases):
         pytest.skip("nothing but properties")
     seen = []
@@ -354,15 +355,15 @@ def test_an_answer_that_leaves_something_on_the_cpu_is_told(capsys):
     tell = lambda end: answered("vit.image_to_patch", PATCHES.format(end), capsys)  # noqa: E731
     assert tell("x") == "✓ image_to_patch"
     mixed, returned, seen = (
-        tell("x + torch.zeros(x.shape)"),
+        tell("x + torch.zeros(x.shape, dtype=x.dtype)"),
         tell("x.cpu()"),
-        tell("x * float(x.detach().numpy().size > 0)"),
+        tell("x * int(x.detach().numpy().size > 0)"),
     )
     assert mixed.startswith("✗ image_to_patch: right on the CPU, but on pretend: RuntimeError: Expected all tensors")
     assert returned.startswith("✗ image_to_patch: right on the CPU, but on pretend the output is on cpu, expected on")
     assert seen.startswith("✗ image_to_patch: right on the CPU, but on pretend: TypeError: can't convert")
     devices.use_device("cpu")
     try:
-        assert tell("x + torch.zeros(x.shape)") == "✓ image_to_patch"  # the session has no other device
+        assert tell("x + torch.zeros(x.shape, dtype=x.dtype)") == "✓ image_to_patch"  # the session has no other device
     finally:
         devices.use_device()

@@ -10,8 +10,22 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import common, importtime, lesson_tuning, models, pruning, tables
+from benchmarks import (
+    common,
+    dispatch,
+    importtime,
+    lesson_efficient_attention,
+    lesson_hierarchical,
+    lesson_hybrid,
+    lesson_tuning,
+    lesson_vit,
+    models,
+    pruning,
+    tables,
+)
+from benchmarks.sweeps import each_seed, macs, missing, sweep
 from vitcourse import create_model
+from vitcourse.hardware.flash import ops
 
 
 @pytest.fixture
@@ -119,31 +133,124 @@ def test_tables_are_made_from_results(results):
         tables.fill("<!-- table:zzz -->\n<!-- /table -->")
 
 
+@pytest.mark.parametrize(
+    ("step", "passes"), [("inference", ["forward"]), ("forward + backward", ["forward", "backward"])]
+)
+def test_the_operator_and_the_direct_way_do_the_same_work(monkeypatch, step, passes):
+    """What ``benchmarks/dispatch.py`` compares: the same kernels would be launched, with as many arguments."""
+    launched = []
+    monkeypatch.setattr(dispatch, "CALLS", 1)
+    monkeypatch.setattr(ops, "_launch", lambda plan, *arguments: launched.append((plan.kernel, len(arguments))))
+    ran = {}
+    for name, work in dispatch.candidates(step).items():
+        launched.clear()
+        work()
+        ran[name] = list(launched)
+    assert ran["operator"] == ran["direct"]
+    assert list(dict.fromkeys(kernel.partition("_")[0] for kernel, _ in ran["direct"])) == passes
+
+
 def test_import_seconds_are_those_after_torch():
     torch_seconds, own_seconds = importtime.import_seconds("time.process_time = lambda: between + 1000")
     assert own_seconds == 1000 > torch_seconds > 0
 
 
-def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["sweep"])
     monkeypatch.setattr(common, "results_dir", lambda: tmp_path)
+    return tmp_path
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(scratch):
     settings, trained = [{"name": "a", "lr": 0.1}, {"name": "a", "lr": 0.3}], []
 
-    def train(setting, seed):
+    def train(run):
         if len(trained) == 4:
             trained.append("interrupted")
             raise KeyboardInterrupt
-        trained.append((setting["lr"], seed))
-        return {"seed": seed, "accuracy": setting["lr"] + seed}
+        trained.append((run["lr"], run["seed"]))
+        return {"accuracy": run["lr"] + run["seed"]}
 
     with pytest.raises(KeyboardInterrupt):
-        common.sweep("trial", "", settings, train)
-    assert not (tmp_path / "trial.json").exists()
-    common.sweep("trial", "", settings, train)
+        sweep("trial", "", each_seed(settings), train)
+    assert not (scratch / "trial.json").exists()
+    with (scratch / "runs" / "trial.jsonl").open("a", encoding="utf-8") as log:
+        log.write('{"name": "a", "lr"')  # cut off while it was written
+    sweep("trial", "", each_seed(settings), train)
     assert [run for run in trained if run != "interrupted"] == [(lr, seed) for seed in (0, 1, 2) for lr in (0.1, 0.3)]
     rows = common.read_results("trial")["rows"]
     assert [row["accuracy"] for row in rows] == [0.1, 0.3, 1.1, 1.3, 2.1, 2.3]
+    assert len((scratch / "runs" / "trial.jsonl").read_text(encoding="utf-8").splitlines()) == 6
+
+
+def test_a_sweep_may_ask_for_more_once_it_knows_what_came_out(scratch, monkeypatch):
+    def wanted(rows):
+        for name in ("a", "b"):
+            lr = 1
+            while not any(row["accuracy"] > 0.5 for row in rows if row["name"] == name):
+                yield {"name": name, "lr": lr, "seed": 0}
+                lr *= 10
+
+    def train(run):
+        return {"accuracy": run["lr"] / (100 if run["name"] == "a" else 10)}
+
+    monkeypatch.setattr("sys.argv", ["sweep", "--runs", "4"])
+    sweep("trial", "", wanted, train)
+    assert common.read_results("trial") is None, "no results of a part, unless it is whole"
+    monkeypatch.setattr("sys.argv", ["sweep", "--runs", "0"])
+    sweep("trial", "", wanted, train, whole="name")
+    assert [(row["name"], row["lr"]) for row in common.read_results("trial")["rows"]] == [
+        ("a", n) for n in (1, 10, 100)
+    ]
+    monkeypatch.setattr("sys.argv", ["sweep"])
+    sweep("trial", "", wanted, train, whole="name")
+    found = [(row["name"], row["lr"]) for row in common.read_results("trial")["rows"]]
+    assert found == [("a", 1), ("a", 10), ("a", 100), ("b", 1), ("b", 10)]
+
+
+COMMITTED = {
+    "lesson_hierarchical": each_seed([{"name": name} for name in lesson_hierarchical.MODELS]),
+    "lesson_hybrid": each_seed(lesson_hybrid.settings()),
+    "lesson_efficient_attention": each_seed(
+        [
+            {"name": name, "epochs": n}
+            for n in lesson_efficient_attention.EPOCHS
+            for name in lesson_efficient_attention.MIXERS
+        ]
+    ),
+    "lesson_vit": lesson_vit.wanted,
+}
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_the_committed_results_are_all_that_a_sweep_wants(name):
+    rows = common.read_results(name)["rows"]
+    asked = list(COMMITTED[name](rows))
+    assert list(missing(asked, rows)) == []
+    assert len(asked) == len(rows)
+
+
+def test_the_committed_contenders_are_tuned_to_the_end(monkeypatch):
+    rows = common.read_results("lesson_tuning")["rows"]
+    names = {row["name"] for row in rows}
+    finished = [contender for contender in lesson_tuning.CONTENDERS if contender.name in names]
+    monkeypatch.setattr(lesson_tuning, "CONTENDERS", finished)
+    asked = list(lesson_tuning.wanted(rows))
+    assert asked
+    assert list(missing(asked, rows)) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "key"),
+    [(lesson_hierarchical, "name"), (lesson_hybrid, "model"), (lesson_efficient_attention, "name")],
+)
+def test_multiply_adds_are_counted_whatever_kernel_computes_them(module, key):
+    """PyTorch's counter does not know all fused kernels of a CPU; which, depends on its version."""
+    rows = common.read_results(module.__name__.rpartition(".")[2])["rows"]
+    committed = {row[key]: row["macs"] for row in rows}
+    assert {name: macs(module.make_model(name)) for name in committed} == committed
 
 
 # -------------------------------------------------------------------------------------------- the contenders' settings
@@ -153,7 +260,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
 def test_a_range_grows_until_the_best_lies_inside(best):
     """With a pretended accuracy: a hill over the rate, and less the more decay."""
     rows = []
-    for wanted in lesson_tuning.missing(rows):
+    for wanted in missing(lesson_tuning.wanted(rows), rows):
         accuracy = -abs(math.log10(wanted["lr"] / best)) - wanted["weight_decay"] / 100
         rows.append({**wanted, "accuracy": accuracy, "loss": 0.0})
     for contender in lesson_tuning.CONTENDERS:
@@ -165,7 +272,7 @@ def test_a_range_grows_until_the_best_lies_inside(best):
         tested = [row for row in rows if (row["name"], row["stage"]) == (contender.name, "test")]
         assert {(row["lr"], row["weight_decay"]) for row in tested} <= {(found["lr"], found["weight_decay"])}
         assert contender.in_lesson_vit or [row["seed"] for row in tested] == [0, 1, 2]
-    assert list(lesson_tuning.missing(rows)) == []
+    assert list(missing(lesson_tuning.wanted(rows), rows)) == []
 
 
 def test_settings_are_chosen_by_training_images():

@@ -2,16 +2,19 @@
 
 import json
 import os
-import re
+import platform
 import shutil
 import subprocess
 import sys
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
+from PIL import Image
 
-from vitcourse.course import builder, checks, lessons, numbers
+from vitcourse.course import builder, checks, lessons
 from vitcourse.course.__main__ import main
 
 ROOT = Path(__file__).parents[1]
@@ -280,50 +283,6 @@ class A:
     # </solution>"""
 
 
-RESULTS = {
-    "rows": [{"name": "a", "accuracy": 0.8085}, {"name": "a", "accuracy": 0.81}, {"name": "b", "loss": -16384.2}]
-}
-
-
-@pytest.mark.parametrize(
-    ("text", "plain"),
-    [
-        ("no number, <!-- a comment -->", "no number, <!-- a comment -->"),
-        ('it has 80.9<!--= percent(r, name="a") --> %', "it has 80.9 %"),
-        ('it has 81<!--=\n  percent(r,\n name="a")--> %', "it has 81 %"),
-        ('2 of −16 384<!--= mean(r, "loss") -->', "2 of −16 384"),
-        ("it rises<!--? values(r)[1] > values(r)[0] -->.", "it rises."),
-    ],
-)
-def test_numbers_in_prose_are_those_of_the_results(tmp_path, text, plain):
-    (tmp_path / "r.json").write_text(json.dumps(RESULTS), encoding="utf-8")
-    assert numbers.compared(text, tmp_path) == plain
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('it has 80.8<!--= percent(r, name="a") --> %', "the text says 80.8, the results 80.925: percent"),
-        ("it falls<!--? values(r)[1] < values(r)[0] -->.", "the results say False: values"),
-        ("it<!--? 3 -->.", "the results say 3"),
-        ('1<!--= percent(r, name="c") -->', "LookupError: no row has 'accuracy' and {'name': 'c'}"),
-        ("1<!--= mean(s) -->", "NameError: name 's' is not defined"),
-        ("it has many<!--= mean(r) -->", "does not follow a number"),
-        ("it has 1<!--= mean(r)", "is not closed"),
-    ],
-)
-def test_numbers_in_prose_that_the_results_do_not_have_are_refused(tmp_path, capsys, text, message):
-    folder = tmp_path / "benchmarks" / "results"
-    folder.mkdir(parents=True)
-    (folder / "r.json").write_text(json.dumps(RESULTS), encoding="utf-8")
-    for source in (f"# %% [markdown]\n# {text}\n", f"# %%\n# alt: {text}\nplot()\n"):
-        lesson = lessons.Lesson(tmp_path, "00_demo")
-        lesson.source.parent.mkdir(exist_ok=True)
-        lesson.source.write_text(source, encoding="utf-8")
-        with pytest.raises(lessons.BuildError, match=f"00_demo.py, cell [01]: .*{re.escape(message)}"):
-            lessons.render(lesson, "student")
-
-
 def test_every_solution_of_a_class_becomes_a_blank():
     assert lessons.blank(CLASS) == "class A:\n    def a(self):\n        raise TODO\n\n    y = 2\n    raise TODO"
     assert lessons.solved(CLASS) == "\n".join(line for line in CLASS.split("\n") if "solution>" not in line)
@@ -428,7 +387,66 @@ def test_check_finds_a_changed_source_orphans_and_missing_or_heavy_files(course_
     assert "lower the dpi" in check_errors(course_copy, capsys)[0]
 
 
+def test_the_notebooks_of_this_course_are_light():
+    """The whole course has to stay small enough to clone and to open."""
+    files = [*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("solutions/*.ipynb")]
+    heavy = {file.name: file.stat().st_size for file in files if file.stat().st_size > 800_000}
+    assert files
+    assert not heavy
+
+
+def picture(colours, mode="RGB"):
+    file = BytesIO()
+    Image.fromarray(colours, mode).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_figures_are_stored_with_few_colours():
+    y, x = np.mgrid[:128, :128]
+    photo = np.stack([x + y // 2, 2 * y, 255 - x], -1) + np.random.default_rng(0).integers(0, 9, (128, 128, 3))
+    figure = np.full((160, 400, 3), 255, np.uint8)
+    figure[16:144, 16:144] = photo.clip(0, 255)
+    figure[40:44, 180:380] = figure[60:100, 200:203] = (0, 114, 178)
+    png = picture(figure)
+    stored = builder.with_few_colours(png)
+    assert len(stored) < 0.5 * len(png)
+    image = np.asarray(Image.open(BytesIO(stored)).convert("RGB")).astype(int)
+    assert (image[:, 150:] == figure[:, 150:]).all(), "paper and lines keep their colours"
+    assert np.abs(image - figure).mean() < 5
+    assert builder.with_few_colours(stored) == stored
+    glass = np.concatenate([figure, np.full((160, 400, 1), 128, np.uint8)], -1)
+    assert builder.with_few_colours(picture(glass, "RGBA")) == picture(glass, "RGBA")
+
+
+# ---------------------------------------------------------------------------------------- as JupyterLab would write it
+
+
+def test_a_kernel_has_nothing_to_add_to_a_notebook(course_copy, tmp_path):
+    """JupyterLab writes what the kernel says of itself into a notebook that it opens: if it is new, it is "unsaved"."""
+    kernel = pytest.importorskip("ipykernel.ipkernel").IPythonKernel.language_info
+    spec = pytest.importorskip("ipykernel.kernelspec").get_kernel_dict()
+    main(["start", str(tmp_path / "work"), "--root", str(course_copy.root)])
+    own, version = tmp_path / "work" / "00_demo.ipynb", {"version": platform.python_version()}
+    for file in (own, course_copy.notebook("student"), course_copy.notebook("solved")):
+        notebook = nbformat.read(file, nbformat.NO_CONVERT)
+        stored = notebook.metadata.language_info if file == own else {**notebook.metadata.language_info, **version}
+        assert stored == kernel
+        assert notebook.metadata.kernelspec == {"name": "python3", **{k: spec[k] for k in ("display_name", "language")}}
+        assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+        saved = StringIO()
+        nbformat.write(nbformat.read(file, nbformat.NO_CONVERT), saved, version=nbformat.NO_CONVERT)
+        assert saved.getvalue() == file.read_text(encoding="utf-8"), "what it would save is what is there"
+
+
 # ------------------------------------------------------------------------------------------------------------ commands
+
+
+def test_start_names_the_python_that_will_open_it(course_copy, tmp_path):
+    edit(course_copy, "student", lambda nb: nb.metadata.language_info.update(version="3.0.0"))
+    main(["start", str(tmp_path / "work"), "--root", str(course_copy.root)])
+    copied = nbformat.read(tmp_path / "work" / "00_demo.ipynb", nbformat.NO_CONVERT)
+    assert copied.metadata.language_info.version == platform.python_version()
+    assert copied.metadata.vitcourse == nbformat.read(course_copy.notebook("student"), 4).metadata.vitcourse
 
 
 def test_start_never_overwrites_a_learners_file(course_copy, tmp_path, capsys):

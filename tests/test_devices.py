@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from vitcourse import course, devices
-from vitcourse.course import grading
+from vitcourse.course import catalogue, grading
+from vitcourse.course.trial import Trial
 from vitcourse.train import TrainConfig, cli, evaluate, runtime
 
 TESTS = Path(__file__).parent
@@ -114,8 +115,8 @@ def test_a_model_without_parameters_is_evaluated_too():
 def test_graders_try_the_device_of_the_session(gpu, monkeypatch):
     seen = []
     monkeypatch.setattr(grading, "map_tensors", lambda tree, function: seen.append(grading.resolve_device()) or tree)
-    spec = grading.CHECKS.get("vit.image_to_patch") or course.exercises.checks.find("vit.image_to_patch")
-    trial = grading.Trial(spec, 0)
+    spec = catalogue.CHECKS.get("vit.image_to_patch") or course.exercises.checks.find("vit.image_to_patch")
+    trial = Trial(spec, 0)
     grading._elsewhere(trial, trial.reference)
     devices.use_device("cpu")
     grading._elsewhere(trial, trial.reference)

@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,15 +15,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from vitcourse import create_model
 from vitcourse.efficient_attention import (
     BigBirdAttention,
-    EfficientAttention,
     LinearAttention,
     LocalAttention,
     MergingBlock,
     RandomBlockAttention,
     RandomFeatureAttention,
+    TwoSoftmaxAttention,
     bipartite_matching,
     block_layout,
-    efficient_attention,
     elu_features,
     layout_mask,
     linear_attention,
@@ -37,6 +37,8 @@ from vitcourse.efficient_attention import (
     redraw_features,
     sparse,
     sparse_attention,
+    tables,
+    two_softmax_attention,
     unmerge,
 )
 from vitcourse.layers import attention_weights
@@ -51,7 +53,7 @@ SPARSE = {
 }
 LINEAR = {
     "elu": LinearAttention,
-    "softmaxes": EfficientAttention,
+    "softmaxes": TwoSoftmaxAttention,
     "random features": partial(RandomFeatureAttention, num_features=24),
 }
 MIXERS = LINEAR | SPARSE
@@ -104,11 +106,11 @@ def test_elu_features_never_become_zero():
     assert_close(steep.grad, torch.tensor([1.0, math.exp(-50), 0.0]), 1e-5)
 
 
-def test_efficient_attention_is_two_softmaxes():
+def test_two_softmax_attention_is_its_matrix():
     q, k, v = qkv(9)
     weights = q.softmax(-1) @ k.softmax(-2).mT
     assert_close(weights.sum(-1), torch.ones(2, 3, 9, dtype=torch.float64))
-    assert_close(efficient_attention(q, k, v), weights @ v)
+    assert_close(two_softmax_attention(q, k, v), weights @ v)
 
 
 def test_random_features_are_the_papers():
@@ -331,6 +333,19 @@ def test_tables_are_made_once_for_a_grid_and_no_stand_in_is_kept():
     for a, b in zip(first, local_layout((6, 5, 1), 3, 2), strict=True):
         assert a is b
     assert local_layout((6, 5, 1), 3, 2, torch.device("meta")).keys.device.type == "meta"
+
+
+@pytest.mark.parametrize("mixer", [SPARSE["local"], SPARSE["random"]], ids=["local", "random"])
+def test_tables_of_graphs_make_room_and_come_back(mixer, monkeypatch):
+    monkeypatch.setattr(tables, "LIMIT", 2 * tables.PARTS)
+    monkeypatch.setattr(tables, "_OF_GRAPHS", SimpleNamespace())
+    attend, kept = mixer(8, 2), vars(tables._OF_GRAPHS)
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager", dynamic=False)
+    for grid in ((3, 5, 0), (4, 2, 1), (2, 7, 0), (3, 5, 0)):  # the first has been pushed out when it is back
+        x = torch.randn(2, tokens_of(grid), 8)
+        assert_close(compiled(x, grid), attend(x, grid), 1e-5)
+        assert len(kept) <= tables.LIMIT
+        assert sum(f"({grid}, " in key for key in kept) == tables.PARTS
 
 
 # ------------------------------------------------------------------------------------------------------- token mixers

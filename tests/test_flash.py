@@ -104,7 +104,7 @@ for case in flash_cases({capability}):
     assert ran.returncode == 0, ran.stderr[-3000:]
     kernels = {
         80: ["backward_short", "forward_short"],
-        90: ["backward_keys", "backward_queries", "forward_long", "forward_short"],
+        90: ["backward_dkdv", "backward_dq", "forward_long", "forward_short"],
     }[capability]
     assert sorted(ran.stdout.splitlines()) == [f"{kernel} True 0" for kernel in kernels]
 

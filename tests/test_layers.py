@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from vitcourse import layers
 from vitcourse.layers import (
     DropPath,
     LayerScale,
@@ -14,9 +13,11 @@ from vitcourse.layers import (
     attention,
     attention_qkvpacked,
     attention_weights,
+    dot_product,
     drop_path_rates,
     init_linear,
     masked_mean,
+    say_once,
     to_pair,
 )
 
@@ -27,9 +28,9 @@ BACKENDS = ("math", "sdpa", "flash")  # flash is sdpa where its kernels cannot r
 def not_interpreted(monkeypatch):
     """Other tests of this process may have asked for Triton's interpreter, which runs flash on a CPU, too."""
     monkeypatch.setattr("vitcourse.hardware.flash.ops.is_interpreted", lambda: False)
-    layers._flash_obstacle.cache_clear()
+    dot_product._flash_obstacle.cache_clear()
     yield
-    layers._flash_obstacle.cache_clear()
+    dot_product._flash_obstacle.cache_clear()
 
 
 def qkv(batch=2, heads=3, queries=7, keys=11, dim=8, dim_v=5, dtype=torch.float64):
@@ -156,7 +157,7 @@ def test_auto_never_fails_where_sdpa_works():
 
 
 def test_flash_says_once_why_another_backend_is_used(capsys):
-    layers.say_once.cache_clear()
+    say_once.cache_clear()
     q, k, v = qkv()
     for _ in range(2):
         assert torch.equal(attention(q, k, v, backend="flash"), attention(q, k, v, backend="sdpa"))
@@ -178,13 +179,13 @@ def test_flash_says_once_why_another_backend_is_used(capsys):
 def test_what_keeps_flash_from_running_on_a_gpu(monkeypatch, capability, triton, reason):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")
-    monkeypatch.setattr(layers, "find_spec", lambda name: object() if triton else None)
-    assert layers._flash_obstacle.__wrapped__(torch.device("cuda:0")) == reason
+    monkeypatch.setattr(dot_product, "find_spec", lambda name: object() if triton else None)
+    assert dot_product._flash_obstacle.__wrapped__(torch.device("cuda:0")) == reason
 
 
 def test_asking_for_flash_compiles_to_one_graph():
     q, k, v = qkv()
-    layers.say_once.cache_clear()
+    say_once.cache_clear()
     compiled = torch.compile(lambda q, k, v: attention(q, k, v, backend="flash"), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(q, k, v), attention(q, k, v, backend="math"))
 

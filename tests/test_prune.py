@@ -10,11 +10,11 @@ from torch import nn
 from vitcourse import create_model, hardware
 from vitcourse.efficient_attention import (
     BigBirdAttention,
-    EfficientAttention,
     LinearAttention,
     LocalAttention,
     RandomBlockAttention,
     RandomFeatureAttention,
+    TwoSoftmaxAttention,
     merge_tokens,
 )
 from vitcourse.hardware.prune import (
@@ -181,7 +181,7 @@ MODELS = {
         mixer.__name__: (lambda mixer=mixer: VisionTransformer(**SIZES, attn_layer=mixer), 16)
         for mixer in (
             LinearAttention,
-            EfficientAttention,
+            TwoSoftmaxAttention,
             RandomFeatureAttention,
             LocalAttention,
             RandomBlockAttention,

@@ -31,8 +31,8 @@ from vitcourse.hardware.quantize import (
     PercentileObserver,
     W8A8Linear,
     dequantize,
+    formulas,
     model_bytes,
-    ops,
     pack_int4,
     quantize,
     quantize_like,
@@ -41,7 +41,7 @@ from vitcourse.hardware.quantize import (
     watch_inputs,
 )
 from vitcourse.inference import find_mean_std, normalise
-from vitcourse.layers import say_once
+from vitcourse.notices import say_once
 from vitcourse.paths import data_dir
 from vitcourse.train import evaluate
 from vitcourse.weights import read_metadata, save_weights
@@ -201,30 +201,30 @@ def test_what_cannot_be_quantized_or_packed_is_refused():
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_integer_products_are_exact(fast, monkeypatch):
-    if fast and not ops.HAS_FAST_INT8:
+    if fast and not formulas.HAS_FAST_INT8:
         pytest.skip("this CPU has no VNNI")
-    monkeypatch.setattr(ops, "HAS_FAST_INT8", fast)
+    monkeypatch.setattr(formulas, "HAS_FAST_INT8", fast)
     for m, k, n in [(1, 1, 1), (2, 1, 6), (3, 5, 7), (0, 8, 3), (2, 0, 3), (33, 3000, 17), (197, 768, 5)]:
         x, w = (torch.randint(-128, 128, (rows, k), dtype=torch.int8) for rows in (m, n))
-        assert torch.equal(ops.int8_matmul(x, w).long(), x.long() @ w.long().t())
+        assert torch.equal(formulas.int8_matmul(x, w).long(), x.long() @ w.long().t())
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(ops.int8_matmul(x, w).long(), x.long() @ w.long().t())
+        assert torch.equal(formulas.int8_matmul(x, w).long(), x.long() @ w.long().t())
     for value in (127, -128):
         x, w = torch.full((40, 4096), -128, dtype=torch.int8), torch.full((24, 4096), value, dtype=torch.int8)
-        assert (ops.int8_matmul(x, w) == -128 * value * 4096).all()
+        assert (formulas.int8_matmul(x, w) == -128 * value * 4096).all()
     for x in (torch.randint(-128, 128, (1, 64), dtype=torch.int8).expand(5, 64), w[::2, 8:72], w.t()[:30, :].t()):
         w = torch.randint(-128, 128, (x.shape[1], 7), dtype=torch.int8).t()
-        assert torch.equal(ops.int8_matmul(x, w).long(), x.long() @ w.long().t())
-        assert torch.equal(ops.int8_matmul(w, x).long(), w.long() @ x.long().t())
+        assert torch.equal(formulas.int8_matmul(x, w).long(), x.long() @ w.long().t())
+        assert torch.equal(formulas.int8_matmul(w, x).long(), w.long() @ x.long().t())
 
 
 ASKED_UNDER_MODES = """
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 with torch.device("meta"), FakeTensorMode():
-    from vitcourse.hardware.quantize import ops
+    from vitcourse.hardware.quantize import formulas
 for x, w in ((127, 127), (127, -128), (-128, 127), (-128, -128)):
-    product = ops.int8_matmul(*(torch.full((9, 64), value, dtype=torch.int8) for value in (x, w)))
+    product = formulas.int8_matmul(*(torch.full((9, 64), value, dtype=torch.int8) for value in (x, w)))
     assert product.eq(64 * x * w).all(), (x, w, product)
 """
 
@@ -674,7 +674,7 @@ def test_a_model_runs_in_onnxruntime(scheme, tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     model = nn.Sequential(nn.Conv2d(3, 32, 4, 4), nn.Flatten(), nn.Linear(512, 600), nn.GELU(), nn.Linear(600, 10))
-    if scheme.startswith("w8a8") and not ops.HAS_FAST_INT8:
+    if scheme.startswith("w8a8") and not formulas.HAS_FAST_INT8:
         pytest.skip("ONNX Runtime may let sums of this CPU saturate")
     small, x, path = quantized(model, scheme), images(3), tmp_path / "small.onnx"
     torch.onnx.export(small, (x[:2],), path, dynamo=True, dynamic_shapes=[{0: "batch"}], verbose=False)
@@ -878,7 +878,7 @@ def test_tied_weights_stay_tied(scheme, capsys):
 
 
 def test_a_slow_cpu_is_told_so(monkeypatch, capsys):
-    monkeypatch.setattr(ops, "HAS_FAST_INT8", False)
+    monkeypatch.setattr(formulas, "HAS_FAST_INT8", False)
     say_once.cache_clear()
     for _ in range(2):
         quantize_model(small_vit(), "w8a8")

@@ -23,13 +23,15 @@ from vitcourse.hardware.quantize import (
     Int4Linear,
     Int8Linear,
     dequantize,
+    formulas,
+    onnx_export,
     ops,
     pack_int4,
     quantize,
     tilings,
     unpack_int4,
 )
-from vitcourse.hardware.quantize.checks import GROUP_SIZES
+from vitcourse.hardware.quantize.checks import FLOATS, GROUP_SIZES
 
 
 def four_bit(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
@@ -65,7 +67,7 @@ def test_gradients_of_the_operators_are_those_of_the_linear_layer():
     x, bias = torch.randn(5, 64, requires_grad=True), torch.randn(7, requires_grad=True)
     for out, real in (
         (operators.w8a16_linear(x, int8, scale, bias), dequantize(int8, scale)),
-        (operators.w4a16_linear(x, packed, scales, bias, 32), ops.dequantize_int4(packed, scales, 32, 64)),
+        (operators.w4a16_linear(x, packed, scales, bias, 32), formulas.dequantize_int4(packed, scales, 32, 64)),
     ):
         weight = torch.randn_like(out)
         got = torch.autograd.grad((out * weight).sum(), (x, bias))
@@ -145,7 +147,7 @@ def test_checks_ask_nothing_of_the_number_of_tokens(scale):
     assert torch.equal(exported(*inputs), Model()(*inputs))
 
 
-@pytest.mark.parametrize("dtype", ops.FLOATS)
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_only_halves_take_the_kernels_that_multiply_real_numbers(dtype, monkeypatch):
     """Elsewhere, Triton spills, wants too much shared memory, or has no product at all."""
     taken = []
@@ -177,7 +179,7 @@ def exact_error(x: Tensor, weight: Tensor, bias: Tensor, got: Tensor) -> float:
     return ((got - exact).norm() / exact.norm()).item()
 
 
-@pytest.mark.parametrize("dtype", ops.FLOATS)
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_the_scale_is_applied_to_the_sums_and_not_to_the_weights(dtype):
     (weight, scale), x = quantize(torch.randn(64, 96)), torch.randn(5, 96).to(dtype)
     bias = torch.randn(64, dtype=dtype)
@@ -190,7 +192,7 @@ def test_the_scale_is_applied_to_the_sums_and_not_to_the_weights(dtype):
     assert torch.equal(ops.w8a16_linear(x, weight, scale, bias), got)
 
 
-@pytest.mark.parametrize("dtype", ops.FLOATS)
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_rows_without_integers_get_a_scale_that_says_so(dtype):
     x, fixed = torch.randn(4, 64).to(dtype), torch.full((1, 1), 0.01)
     x[1, 3], x[2, 5], x[3, 0] = torch.nan, -torch.inf, 1e4
@@ -202,13 +204,13 @@ def test_rows_without_integers_get_a_scale_that_says_so(dtype):
     assert out[1:3].isnan().all() and out[[0, 3]].isfinite().all()
 
 
-@pytest.mark.parametrize("dtype", ops.FLOATS)
+@pytest.mark.parametrize("dtype", FLOATS)
 def test_the_bias_may_be_of_another_type(dtype):
     x, bias, (weight, scale) = torch.randn(5, 64).to(dtype), torch.randn(7), quantize(torch.randn(7, 64))
     packed, scales = four_bit(torch.randn(7, 64), 32)
     for got, real in (
         (operators.w8a16_linear(x, weight, scale, bias), dequantize(weight, scale)),
-        (operators.w4a16_linear(x, packed, scales, bias, 32), ops.dequantize_int4(packed, scales, 32, 64)),
+        (operators.w4a16_linear(x, packed, scales, bias, 32), formulas.dequantize_int4(packed, scales, 32, 64)),
     ):
         assert got.dtype == dtype and exact_error(x, real, bias, got) <= max(2 * torch.finfo(dtype).eps, 1e-6)
 
@@ -224,7 +226,7 @@ def test_sums_stay_within_float16():
 def test_four_bits_are_made_real_with_one_copy_in_real_numbers(group_size, inputs):
     packed, scale = four_bit(torch.randn(24, inputs), group_size)
     with Sizes() as sizes:
-        got = ops.dequantize_int4(packed, scale, group_size, inputs)
+        got = formulas.dequantize_int4(packed, scale, group_size, inputs)
     assert not {"aten::cat", "aten::mul", "aten::_to_copy"} & set(sizes.found)
     assert torch.equal(got, dequantize(unpack(packed, group_size), scale, group_size)[:, :inputs])
 
@@ -252,7 +254,7 @@ def test_products_become_those_of_onnx(tmp_path):
     """Of weights so large that the exporter does not compute with them itself."""
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    if not ops.HAS_FAST_INT8:
+    if not formulas.HAS_FAST_INT8:
         pytest.skip("ONNX Runtime may let sums of this CPU saturate")
     inputs = 1500
     model, path = Products(inputs).eval(), tmp_path / "products.onnx"
@@ -270,7 +272,7 @@ def test_onnx_gets_no_operator_that_only_cuda_has(monkeypatch):
     with FakeTensorMode(allow_non_fake_inputs=True):
         on_cuda = model.to("cuda")
         assert ops._has_operators(x.to("cuda"))
-        monkeypatch.setattr(ops, "_to_onnx", lambda: True)
+        monkeypatch.setattr(onnx_export, "to_onnx", lambda: True)
         with Sizes() as sizes:
             on_cuda(x.to("cuda"))
     assert sizes.found and not any(name.startswith("vitcourse") for name in sizes.found)
@@ -286,7 +288,7 @@ INTERPRETED = """
 import json, torch
 import torch.nn.functional as F
 from tests.test_quantize_kernels import four_bit
-from vitcourse.hardware.quantize import dequantize, ops, quantize, tilings
+from vitcourse.hardware.quantize import dequantize, formulas, launchers, ops, quantize, tilings
 
 torch.manual_seed(0)
 failures, count = [], 0
@@ -306,22 +308,22 @@ for M, K, N in SHAPES:
     x8, w8 = (torch.randint(-128, 128, (rows, K), dtype=torch.int8) for rows in (M, N))
     exact = x8.long() @ w8.long().t()
     one = torch.ones(max(M, N), 1)
-    sums = ops.launch_w8a8(x8, one[:M], w8, one[:N], None, torch.float32)
+    sums = launchers.w8a8_linear(x8, one[:M], w8, one[:N], None, torch.float32)
     check(("w8a8 sums", M, K, N), torch.equal(sums.long(), exact))
     x_scale, w_scale, bias = torch.rand(M, 1), torch.rand(N, 1), torch.randn(N)
     for scale in (x_scale, x_scale[:1]):
         real = exact.double() * scale * w_scale.t() + bias
-        check(("w8a8", M, K, N), close(ops.launch_w8a8(x8, scale, w8, w_scale, bias, torch.float32), real, 1e-6))
+        check(("w8a8", M, K, N), close(launchers.w8a8_linear(x8, scale, w8, w_scale, bias, torch.float32), real, 1e-6))
     x = torch.randn(K, M).t().half()  # columns lie next to each other
     real = x.double() @ dequantize(w8, w_scale).double().t() + bias
-    check(("w8a16", M, K, N), close(ops.launch_w8a16(x, w8, w_scale, bias), real, HALF))
+    check(("w8a16", M, K, N), close(launchers.w8a16_linear(x, w8, w_scale, bias), real, HALF))
     for group in (32, 64, 128, 256):
         packed, scales = four_bit(torch.randn(N, K), group)
-        real = x.double() @ ops.dequantize_int4(packed, scales, group, K).double().t()
-        check(("w4a16", M, K, N, group), close(ops.launch_w4a16(x, packed, scales, None, group), real, HALF))
+        real = x.double() @ formulas.dequantize_int4(packed, scales, group, K).double().t()
+        check(("w4a16", M, K, N, group), close(launchers.w4a16_linear(x, packed, scales, None, group), real, HALF))
     x = torch.randn(M, K) * torch.logspace(-30, 30, M)[:, None]
     x[0] = 0
-    for got, expected in zip(ops.launch_quantize_per_token(x), quantize(x), strict=True):
+    for got, expected in zip(launchers.quantize_per_token(x), quantize(x), strict=True):
         check(("quantize", M, K, N), torch.equal(got, expected))
 
 # Without tl.dot, float32 and bfloat16 are interpreted too.
@@ -331,40 +333,41 @@ for M, K, N, dtype in ((1, 1, 1, torch.float32), (4, 1100, 9, torch.bfloat16), (
     x, bias, tolerance = torch.randn(M, K).to(dtype), torch.randn(N), max(torch.finfo(dtype).eps, 2e-6)
     w8, w_scale = quantize(torch.randn(N, K))
     real = F.linear(x.double(), dequantize(w8, w_scale).double(), bias.double())
-    check(("few w8a16", M, K, N, str(dtype)), close(ops.launch_w8a16(x, w8, w_scale, bias), real, tolerance))
+    check(("few w8a16", M, K, N, str(dtype)), close(launchers.w8a16_linear(x, w8, w_scale, bias), real, tolerance))
     for group in (32, 256):
         packed, scales = four_bit(torch.randn(N, K), group)
-        real = F.linear(x.double(), ops.dequantize_int4(packed, scales, group, K).double(), bias.double())
-        got = ops.launch_w4a16(x, packed, scales, bias, group)
+        real = F.linear(x.double(), formulas.dequantize_int4(packed, scales, group, K).double(), bias.double())
+        got = launchers.w4a16_linear(x, packed, scales, bias, group)
         check(("few w4a16", M, K, N, group, str(dtype)), close(got, real, tolerance))
-        check("the same again", torch.equal(got, ops.launch_w4a16(x, packed, scales, bias, group)))
+        check("the same again", torch.equal(got, launchers.w4a16_linear(x, packed, scales, bias, group)))
 
 tilings.ENOUGH_PROGRAMS = enough
 # more tiles along M than one stripe has
 x8, w8 = (torch.randint(-128, 128, (rows, 16), dtype=torch.int8) for rows in (64 * 9 + 1, 70))
-sums = ops.launch_w8a8(x8, torch.ones(1, 1), w8, torch.ones(70, 1), None, torch.float32)
+sums = launchers.w8a8_linear(x8, torch.ones(1, 1), w8, torch.ones(70, 1), None, torch.float32)
 check("stripes", torch.equal(sums.long(), x8.long() @ w8.long().t()))
 
 x, weight = torch.randn(9, 64).half(), torch.randn(7, 64)
 strided = [tensor.t().contiguous().t() for tensor in quantize(weight)]
-check("strided weight", torch.equal(ops.launch_w8a16(x, *strided, None), ops.launch_w8a16(x, *quantize(weight), None)))
+same = torch.equal(launchers.w8a16_linear(x, *strided, None), launchers.w8a16_linear(x, *quantize(weight), None))
+check("strided weight", same)
 packed, scales = four_bit(weight, 32)
 strided = [tensor.t().contiguous().t() for tensor in (packed, scales)]
-same = torch.equal(ops.launch_w4a16(x, *strided, None, 32), ops.launch_w4a16(x, packed, scales, None, 32))
+same = torch.equal(launchers.w4a16_linear(x, *strided, None, 32), launchers.w4a16_linear(x, packed, scales, None, 32))
 check("strided 4-bit weight", same)
 
 x = torch.randn(4, 40)
 x[1, 3], x[2, 3] = torch.nan, torch.inf
-got, expected = ops.launch_quantize_per_token(x), quantize(x)
+got, expected = launchers.quantize_per_token(x), quantize(x)
 check("NaN", got[1][1].isnan().item() and expected[1][1].isnan().item())
 check("infinity", got[1][2].isinf().item() and expected[1][2].isinf().item())
 check("the rest", all(torch.equal(a[[0, 3]], b[[0, 3]]) for a, b in zip(got, expected, strict=True)))
 fixed = torch.full((1, 1), 0.01)
 x[3, 0] = 1e30
-(q, scale), (expected_q, expected_scale) = ops.launch_quantize_per_tensor(x, fixed), ops.quantize_per_tensor(x, fixed)
+(q, scale), (expected_q, expected_scale) = launchers.quantize_per_tensor(x, fixed), ops.quantize_per_tensor(x, fixed)
 check("fixed scale", torch.equal(q[[0, 3]], expected_q[[0, 3]]) and torch.equal(scale.isnan(), expected_scale.isnan()))
 check("rows without integers", scale[1:3].isnan().all().item() and (scale[[0, 3]] == fixed).all().item())
-check("no tokens", ops.launch_w8a16(x[:0], torch.ones(3, 40, dtype=torch.int8), one[:3], None).shape == (0, 3))
+check("no tokens", launchers.w8a16_linear(x[:0], torch.ones(3, 40, dtype=torch.int8), one[:3], None).shape == (0, 3))
 print(json.dumps([count, failures]))
 """
 

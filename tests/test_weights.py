@@ -24,12 +24,13 @@ from vitcourse.efficient_attention import LinearAttention, merge_tokens
 from vitcourse.hardware import quantize_model
 from vitcourse.hardware.prune import keep_units, magnitude_prune
 from vitcourse.hierarchical import PostNormBlock
-from vitcourse.layers import say_once
+from vitcourse.notices import say_once
 from vitcourse.paths import data_dir
 from vitcourse.registry import Preprocess, register_model
 from vitcourse.train import Ema, TrainConfig, evaluate, fit
 from vitcourse.vit import Attention, resize_pos_embed
-from vitcourse.weights import read_metadata, save_weights, sources, unwrap
+from vitcourse.weights import fitting, read_metadata, save_weights, sources, unwrap
+from vitcourse.weights.sources import Source
 
 SMALL = {"img_size": 32, "patch_size": 8, "num_classes": 7, "embed_dim": 48, "depth": 2, "num_heads": 3}
 ODD = Preprocess(img_size=32, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bilinear", crop_pct=0.8)
@@ -671,6 +672,18 @@ def test_windows_of_the_pretraining_are_read_off_the_offsets_in_a_checkpoint():
         wide = create_model("swinv2_tiny_window16_256", **V2, weights=source)
         assert wide.layers[0].blocks[0].attn.window_size == (16, 16)
         assert wide.model_args["pretrained_window_sizes"] == ((8, 8), 0)
+
+
+def test_what_a_source_knows_stays_as_it_was():
+    """Names, the caller's word and what is read off the tensors go into facts of their own."""
+    theirs = timms_v2(8, (12, 6))
+    buffers = {name: b for name, b in theirs.named_buffers() if name.endswith("relative_coords_table")}
+    source = Source({**theirs.state_dict(), **buffers}, facts={"num_classes": 7})
+    ours = create_model("swinv2_tiny_window8_256", **V2)
+    fitted = fitting._fit(ours, source, "here", strict=True, new_head=False, img_size=(64, 32))
+    assert source.facts == {"num_classes": 7}
+    assert fitted.facts["num_classes"] == 7 and fitted.facts["source_img_size"] == (64, 32)
+    assert fitted.facts["layers.0.blocks.1.attn.pretrained_window_size"] == (12, 12)
 
 
 def test_our_own_weights_count_offsets_as_they_were_trained(tmp_path):

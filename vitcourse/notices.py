@@ -2,6 +2,7 @@
 
 import html
 import sys
+from functools import cache
 
 NOTICE = {"vitcourse": "notice"}  # metadata of such an output: it differs from machine to machine, and is not stored
 
@@ -24,3 +25,9 @@ def notice(text: str) -> None:
     from IPython.display import display
 
     display({"text/html": f"<pre>{html.escape(text)}</pre>"}, metadata=NOTICE, raw=True)
+
+
+@cache
+def say_once(line: str) -> None:
+    """Write ``vitcourse: line`` to stderr, the first time in a process that it is said."""
+    print(f"vitcourse: {line}", file=sys.stderr)

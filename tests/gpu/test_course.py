@@ -9,8 +9,9 @@ from torch import nn
 from vitcourse import course
 from vitcourse.course import checks
 from vitcourse.course.cases import Case
-from vitcourse.course.grading import Trial, grade
+from vitcourse.course.grading import grade
 from vitcourse.course.running import isolated, leaves, map_tensors
+from vitcourse.course.trial import Trial
 from vitcourse.devices import resolve_device
 
 pytestmark = pytest.mark.gpu

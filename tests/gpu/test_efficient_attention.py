@@ -7,11 +7,11 @@ import torch
 
 from vitcourse.efficient_attention import (
     BigBirdAttention,
-    EfficientAttention,
     LinearAttention,
     LocalAttention,
     RandomBlockAttention,
     RandomFeatureAttention,
+    TwoSoftmaxAttention,
     local_layout,
     merge_tokens,
     redraw_features,
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.gpu
 SMALL = {"img_size": 32, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 4, "num_classes": 5}
 MIXERS = {
     "elu": LinearAttention,
-    "softmaxes": EfficientAttention,
+    "softmaxes": TwoSoftmaxAttention,
     "random features": partial(RandomFeatureAttention, num_features=16),
     "local": partial(LocalAttention, window_size=3),
     "random": partial(RandomBlockAttention, block_size=2),

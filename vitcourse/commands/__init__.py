@@ -5,6 +5,7 @@ predicts and draws what a task of its own makes. Both tables hold names, and a m
 no help loads PyTorch.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    import argparse
-
     from matplotlib.figure import Figure
     from torch import nn
 
@@ -131,6 +130,28 @@ def open_weights(path: str, device: str) -> tuple["nn.Module", TaskProgram]:
             "use create_model(path) in Python"
         )
     return create_model(path).to(resolve_device(device)), import_module(TASKS[task])
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """The weights file that a command begins with."""
+    parser.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file of vitcourse train, or of save_weights")
+
+
+def add_running(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
+    """Flags about how, and not what."""
+    parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto: VITCOURSE_DEVICE, or what is here")
+    parser.add_argument("--batch-size", type=positive, default=batch_size, help="images at a time (%(default)s)")
+
+
+def positive(text: str) -> int:
+    """The integer that an argument has to be, of 1 at least.
+
+    >>> positive("64")
+    64
+    """
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
+    return int(text)
 
 
 def check_suffix(flag: str, path: str | None, *suffixes: str) -> None:

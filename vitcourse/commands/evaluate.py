@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from vitcourse.commands import check_suffix, guarded, open_weights
+from vitcourse.commands import add_running, add_weights, check_suffix, guarded, open_weights
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
         "loss, accuracy, accuracy per class and confusion matrix.",
         allow_abbrev=False,
     )
-    parser.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file of vitcourse train, or of save_weights")
+    add_weights(parser)
     parser.add_argument(
         "--data", required=True, help="fashion_mnist_subset, fashion_mnist, cifar10, … or imagefolder:PATH"
     )
@@ -47,18 +47,6 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--download", action="store_true", help="download the data set if it is not there")
     parser.add_argument("--json", metavar="FILE", help="write all numbers there; - for stdout, in place of the report")
     parser.add_argument("--figure", metavar="FILE", help="draw them there, a .png, .pdf or .svg")
-    add_running(parser)
-    return parser
-
-
-def add_running(parser: argparse.ArgumentParser) -> None:
-    """Flags about how, and not what."""
-    parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto: VITCOURSE_DEVICE, or what is here")
-    parser.add_argument("--batch-size", type=_positive, default=128, help="images at a time (%(default)s)")
+    add_running(parser, batch_size=128)
     parser.add_argument("--num-workers", type=int, default=0, help="processes that read images (%(default)s)")
-
-
-def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of at least 1")
-    return int(text)
+    return parser

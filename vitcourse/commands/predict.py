@@ -8,8 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vitcourse.commands import TaskProgram, check_suffix, guarded, open_weights
-from vitcourse.commands.evaluate import _positive
+from vitcourse.commands import (
+    TaskProgram,
+    add_running,
+    add_weights,
+    check_suffix,
+    guarded,
+    open_weights,
+    positive,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -76,12 +83,11 @@ def make_parser() -> argparse.ArgumentParser:
         "that cannot be read is named, and the others go on.",
         allow_abbrev=False,
     )
-    parser.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file of vitcourse train, or of save_weights")
+    add_weights(parser)
     parser.add_argument("files", metavar="FILE", nargs="+", help="a picture, or a folder of pictures")
-    parser.add_argument("--top", type=_positive, default=5, help="classes per picture, likeliest first (%(default)s)")
+    parser.add_argument("--top", type=positive, default=5, help="classes per picture, likeliest first (%(default)s)")
     parser.add_argument("--format", choices=("csv", "json"), help="by default what --out ends in, or else csv")
     parser.add_argument("--out", metavar="FILE", help="write there instead of to stdout, a .csv or .json")
     parser.add_argument("--sheet", metavar="FILE", help="draw a contact sheet there, a .png, .pdf or .svg")
-    parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto: VITCOURSE_DEVICE, or what is here")
-    parser.add_argument("--batch-size", type=_positive, default=64, help="pictures at a time (%(default)s)")
+    add_running(parser, batch_size=64)
     return parser

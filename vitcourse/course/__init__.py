@@ -8,9 +8,24 @@ A lesson needs these names::
     session = course.setup()
 """
 
-from .exercises import exercise, hint, last_attempt
-from .expectations import ExpectationError, expect
-from .grading import TODO
-from .session import Session, setup
+from importlib import import_module
+from typing import Any
 
-__all__ = ["TODO", "ExpectationError", "Session", "exercise", "expect", "hint", "last_attempt", "setup"]
+_EXPORTS = {
+    "TODO": "catalogue",
+    "ExpectationError": "expectations",
+    "Session": "session",
+    "exercise": "exercises",
+    "expect": "expectations",
+    "hint": "exercises",
+    "last_attempt": "exercises",
+    "setup": "session",
+}
+__all__ = [*_EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the names on first use: the process that interprets kernels does without PyTorch."""
+    if name in _EXPORTS:
+        return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

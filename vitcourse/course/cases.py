@@ -61,6 +61,7 @@ class Case:
     method: str = "__call__"
     training: bool = False
     label: str = ""
+    earlier: tuple["Case", ...] = ()  # calls of the same instance that come before, while its weights are still others
 
     def on(self, label: str) -> "Case":
         """Name what is special about this case; a learner reads ``(on a non-square image)``."""

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .running import Outcome, OutOfBounds, TimeLimit, WrongParameters, leaves
+from .limits import TimeLimit
+from .running import KernelFault, Outcome, WrongParameters, leaves
 
 # Largest error allowed, as a fraction of the largest value expected. float64 leaves room for tables kept in float32.
 TOLERANCE = {torch.float64: 1e-6, torch.complex128: 1e-6, torch.float16: 5e-3, torch.bfloat16: 2e-2}
@@ -69,7 +70,7 @@ def describe_error(error: BaseException | None) -> str:
         return "no error is raised, though one should be"
     if isinstance(error, TimeLimit):
         return "stopped, it ran too long: a loop that never ends, or far too much work"
-    if isinstance(error, (WrongParameters, OutOfBounds)):
+    if isinstance(error, (WrongParameters, KernelFault)):
         return str(error)
     lines = str(error).strip().splitlines()
     if isinstance(
@@ -263,6 +264,6 @@ def _largest(tensor: Tensor | None) -> float:
 
 def is_evidence(reference: Outcome, faulty: Outcome, got: Outcome, tolerance: float | None) -> bool:
     """Does this case show that `got` makes the mistake of `faulty`: both wrong, and in the same way, in values?"""
-    if isinstance(faulty.error, (WrongParameters, OutOfBounds)):
+    if isinstance(faulty.error, (WrongParameters, KernelFault)):
         return True
     return faulty.error is None and got.error is None and compare(reference, faulty, tolerance) is not None

@@ -5,7 +5,10 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from . import checks, progress
-from .grading import Attempt, Check, Verdict, blanks_in, grade
+from .answers import blanks_in
+from .catalogue import Check
+from .grading import Verdict, grade
+from .trial import Attempt
 
 Answer = TypeVar("Answer", bound=Callable)
 

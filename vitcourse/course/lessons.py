@@ -27,9 +27,18 @@ from . import numbers
 EDITIONS = {"solved": "solutions", "student": "notebooks"}  # edition to folder
 _MARK = re.compile(r"# (NBVAL_[A-Z_]+)$")
 _OPEN, _CLOSE = re.compile(r"^( *)# <solution>$"), re.compile(r"^ *# </solution>$")
+# What JupyterLab writes into a notebook as soon as its kernel has started, but for the version of Python. Where it is
+# there already, nothing is "unsaved" before anybody has typed.
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
-    "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},
+    "language_info": {
+        "codemirror_mode": {"name": "ipython", "version": 3},
+        "file_extension": ".py",
+        "mimetype": "text/x-python",
+        "name": "python",
+        "nbconvert_exporter": "python",
+        "pygments_lexer": "ipython3",
+    },
 }
 
 

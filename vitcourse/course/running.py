@@ -1,16 +1,12 @@
 """Run an answer once, out of harm's way: on copies, seeded, under a time limit, whatever it raises."""
 
 import copy
-import ctypes
 import inspect
 import random
-import signal
-import threading
-import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,21 +16,18 @@ from torch import Tensor, nn
 from vitcourse.devices import kept_random_state, map_tensors, seed_all
 
 from .cases import Case
-
-
-class TimeLimit(BaseException):
-    """The answer ran too long. A BaseException, so that ``except Exception`` in an endless loop does not swallow it."""
-
-
-class _Withdrawn(BaseException):
-    """Takes the place of a `TimeLimit` that came too late."""
+from .limits import TimeLimit, time_limit
 
 
 class WrongParameters(Exception):
     """The learned parameters of the answer are not those of the reference, in name or in shape."""
 
 
-class OutOfBounds(Exception):
+class KernelFault(Exception):
+    """A kernel has broken one of the rules that are watched over; what it says is for the learner."""
+
+
+class OutOfBounds(KernelFault):
     """A kernel has written outside the tensors that it was given."""
 
 
@@ -49,75 +42,6 @@ class Outcome:
     attached: bool = False  # can a gradient flow from the output to anything?
     backward_error: Exception | None = None
     error: BaseException | None = None
-
-
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raise `TimeLimit` in the block after `seconds`, even in an endless loop of Python code."""
-    in_main = threading.current_thread() is threading.main_thread()
-    with _alarm(seconds) if in_main and hasattr(signal, "setitimer") else _watcher(seconds):
-        yield
-
-
-@contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    def stop(*_: Any) -> None:
-        raise TimeLimit
-
-    started = time.monotonic()
-    handler = signal.signal(signal.SIGALRM, stop)
-    # The second argument repeats the alarm: a bare `except:` in the loop survives only one.
-    remaining, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)
-    try:
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    finally:
-        signal.signal(signal.SIGALRM, handler)
-        if remaining:
-            remaining = max(remaining - (time.monotonic() - started), 1e-3)
-            signal.setitimer(signal.ITIMER_REAL, remaining, interval)
-
-
-@contextmanager
-def _watcher(seconds: float) -> Iterator[None]:
-    """For Windows and for threads, which know no alarm signal."""
-    thread = ctypes.c_ulong(threading.get_ident())
-    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    lock, over, fired = threading.Lock(), False, False
-
-    def stop() -> None:
-        nonlocal fired
-        with lock:
-            if not over:
-                fired = True
-                raise_in(thread, ctypes.py_object(TimeLimit))
-
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        with lock:
-            over = True
-        timer.cancel()
-        if fired:
-            _withdraw(thread, raise_in)
-
-
-def _withdraw(thread: ctypes.c_ulong, raise_in: Callable[..., int]) -> None:
-    """Take back an exception that was set but perhaps not raised yet: another one takes its place, and is caught.
-
-    Setting none leaves Python 3.11 looking for one at every step, and a debugger in an endless loop.
-    """
-    try:
-        raise_in(thread, ctypes.py_object(_Withdrawn))
-        while True:
-            pass
-    except _Withdrawn:
-        return
 
 
 @contextmanager
@@ -252,18 +176,44 @@ def execute(
     `gradients` are taken with regard to everything, or to the inputs of these names.
     """
     if case.init is None:
-        target, module = answer, None
-    else:
-        instance = construct(answer, case)
-        module = instance if isinstance(instance, nn.Module) else None
-        if module is not None:
-            load(module, weights)
-        target = instance if case.method == "__call__" else getattr(instance, case.method)
+        return _call(answer, None, case, names, gradients)
+    instance = _loaded(answer, case, weights if not case.earlier else _untrained(weights))
+    for earlier in case.earlier:
+        _call_method(instance, earlier, names, gradients)
+    if case.earlier:
+        _load_into(instance, weights)
+    return _call_method(instance, case, names, gradients)
 
+
+def _untrained(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they may have been before some steps of training."""
+    return {name: 0.75 * weight for name, weight in weights.items()}
+
+
+def _loaded(cls: type, case: Case, weights: dict[str, Tensor]) -> Any:
+    instance = construct(cls, case)
+    _load_into(instance, weights)
+    return instance
+
+
+def _load_into(instance: Any, weights: dict[str, Tensor]) -> None:
+    if isinstance(instance, nn.Module):
+        load(instance, weights)
+
+
+def _call_method(instance: Any, case: Case, names: Callable, gradients: bool | tuple[str, ...]) -> Outcome:
+    module = instance.train(case.training) if isinstance(instance, nn.Module) else None
+    target = instance if case.method == "__call__" else getattr(instance, case.method)
+    return _call(target, module, case, names, gradients)
+
+
+def _call(
+    target: Callable, module: nn.Module | None, case: Case, names: Callable, gradients: bool | tuple[str, ...]
+) -> Outcome:
     args, kwargs = copy.deepcopy((case.args, case.kwargs))
     if gradients:
         args, kwargs = map_tensors(args, _attach), map_tensors(kwargs, _attach)
-    inputs = named_inputs(names, Case(args, kwargs, case.init, case.method))
+    inputs = named_inputs(names, replace(case, args=args, kwargs=kwargs))
     sources = _sources(inputs, module) if isinstance(gradients, bool) else _sources(_only(inputs, gradients), None)
     outcome = Outcome(before=_frozen(inputs))
     output = target(*args, **kwargs)
@@ -325,3 +275,60 @@ def run(
             return execute(answer, case, weights, names, gradients)
     except (Exception, SystemExit, TimeLimit) as error:
         return Outcome(error=error)
+
+
+class Kept:
+    """An answer that is kept from call to call: of a class one instance, so that what that keeps is seen.
+
+    The first call of an instance is made with other weights, as before some steps of training; nobody looks at it.
+    """
+
+    def __init__(
+        self,
+        answer: Callable,
+        first: Case,
+        weights: dict[str, Tensor],
+        names: Callable,
+        *,
+        seconds: float,
+        seed: int,
+        runner: Callable[..., Outcome] = run,
+    ) -> None:
+        self.answer, self.first, self.weights, self.names = answer, first, weights, names
+        self.runner, self.limits = runner, {"seconds": seconds, "seed": seed}
+        self.instance: Any = None
+
+    def __call__(self, case: Case, gradients: bool | tuple[str, ...]) -> Outcome:
+        """Make a call; whatever it raises becomes the outcome's error."""
+        if case.init is None:
+            return self.runner(self.answer, case, self.weights, self.names, gradients=gradients, **self.limits)
+        try:
+            with isolated(self.limits["seed"]), time_limit(self.limits["seconds"]):
+                self._begin(gradients)
+                return _call_method(self.instance, case, self.names, gradients)
+        except (Exception, SystemExit, TimeLimit) as error:
+            return Outcome(error=error)
+
+    def _begin(self, gradients: bool | tuple[str, ...]) -> None:
+        if self.instance is None:
+            self.instance = _loaded(self.answer, self.first, _untrained(self.weights))
+            _call_method(self.instance, self.first, self.names, gradients)
+            _load_into(self.instance, self.weights)
+
+    def output(self, case: Case) -> Any:
+        """What comes out, in a hurry: for a reference, which does no harm. None after an error."""
+        if self.runner is not run:
+            return self(case, False).output
+        target = self.answer
+        if case.init is not None:
+            self._begin(False)
+            instance = self.instance
+            if isinstance(instance, nn.Module):
+                instance.train(case.training)
+            target = instance if case.method == "__call__" else getattr(instance, case.method)
+        args, kwargs = map_tensors((case.args, case.kwargs), Tensor.clone)
+        try:
+            with torch.no_grad():
+                return target(*args, **kwargs)
+        except Exception:
+            return None

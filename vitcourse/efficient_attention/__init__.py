@@ -13,16 +13,16 @@ from vitcourse.efficient_attention.layouts import (
     neighbourhood_mask,
 )
 from vitcourse.efficient_attention.linear import (
-    EfficientAttention,
     LinearAttention,
     RandomFeatureAttention,
-    efficient_attention,
+    TwoSoftmaxAttention,
     elu_features,
     linear_attention,
     log_positive_features,
     orthogonal_projection,
     random_feature_attention,
     redraw_features,
+    two_softmax_attention,
 )
 from vitcourse.efficient_attention.merging import (
     MergingBlock,
@@ -43,7 +43,7 @@ from vitcourse.efficient_attention.sparse import (
 
 __all__ = [
     "BigBirdAttention",
-    "EfficientAttention",
+    "TwoSoftmaxAttention",
     "Layout",
     "LinearAttention",
     "LocalAttention",
@@ -54,7 +54,7 @@ __all__ = [
     "TokenMerging",
     "bipartite_matching",
     "block_layout",
-    "efficient_attention",
+    "two_softmax_attention",
     "elu_features",
     "layout_mask",
     "linear_attention",

@@ -1,14 +1,10 @@
 """Who attends to whom on the grid of patches, as tables of indices: what makes the cost of attention sparse.
 
 Queries are taken in blocks of neighbouring patches, and each block gets a list of keys. The tables depend on sizes
-alone: they are made once for each grid and device, and shared by all layers.
+alone: they are made once for each grid and device, and shared by all layers (:mod:`.tables`).
 """
 
-from collections.abc import Callable
-from functools import lru_cache
 from numbers import Integral
-from operator import index
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vitcourse.efficient_attention.mixer import check_counts
+from vitcourse.efficient_attention.tables import concrete, shared
 from vitcourse.vit import Grid
 
 Coordinates = tuple[np.ndarray, np.ndarray]  # rows and columns
@@ -98,13 +95,8 @@ def check_window(window_size: int) -> None:
 
 
 def check_grid(grid: Grid) -> Grid:
-    """The grid as a tuple of three ints. Where sizes are symbols, a graph is for one grid, like its tables."""
-    if torch.compiler.is_exporting() and any(isinstance(n, torch.SymInt) for n in grid):
-        raise ValueError(
-            "sparse attention looks up who sees whom in tables that are made for one grid, and cannot be exported for "
-            "images of any size; leave height and width out of dynamic_shapes"
-        )
-    h, w, prefix = (index(n) for n in grid)
+    """The grid as a tuple of three ints."""
+    h, w, prefix = concrete(grid)
     if h < 1 or w < 1 or prefix < 0:
         raise ValueError(f"grid {tuple(grid)} needs at least one row and one column of patches, and no negative prefix")
     return h, w, prefix
@@ -130,7 +122,8 @@ def local_layout(grid: Grid, window_size: int, block_size: int, device: torch.de
     """
     check_window(window_size)
     check_counts(1, block_size=block_size)
-    return _on(device, "local", check_grid(grid), window_size, block_size)
+    grid = check_grid(grid)
+    return Layout(*_local(device, grid, window_size, block_size), prefix=grid[2])
 
 
 def block_layout(
@@ -153,10 +146,11 @@ def block_layout(
     """
     check_counts(1, block_size=block_size)
     check_counts(0, radius=radius, num_random=num_random, seed=seed)
-    return _on(device, "blocks", check_grid(grid), block_size, radius, num_random, seed)
+    grid = check_grid(grid)
+    return Layout(*_blocks(device, grid, block_size, radius, num_random, seed), prefix=grid[2])
 
 
-@lru_cache(maxsize=128)
+@shared
 def _local(grid: Grid, window_size: int, block_size: int) -> tuple[np.ndarray, ...]:
     h, w, prefix = grid
     radius = window_size // 2
@@ -167,7 +161,7 @@ def _local(grid: Grid, window_size: int, block_size: int) -> tuple[np.ndarray, .
     return _tables(grid, queries, keys, hidden=far[0] | far[1])
 
 
-@lru_cache(maxsize=128)
+@shared
 def _blocks(grid: Grid, block_size: int, radius: int, num_random: int, seed: int) -> tuple[np.ndarray, ...]:
     h, w, _ = grid
     rows, columns = -(-h // block_size), -(-w // block_size)
@@ -238,40 +232,3 @@ def _numbers(grid: Grid, places: Coordinates) -> np.ndarray:
     h, w, prefix = grid
     rows, columns = places
     return prefix + np.clip(rows, 0, h - 1) * w + np.clip(columns, 0, w - 1)
-
-
-# ------------------------------------------------------------------------------------------------- arrays to tensors
-
-TABLES = range(4)  # of the fields of a layout, those that are tensors
-_BUILDERS: dict[str, Callable[..., tuple[np.ndarray, ...]]] = {"local": _local, "blocks": _blocks}
-
-
-def _on(device: torch.device | None, pattern: str, grid: Grid, *sizes: int) -> Layout:
-    """The tables of a pattern as tensors on a device, the same tensors each time."""
-    if torch.compiler.is_dynamo_compiling():
-        name = _kept(device, pattern, grid, *sizes)
-        return Layout(*[getattr(_TABLES, f"{name} {part}") for part in TABLES], grid[2])
-    # A tracer's stand-in for a tensor must not be kept: real inputs come later.
-    make = _remembered if type(torch.empty(0)) is Tensor else _make
-    return Layout(*[make(part, device, pattern, grid, *sizes) for part in TABLES], grid[2])
-
-
-def _make(part: int, device: torch.device | None, pattern: str, *sizes: object) -> Tensor:
-    with torch.inference_mode(False):  # training may want the same table later
-        return torch.tensor(_BUILDERS[pattern](*sizes)[part], device=device)
-
-
-_remembered = lru_cache(maxsize=512)(_make)
-_TABLES = SimpleNamespace()  # where compiled graphs find theirs
-
-
-@torch.compiler.assume_constant_result
-def _kept(device: torch.device | None, pattern: str, *sizes: object) -> str:
-    """Make the tables while a graph is traced, and say under which name it will find them.
-
-    They could be constants of the graph, but PyTorch 2.11 lets a graph have only one from each function.
-    """
-    name = f"{pattern} {sizes} {device}"
-    for part in TABLES:
-        setattr(_TABLES, f"{name} {part}", _remembered(part, device, pattern, *sizes))
-    return name

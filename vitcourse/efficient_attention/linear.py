@@ -53,11 +53,11 @@ def elu_features(x: Tensor) -> Tensor:
     return torch.where(x > 0, x + 1, x.clamp(-80, 0).exp())
 
 
-def efficient_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def two_softmax_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Two softmaxes in place of one (Shen et al. 2021, eq. 4): of q over its channels, of k over the tokens.
 
-    The weights sum to 1 of themselves: each channel of k spreads one unit over the tokens, and q divides one unit among
-    the channels. In float32 at least, also under autocast.
+    The paper's "efficient attention". The weights sum to 1 of themselves: each channel of k spreads one unit over the
+    tokens, and q divides one unit among the channels. In float32 at least, also under autocast.
 
     Args:
         q: queries (B, H, N_q, D).
@@ -67,7 +67,7 @@ def efficient_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     Returns:
         (B, H, N_q, D_v).
 
-    >>> efficient_attention(*torch.randn(3, 1, 2, 100, 8)).shape
+    >>> two_softmax_attention(*torch.randn(3, 1, 2, 100, 8)).shape
     torch.Size([1, 2, 100, 8])
     """
     dtype = v.dtype
@@ -197,15 +197,15 @@ class LinearAttention(TokenMixer):
         return _normalised(elu_features(q) @ elu_features(k).mT).to(q.dtype)
 
 
-class EfficientAttention(TokenMixer):
+class TwoSoftmaxAttention(TokenMixer):
     """Linear attention with softmax-normalised queries and keys (Shen et al. 2021): a mixer of cost O(N · D²/H).
 
-    >>> EfficientAttention(64, num_heads=4)(torch.zeros(2, 50, 64)).shape
+    >>> TwoSoftmaxAttention(64, num_heads=4)(torch.zeros(2, 50, 64)).shape
     torch.Size([2, 50, 64])
     """
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid | None) -> Tensor:
-        return efficient_attention(q, k, v)
+        return two_softmax_attention(q, k, v)
 
     def weights(self, q: Tensor, k: Tensor, grid: Grid | None) -> Tensor:
         return q.softmax(dim=-1) @ k.softmax(dim=-2).mT

@@ -1,14 +1,15 @@
 """Hierarchical Vision Transformers: Swin (Liu et al. 2021) and Swin V2 (Liu et al. 2022), and their named sizes.
 
-Read :mod:`~vitcourse.hierarchical.windows`, :mod:`~vitcourse.hierarchical.swin`, then
-:mod:`~vitcourse.hierarchical.swin_v2`.
+Read :mod:`~vitcourse.hierarchical.windows`, :mod:`~vitcourse.hierarchical.window_attention`,
+:mod:`~vitcourse.hierarchical.swin`, then :mod:`~vitcourse.hierarchical.swin_v2`.
 """
 
 from typing import Any
 
 from vitcourse.hierarchical.checkpoints import resize_bias_table
-from vitcourse.hierarchical.swin import PatchMerging, SwinBlock, SwinTransformer, WindowAttention
+from vitcourse.hierarchical.swin import PatchMerging, SwinBlock, SwinTransformer
 from vitcourse.hierarchical.swin_v2 import CosineWindowAttention, PostNormBlock, PostNormMerging, log_spaced_offsets
+from vitcourse.hierarchical.window_attention import WindowAttention
 from vitcourse.hierarchical.windows import relative_position_index, shift_mask, window_partition, window_reverse
 from vitcourse.registry import Preprocess, register_model
 

@@ -1,7 +1,7 @@
 """Checkpoints of other libraries, in the names and windows of ours. timm's have the names already."""
 
 import re
-from collections.abc import Callable, Collection, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Mapping
 from math import isqrt
 from typing import Any
 
@@ -24,16 +24,32 @@ def checkpoint_names(names: Collection[str]) -> Callable[[str], str]:
     return _from_authors if "layers.0.downsample.reduction.weight" in names else str
 
 
+def facts_in(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Pair]:
+    """What tensors tell that are not learnt: each attention's ``pretrained_window_size``, which its offsets are of.
+
+    Args:
+        state: a checkpoint's tensors by name.
+        model: the facts are by its names.
+    """
+    rename = checkpoint_names(state)
+    offsets = {rename(name): tensor for name, tensor in state.items() if name.endswith(_OFFSETS)}
+    mixers = [name for name, module in model.named_modules() if hasattr(module, "pretrained_window_size")]
+    return {
+        f"{name}.pretrained_window_size": _pretrained_window(offsets[name + _OFFSETS])
+        for name in mixers
+        if name + _OFFSETS in offsets
+    }
+
+
 def adapt_checkpoint(
-    state: Mapping[str, Tensor], model: nn.Module, facts: MutableMapping[str, Any] | None = None
+    state: Mapping[str, Tensor], model: nn.Module, facts: Mapping[str, Any] | None = None
 ) -> dict[str, Tensor]:
     """Rename what others call otherwise, and fit position biases to the windows.
 
     Args:
         state: the checkpoint's tensors by name.
         model: whose names and windows are wanted.
-        facts: what else is known of it, by this model's names: each attention's ``window_size``, and its
-            ``pretrained_window_size``, which is set where the checkpoint has the offsets that were made from it.
+        facts: what else is known of it, by this model's names: each attention's ``window_size``.
 
     Raises:
         ValueError: a table could be that of several windows.
@@ -42,15 +58,13 @@ def adapt_checkpoint(
     rename = checkpoint_names(state)
     state = {rename(name): tensor for name, tensor in state.items()}
     for name, module in model.named_modules():
-        table, offsets = state.get(name + _TABLE), state.get(name + _OFFSETS)
+        table = state.get(name + _TABLE)
         if table is not None and hasattr(module, "window_size"):
             own, theirs = (_offsets(w) for w in (module.window_size, facts.get(f"{name}.window_size")))
             if theirs is None:
                 theirs = grid_of_checkpoint(len(table), own, None, name + _TABLE)
             if theirs is not None:
                 state[name + _TABLE] = resize_bias_table(table, module.window_size, theirs)
-        if hasattr(module, "pretrained_window_size") and offsets is not None:
-            facts[f"{name}.pretrained_window_size"] = _pretrained_window(offsets)
     state = {name: tensor for name, tensor in state.items() if not name.endswith(_DERIVED)}
     return _split_biases(state, model) if rename is _from_torchvision else state
 

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitcourse.hierarchical.swin import PatchMerging, SwinBlock, WindowAttention
+from vitcourse.hierarchical.swin import PatchMerging, SwinBlock
+from vitcourse.hierarchical.window_attention import WindowAttention
 from vitcourse.hierarchical.windows import Pair, once_per_size
-from vitcourse.vit.model import Grid
+from vitcourse.vit import Grid
 
 
 def log_spaced_offsets(

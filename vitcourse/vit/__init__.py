@@ -1,21 +1,15 @@
 """The Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"), and its named sizes.
 
-Read :mod:`~vitcourse.vit.patches`, :mod:`~vitcourse.vit.positions`, then :mod:`~vitcourse.vit.model`.
+Read :mod:`~vitcourse.vit.patches`, :mod:`~vitcourse.vit.positions`, :mod:`~vitcourse.vit.attention`, then
+:mod:`~vitcourse.vit.model`.
 """
 
 from dataclasses import replace
 from typing import Any
 
 from vitcourse.registry import Preprocess, register_model
-from vitcourse.vit.model import (
-    Attention,
-    Block,
-    Grid,
-    VisionTransformer,
-    record_attention,
-    refuse_mask,
-    whole_grid,
-)
+from vitcourse.vit.attention import Attention, Grid, record_attention, refuse_mask, whole_grid
+from vitcourse.vit.model import Block, VisionTransformer
 from vitcourse.vit.patches import LinearPatchEmbed, PatchEmbed, image_to_patch, patch_to_image
 from vitcourse.vit.positions import resize_matrix, resize_pos_embed, sincos_2d
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitcourse.layers import say_once
+from vitcourse.notices import say_once
 from vitcourse.registry import FORM_MODULES, Preprocess, forms_of, takes_argument
 
 from .facts import COMPARED, differences, facts_of

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,17 +62,17 @@ def load_weights(
     names = {plain_name(name): name for name in target.state_dict()}  # parts of it may be compiled
     target.load_state_dict({names.get(k, k): v for k, v in fitted.state.items()}, strict=strict)
     if hasattr(target, "adopt"):
-        target.adopt(fitted.source.facts)
-    if fitted.source.preprocess is not None:
-        target.preprocess = fitted.source.preprocess.for_model(target)
+        target.adopt(fitted.facts)
+    if fitted.preprocess is not None:
+        target.preprocess = fitted.preprocess.for_model(target)
     return model
 
 
 @dataclass
-class _Fitted:
-    state: dict[str, Tensor]
-    source: Source
-    lines: list[str]
+class _Fitted(Source):
+    """A checkpoint in a model's names, and what there is to say of it."""
+
+    lines: list[str] = field(default_factory=list)
 
 
 def _fit(
@@ -83,17 +83,19 @@ def _fit(
     new_head: bool,
     img_size: int | tuple[int, int] | None,
 ) -> _Fitted:
-    """The checkpoint as the model takes it, and what there is to say of it; nothing is changed yet."""
+    """The checkpoint as the model takes it; nothing is changed yet, neither the model nor the source."""
     own, lines = {plain_name(name): tensor for name, tensor in model.state_dict().items()}, []
     source, prefix = _without_prefix(source, model, own)
     if prefix:
         lines.append(f"names of the weights begin with {prefix!r}, which was taken off")
     rename = _names(model, source.state)
-    source.facts = {rename(name): value for name, value in source.facts.items()}
+    facts = {rename(name): value for name, value in source.facts.items()}
     if img_size is not None:
-        source.facts["source_img_size"] = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+        facts["source_img_size"] = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    if hasattr(model, "facts_in"):
+        facts |= model.facts_in(source.state)
     adapt = getattr(model, "adapt_state_dict", None)
-    state = adapt(dict(source.state), source.facts) if adapt else dict(source.state)
+    state = adapt(dict(source.state), facts) if adapt else dict(source.state)
     state, line = _fit_channels(state, own, getattr(model, "in_chans", None))
     lines += line
     if new_head:
@@ -105,7 +107,7 @@ def _fit(
     if reshaped or (strict and (missing or unexpected)) or (own and not own.keys() & state.keys()):
         raise ValueError("\n".join(_misfits(what, model, own, state, missing, unexpected, reshaped)))
     _check_kinds(what, model, own, state)
-    if others := differences(source.facts, model):
+    if others := differences(facts, model):
         raise ValueError(
             f"weights from {what} fit {_name(model)} in name and shape, but are of a model that computes otherwise:\n  "
             + "\n  ".join(others)
@@ -113,7 +115,7 @@ def _fit(
         )
     if missing or unexpected:
         lines.append(f"weights loaded in part; missing: {_some(missing)}; left over: {_some(unexpected)}")
-    return _Fitted(state, source, lines)
+    return _Fitted(state, source.preprocess, facts, lines)
 
 
 # ------------------------------------------------------------------------------------------------------------- names

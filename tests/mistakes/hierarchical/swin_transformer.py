@@ -125,3 +125,22 @@ class FromTheLibrarysStages(nn.Module):
         for i in range(len(self.layers)):
             x = self.layers[i](x)
         return self.head(F.adaptive_avg_pool2d(self.norm(x).movedim(-1, 1), 1).flatten(1))
+
+
+def only_the_second_block_shifts(side, window_size, block):
+    window, shift = plan(side, window_size, block)
+    return window, shift if block == 1 else 0
+
+
+UNKNOWN += [("hierarchical.SwinTransformer", model(only_the_second_block_shifts))]
+
+
+@unknown
+class OneBlockForThePairs(SwinTransformer):
+    """Distinct blocks, of which only the first two are called."""
+
+    def forward(self, x):
+        for stage in self.layers:
+            blocks = list(stage.blocks)
+            stage.blocks = nn.ModuleList(blocks[i % 2] for i in range(len(blocks)))
+        return super().forward(x)

@@ -7,6 +7,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from mistakes import collect
+from vitcourse.hierarchical import (
+    WindowAttention,
+    relative_position_index,
+    shift_mask,
+    window_partition,
+    window_reverse,
+)
 
 from .relative_position_index import authors_code
 from .shift_mask import nine_slices
@@ -235,3 +242,44 @@ def token_by_token(self, x, grid):
     bias = self.relative_position_bias_table[index].permute(2, 0, 1).masked_fill(~together, -math.inf)
     q, k, v = heads_of(self, x)
     return self.proj(side_by_side(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)))
+
+
+class Keeping(WindowAttention):
+    """The library's, with what a learner keeps in ``kept``: square windows and shifts, whole maps."""
+
+    def forward(self, x, grid):
+        h, w, _ = grid
+        p, s = self.window_size[0], self.shift_size[0]
+        index, mask = relative_position_index((p, p)), shift_mask((h, w), (p, p), (s, s))
+        bias = self.kept("bias", self.relative_position_bias_table[index].permute(2, 0, 1))
+        mask = self.kept("mask", mask)
+        x = window_partition(x.unflatten(1, (h, w)).roll((-s, -s), (1, 2)), p)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        scores = (q @ k.mT / math.sqrt(q.shape[-1]) + bias).unflatten(0, (-1, len(mask)))
+        weights = scores.masked_fill(mask[:, None], -math.inf).softmax(-1).flatten(0, 1)
+        x = self.proj((weights @ v).transpose(1, 2).flatten(2))
+        return window_reverse(x, p, (h, w)).roll((s, s), (1, 2)).flatten(1, 2)
+
+    def kept(self, name, value):
+        return value
+
+
+@right
+class NothingKept(Keeping):
+    pass
+
+
+@unknown
+class MaskOfTheFirstMap(Keeping):
+    def kept(self, name, value):
+        if name == "mask":
+            value = self.__dict__.setdefault(name, value)
+        return value
+
+
+@unknown
+class BiasOfTheFirstStep(Keeping):
+    def kept(self, name, value):
+        if name == "bias":
+            value = self.__dict__.setdefault(name, value)
+        return value

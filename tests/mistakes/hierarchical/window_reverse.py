@@ -96,8 +96,13 @@ def pasted(windows, window_size, size):
     return paste(windows, window_size, size, lambda n: divmod(n, size[1] // window_size))
 
 
-@right
+@unknown  # it does not take a photo, which is bytes
 def folded(windows, window_size, size):
     count = (size[0] // window_size) * (size[1] // window_size)
     columns = windows.mT.flatten(1).unflatten(0, (-1, count)).mT  # b (c p q) n
     return F.fold(columns, tuple(size), window_size, stride=window_size).movedim(1, -1)
+
+
+@right
+def folded_as_floats(windows, window_size, size):
+    return folded(windows if windows.is_floating_point() else windows.float(), window_size, size).to(windows)

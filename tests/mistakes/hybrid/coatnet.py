@@ -119,3 +119,17 @@ def with_pointers(plan, side, head_dim, downsample):
         stages.append(nn.Sequential(kind(width, dim, stride)))
         stages[-1].extend(kind(dim, dim, 1) for _ in range(1, depth))
     return stages
+
+
+@unknown
+@assembled
+def one_block_for_the_rest(plan, side, head_dim, downsample):
+    for letter, in_dim, dim, depth, stride in plan:
+        side //= stride
+
+        def block(width, step, letter=letter, dim=dim, side=side):
+            if letter == "C":
+                return MBConv(width, dim, step, downsample)
+            return RelativeBlock(width, dim, dim // head_dim, (side, side), step)
+
+        yield nn.Sequential(block(in_dim, stride), *[block(dim, 1)] * (depth - 1))

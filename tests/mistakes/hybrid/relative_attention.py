@@ -167,3 +167,13 @@ def query_by_query(self, x, grid):
         scores = torch.einsum("bhd,bhnd->bhn", q[:, :, i], k) / np.sqrt(q.shape[-1]) + bias[:, i]
         rows.append(torch.einsum("bhn,bhnd->bhd", F.softmax(scores, -1), v).flatten(1))
     return self.proj(torch.stack(rows, dim=1))
+
+
+@unknown
+@mixer
+def bias_of_the_first_map(self, x, grid):
+    if not hasattr(self, "bias"):
+        self.bias = bias_of(self, grid)
+    q, k, v = heads_of(self, x)
+    weights = (q @ k.mT / math.sqrt(q.shape[-1]) + self.bias).softmax(-1)
+    return self.proj((weights @ v).transpose(1, 2).flatten(2))

@@ -126,3 +126,18 @@ def by_convolutions(self, x):
     z = F.conv2d(z, self.fc1.weight[..., None, None], self.fc1.bias)
     z = F.conv2d(z * z.sigmoid(), self.fc2.weight[..., None, None], self.fc2.bias)
     return x / (1 + torch.exp(-z))
+
+
+@unknown
+@gate
+def dropout_in_the_middle(self, x):
+    hidden = F.dropout(self.act(self.fc1(averages(x))), 0.2, self.training)
+    return x * self.fc2(hidden).sigmoid()[..., None, None]
+
+
+@unknown
+@gate
+def gates_of_the_first_batch(self, x):
+    if not hasattr(self, "gates"):
+        self.gates = self.fc2(self.act(self.fc1(averages(x)))).sigmoid()[..., None, None]
+    return x * self.gates

@@ -192,3 +192,27 @@ class SumOverHeads(nn.Module):
             )
             out = out + attend(q, k, v) @ self.proj.weight[:, start : start + self.width].T
         return out
+
+
+@unknown
+@attention
+def dropout_on_the_weights(self, x, grid=None):
+    q, k, v = heads_of(self, x)
+    weights = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+    return self.proj(side_by_side(F.dropout(weights, 0.1, self.training) @ v))
+
+
+@unknown
+@attention
+def buffer_of_the_first_call(self, x, grid=None):
+    if not hasattr(self, "out"):
+        self.out = torch.zeros_like(x)
+    return self.proj(self.out + side_by_side(attend(*heads_of(self, x))))
+
+
+@unknown
+@attention
+def weights_of_the_first_call(self, x, grid=None):
+    if not hasattr(self, "kept"):
+        self.kept = self.proj.weight.clone(), self.proj.bias.clone()
+    return F.linear(side_by_side(attend(*heads_of(self, x))), *self.kept)

@@ -165,3 +165,29 @@ def norms_and_mlp_by_hand(self, x, grid=None):
     hidden = self.mlp.fc1(normalise(x + attended, self.norm2))
     hidden = hidden * 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
     return x + attended + self.mlp.fc2(hidden)
+
+
+@unknown
+@block
+def dropout_on_each_branch(self, x, grid=None):
+    x = x + F.dropout(self.attn(self.norm1(x)), 0.1, self.training)
+    return x + F.dropout(self.mlp(self.norm2(x)), 0.1, self.training)
+
+
+@unknown
+class MlpOfOneWidth(nn.Module):
+    def __init__(self, dim, num_heads, mlp_ratio=4.0):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        self.attn, self.mlp = vit.Attention(dim, num_heads), Mlp(dim, 4 * dim)
+
+    def forward(self, x, grid=None):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+@unknown
+class AnEpsilonForLargeTokens(vit.Block):
+    def __init__(self, dim, num_heads, mlp_ratio=4.0):
+        super().__init__(dim, num_heads, mlp_ratio)
+        self.norm1.eps = self.norm2.eps = 1.2e-6

@@ -78,7 +78,7 @@ def image_centred_in_place(x, patch_size):
     return tokens
 
 
-@right
+@unknown  # it does not take a photo, which is bytes
 def interleaved_unfold(x, patch_size):
     stretches = F.unfold(x, patch_size, stride=patch_size)  # b (c p1 p2) n
     return stretches.unflatten(1, (x.shape[1], -1)).permute(0, 3, 2, 1).flatten(2)
@@ -100,3 +100,10 @@ def convolution_with_unit_kernels(x, patch_size):
     c, p = x.shape[1], patch_size
     kernels = torch.eye(p * p * c, dtype=x.dtype, device=x.device).view(-1, p, p, c).permute(0, 3, 1, 2)
     return F.conv2d(x, kernels, stride=p).flatten(2).transpose(1, 2)
+
+
+@right
+def unfolded_as_floats(x, patch_size):
+    return interleaved_unfold(x.to(torch.get_default_dtype() if not x.is_floating_point() else x.dtype), patch_size).to(
+        x
+    )

@@ -149,3 +149,11 @@ def two_factors(step, total_steps, config):
     t = max(step - warm, 0) / (total_steps - 1 - warm)
     fall = 0.5 * (1 + torch.cos(torch.tensor(math.pi * t, dtype=torch.float64)).item())
     return rise * (config.min_lr * (1 - fall) + config.lr * fall)
+
+
+@unknown
+def straight_down(step, total_steps, config):
+    warm = round(config.warmup * total_steps)
+    if step < warm:
+        return config.lr * (step + 1) / (warm + 1)
+    return config.lr + (config.min_lr - config.lr) * (step - warm) / (total_steps - 1 - warm)

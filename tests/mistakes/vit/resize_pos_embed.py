@@ -198,3 +198,12 @@ def filter_by_hand(image, grid):
         return weights / weights.sum(1, keepdim=True)
 
     return matrix(image.shape[2], grid[0]) @ image @ matrix(image.shape[3], grid[1]).T
+
+
+@unknown
+def by_a_factor(pos_embed, old_grid, new_grid, num_prefix_tokens=0):
+    prefix, patches = pos_embed.tensor_split([num_prefix_tokens], dim=1)
+    factor = tuple(new / old for new, old in zip(new_grid, old_grid, strict=True))
+    grid = patches.unflatten(1, old_grid).permute(0, 3, 1, 2)
+    grid = F.interpolate(grid, scale_factor=factor, mode="bicubic", antialias=True)
+    return torch.cat([prefix, grid.flatten(2).mT], dim=1)

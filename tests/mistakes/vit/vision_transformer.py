@@ -234,3 +234,27 @@ class OneImageAtATime(nn.Module):
             tokens = torch.stack([self.cls_token[0, 0], *places]) + self.pos_embed[0]
             logits.append(self.head(self.norm(self.blocks(tokens[None])[0, 0])))
         return torch.stack(logits)
+
+
+@unknown
+class FirstAndLastBlock(vit.VisionTransformer):
+    def forward(self, x):
+        self.blocks = nn.Sequential(self.blocks[0], self.blocks[-1])
+        return super().forward(x)
+
+
+@unknown
+class ClsOfTheFirstBatch(vit.VisionTransformer):
+    def forward(self, x):
+        if not hasattr(self, "cls"):
+            self.cls = self.cls_token.expand(len(x), -1, -1)
+        x = torch.cat([self.cls, patches_of(self, x)], 1) + self.pos_embed
+        for step in self.blocks:
+            x = step(x)
+        return self.head(self.norm(x)[:, 0])
+
+
+@unknown
+class DropoutBeforeTheHead(vit.VisionTransformer):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, drop_rate=0.1, **kwargs)

@@ -56,6 +56,11 @@ A mistake is recognised when the answer does what it does in *every* case, value
 cannot be told apart by the cases, neither is named: add a case that separates them. So a good set of cases has every
 size different from every other (batch, height, width, heads), a batch of one, and an input that is not square.
 
+From the first case, and from each other way of building a class, `probes` derives more: other sizes and values, a second
+call of the same instance, training. Where the reference takes such a case, so must every answer; what is not asked of the
+exercise is exempted in its check, ``exempt={"larger": "the model has positions for images of one size"}``, and so are
+the rules of `lint` that cannot hold. The first case should be the richest: equal sizes count as one and change together.
+
 ``tests/mistakes/vit/image_to_patch.py`` proves it: answers written by somebody who does not know the catalogue.
 
 An exercise whose answer is a Triton kernel gets a runner of its own: see `vitcourse.course.kernels`. The lesson's
@@ -69,7 +74,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 from ..cases import Case, Random, build, call, holds
-from ..grading import CHECKS, Check, check
+from ..catalogue import CHECKS, Check, check
 
 __all__ = ["TOPICS", "Case", "Check", "Random", "build", "call", "check", "file_stem", "find", "holds", "load_all"]
 

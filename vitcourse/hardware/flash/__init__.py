@@ -50,7 +50,7 @@ def flash_attention(
     if scale < 0:  # the largest score is then that of the smallest product; the kernels look for the largest
         q, scale = -q, -scale
     bias = _check_bias(bias, (*q.shape[:3], k.shape[2]), q.device)
-    return ops.call("flash_forward", q, k, v, bias, scale)[0]
+    return ops.operators.flash_forward(q, k, v, bias, scale)[0]
 
 
 def flash_attention_qkvpacked(qkv: Tensor, *, scale: float | None = None, bias: Tensor | None = None) -> Tensor:
@@ -80,7 +80,7 @@ def flash_attention_qkvpacked(qkv: Tensor, *, scale: float | None = None, bias: 
     if scale < 0:
         return flash_attention(*ops.unpack(qkv), scale=scale, bias=bias)
     bias = _check_bias(bias, (b, h, n, n), qkv.device)
-    return ops.call("flash_forward_qkvpacked", qkv, bias, scale)[0]
+    return ops.operators.flash_forward_qkvpacked(qkv, bias, scale)[0]
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:

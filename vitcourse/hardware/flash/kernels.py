@@ -2,8 +2,9 @@
 
 Vocabulary: queries q (N_q, D), keys k and values v (N_k, D). A *score* is log₂e · scale · q kᵀ, since the GPU has an
 instruction for 2ˣ and none for eˣ. ``lse`` is log₂ Σ 2^score over the keys: the one number per query that lets the
-backward pass make the probabilities again, 2^(score − lse), instead of reading them. A name with d in front is a
-gradient.
+backward pass make the probabilities again, 2^(score − lse), instead of reading them. ``delta`` is δ, one number per
+query, too (see ``_delta``). A name with d in front is a gradient. What was loaded of them is in the plural: queries,
+lses, deltas.
 
 With a bias a score is scale · q kᵀ + bias, and its difference from the largest is what log₂e multiplies: log₂e · bias
 would overflow for the lowest numbers, which people write to hide a key. Beside such a number the logarithm of a sum is
@@ -79,7 +80,7 @@ def _load_bias(bias, sequence, heads, rows, cols, n_q, n_k):
 
 
 @triton.jit
-def _sums_of(lse, sequence, n_q, bias):
+def _lse_of(lse, sequence, n_q, bias):
     """Where a sequence's lse begins: n_q numbers, twice as many where there is a bias."""
     rows: tl.constexpr = 1 if bias is None else 2
     return lse + sequence.to(tl.int64) * n_q * rows
@@ -151,7 +152,7 @@ def forward_short(
     sequence, program = tl.program_id(0) // programs, tl.program_id(0) % programs
     q, k = _matrix(q, sequence, heads, n_q, UNIT), _matrix(k, sequence, heads, n_k, UNIT)
     out, v = _matrix(out, sequence, heads, n_q, UNIT), _matrix(v, sequence, heads, n_k, UNIT)
-    lse = _sums_of(lse, sequence, n_q, bias)
+    lse = _lse_of(lse, sequence, n_q, bias)
     keys = ()
     values = ()
     for i in tl.static_range(len(PIECES)):
@@ -186,7 +187,7 @@ def forward_long(
     sequence, first_q = tl.program_id(0) // programs, tl.program_id(0) % programs * BLOCK_Q
     q, k = _matrix(q, sequence, heads, n_q, UNIT), _matrix(k, sequence, heads, n_k, UNIT)
     out, v = _matrix(out, sequence, heads, n_q, UNIT), _matrix(v, sequence, heads, n_k, UNIT)
-    lse = _sums_of(lse, sequence, n_q, bias)
+    lse = _lse_of(lse, sequence, n_q, bias)
     queries = _load(q, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
     peak = tl.full([BLOCK_Q], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_Q], tl.float32)
@@ -220,10 +221,10 @@ def _load_vector(pointer, first, length, BLOCK: tl.constexpr, other):
 
 
 @triton.jit
-def _load_sums(lse, first, n_q, BLOCK: tl.constexpr, bias):
-    """Of a block of queries lse, or the peak and the logarithm of the sum. Beyond the edge P is 0 by them."""
-    peak = _load_vector(lse, first, n_q, BLOCK, float("inf"))
-    return peak, peak if bias is None else _load_vector(lse + n_q, first, n_q, BLOCK, 0.0)
+def _load_lse(lse, first, n_q, BLOCK: tl.constexpr, bias):
+    """The lse of a block of queries: one row of it, or two. Beyond the edge P is 0 by them."""
+    found = (_load_vector(lse, first, n_q, BLOCK, float("inf")),)
+    return found if bias is None else found + (_load_vector(lse + n_q, first, n_q, BLOCK, 0.0),)
 
 
 @triton.jit
@@ -233,13 +234,15 @@ def _delta(out, dout):
 
 
 @triton.jit
-def _differentiate(scores, dweights, peak, log_sum, delta, bias, hidden, scale):
+def _differentiate(scores, dweights, lse, delta, bias, hidden, scale, AXIS: tl.constexpr):
     """Probabilities P once more, and the gradient of the scores, P ∘ (dP − δ) (Dao et al. 2022, appendix B.2).
 
-    ``scores`` are q kᵀ and ``dweights`` are dO vᵀ, or both of them transposed. ``peak`` and ``log_sum`` are those of
-    ``_load_sums``. Where peak is +∞ P is 0: in blind queries, and beyond the edge. ``bias`` and ``hidden``, where a key
-    lies beyond the edge, may be None.
+    ``scores`` are q kᵀ and ``dweights`` are dO vᵀ, keys along ``AXIS``. ``lse`` is that of ``_load_lse``: where it
+    is +∞ P is 0, in blind queries, and beyond the edge. ``bias`` and ``hidden``, where a key lies beyond the edge,
+    may be None.
     """
+    peak, log_sum = tl.expand_dims(lse[0], AXIS), tl.expand_dims(lse[-1], AXIS)  # the same, without a bias
+    delta = tl.expand_dims(delta, AXIS)
     if bias is None:
         weights = tl.exp2(scores * (scale * LOG2E) - peak)
     else:
@@ -264,7 +267,7 @@ def backward_short(
     k, dk = _matrix(k, sequence, heads, n_k, UNIT), _matrix(dk, sequence, heads, n_k, UNIT)
     v, dv = _matrix(v, sequence, heads, n_k, UNIT), _matrix(dv, sequence, heads, n_k, UNIT)
     out, dout = _matrix(out, sequence, heads, n_q, UNIT), _matrix(dout, sequence, heads, n_q, UNIT)
-    lse = _sums_of(lse, sequence, n_q, bias)
+    lse = _lse_of(lse, sequence, n_q, bias)
     keys = _load(k, 0, BLOCK_K, HEAD_DIM, BLOCK_D)
     values = _load(v, 0, BLOCK_K, HEAD_DIM, BLOCK_D)
     dkeys = tl.zeros([BLOCK_K, BLOCK_D], tl.float32)
@@ -273,14 +276,12 @@ def backward_short(
     for first_q in range(0, n_q, BLOCK_Q):
         queries = _load(q, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
         dtile = _load(dout, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
-        delta = _delta(_load(out, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D), dtile)
-        peak, log_sum = _load_sums(lse, first_q, n_q, BLOCK_Q, bias)
+        deltas = _delta(_load(out, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D), dtile)
+        lses = _load_lse(lse, first_q, n_q, BLOCK_Q, bias)
         rows = (first_q + tl.arange(0, BLOCK_Q))[None, :]
         biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
-        weights, dscores = _differentiate(
-            _dot(keys, tl.trans(queries)), _dot(values, tl.trans(dtile)),
-            peak[None, :], log_sum[None, :], delta[None, :], biases, cols >= n_k, scale,
-        )  # fmt: skip
+        scores, dweights = _dot(keys, tl.trans(queries)), _dot(values, tl.trans(dtile))
+        weights, dscores = _differentiate(scores, dweights, lses, deltas, biases, cols >= n_k, scale, AXIS=0)
         dvalues = _dot(weights.to(dtile.dtype), dtile, dvalues)
         dscores = dscores.to(queries.dtype)
         dkeys = _dot(dscores, queries, dkeys)
@@ -290,7 +291,7 @@ def backward_short(
 
 
 @triton.jit(do_not_specialize=["programs"])
-def backward_queries(
+def backward_dq(
     q, k, v, bias, out, lse, dout, dq, delta, heads, n_q, n_k, programs, scale,
     UNIT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     TAIL: tl.constexpr,
@@ -306,12 +307,11 @@ def backward_queries(
     out, dout = _matrix(out, sequence, heads, n_q, UNIT), _matrix(dout, sequence, heads, n_q, UNIT)
     queries = _load(q, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
     dtile = _load(dout, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
-    sums = _delta(_load(out, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D), dtile)
+    deltas = _delta(_load(out, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D), dtile)
     rows = first_q + tl.arange(0, BLOCK_Q)
-    tl.store(delta + sequence.to(tl.int64) * n_q + rows, sums, mask=rows < n_q)
-    sums, rows = sums[:, None], rows[:, None]
-    peak, log_sum = _load_sums(_sums_of(lse, sequence, n_q, bias), first_q, n_q, BLOCK_Q, bias)
-    peak, log_sum = peak[:, None], log_sum[:, None]
+    tl.store(delta + sequence.to(tl.int64) * n_q + rows, deltas, mask=rows < n_q)
+    rows = rows[:, None]
+    lses = _load_lse(_lse_of(lse, sequence, n_q, bias), first_q, n_q, BLOCK_Q, bias)
     dqueries = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
     full = n_k // BLOCK_K * BLOCK_K
     for first_k in range(0, full, BLOCK_K):
@@ -320,7 +320,7 @@ def backward_queries(
         cols = (first_k + tl.arange(0, BLOCK_K))[None, :]
         biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
         scores, dweights = _dot(queries, tl.trans(keys)), _dot(dtile, tl.trans(values))
-        _, dscores = _differentiate(scores, dweights, peak, log_sum, sums, biases, None, scale)
+        _, dscores = _differentiate(scores, dweights, lses, deltas, biases, None, scale, AXIS=1)
         dqueries = _dot(dscores.to(keys.dtype), keys, dqueries)
     if TAIL:
         for first_k in tl.range(full, n_k, BLOCK_K, num_stages=1):  # once, see ``forward_long``
@@ -329,13 +329,13 @@ def backward_queries(
             cols = (first_k + tl.arange(0, TAIL))[None, :]
             biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
             scores, dweights = _dot(queries, tl.trans(keys)), _dot(dtile, tl.trans(values))
-            _, dscores = _differentiate(scores, dweights, peak, log_sum, sums, biases, cols >= n_k, scale)
+            _, dscores = _differentiate(scores, dweights, lses, deltas, biases, cols >= n_k, scale, AXIS=1)
             dqueries = _dot(dscores.to(keys.dtype), keys, dqueries)
     _store(dq, first_q, dqueries * scale, HEAD_DIM)
 
 
 @triton.jit(do_not_specialize=["programs"])
-def backward_keys(
+def backward_dkdv(
     q, k, v, bias, lse, delta, dout, dk, dv, heads, n_q, n_k, programs, scale,
     UNIT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -347,7 +347,7 @@ def backward_keys(
     q, dout = _matrix(q, sequence, heads, n_q, UNIT), _matrix(dout, sequence, heads, n_q, UNIT)
     k, dk = _matrix(k, sequence, heads, n_k, UNIT), _matrix(dk, sequence, heads, n_k, UNIT)
     v, dv = _matrix(v, sequence, heads, n_k, UNIT), _matrix(dv, sequence, heads, n_k, UNIT)
-    lse = _sums_of(lse, sequence, n_q, bias)
+    lse = _lse_of(lse, sequence, n_q, bias)
     delta += sequence.to(tl.int64) * n_q
     keys = _load(k, first_k, BLOCK_K, HEAD_DIM, BLOCK_D)
     values = _load(v, first_k, BLOCK_K, HEAD_DIM, BLOCK_D)
@@ -357,13 +357,12 @@ def backward_keys(
     for first_q in range(0, n_q, BLOCK_Q):
         queries = _load(q, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
         dtile = _load(dout, first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
-        peak, log_sum = _load_sums(lse, first_q, n_q, BLOCK_Q, bias)
-        peak, log_sum = peak[None, :], log_sum[None, :]
-        sums = _load_vector(delta, first_q, n_q, BLOCK_Q, 0.0)[None, :]
+        lses = _load_lse(lse, first_q, n_q, BLOCK_Q, bias)
+        deltas = _load_vector(delta, first_q, n_q, BLOCK_Q, 0.0)
         rows = (first_q + tl.arange(0, BLOCK_Q))[None, :]
         biases = None if bias is None else _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
         scores, dweights = _dot(keys, tl.trans(queries)), _dot(values, tl.trans(dtile))
-        weights, dscores = _differentiate(scores, dweights, peak, log_sum, sums, biases, None, scale)
+        weights, dscores = _differentiate(scores, dweights, lses, deltas, biases, None, scale, AXIS=0)
         dvalues = _dot(weights.to(dtile.dtype), dtile, dvalues)
         dkeys = _dot(dscores.to(queries.dtype), queries, dkeys)
     _store(dk, first_k, dkeys * scale, HEAD_DIM)
@@ -371,7 +370,7 @@ def backward_keys(
 
 
 @triton.jit
-def backward_bias(
+def backward_dbias(
     q, k, v, bias, out, lse, dout, dbias, batch, heads, n_q, n_k, batch_per_program, scale,
     UNIT: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -393,13 +392,11 @@ def backward_bias(
         keys = _load(_matrix(k, sequence, heads, n_k, UNIT), first_k, BLOCK_K, HEAD_DIM, BLOCK_D)
         values = _load(_matrix(v, sequence, heads, n_k, UNIT), first_k, BLOCK_K, HEAD_DIM, BLOCK_D)
         dtile = _load(_matrix(dout, sequence, heads, n_q, UNIT), first_q, BLOCK_Q, HEAD_DIM, BLOCK_D)
-        sums = _delta(_load(_matrix(out, sequence, heads, n_q, UNIT), first_q, BLOCK_Q, HEAD_DIM, BLOCK_D), dtile)
-        peak, log_sum = _load_sums(_sums_of(lse, sequence, n_q, bias), first_q, n_q, BLOCK_Q, bias)
+        deltas = _delta(_load(_matrix(out, sequence, heads, n_q, UNIT), first_q, BLOCK_Q, HEAD_DIM, BLOCK_D), dtile)
+        lses = _load_lse(_lse_of(lse, sequence, n_q, bias), first_q, n_q, BLOCK_Q, bias)
         biases = _load_bias(bias, sequence, heads, rows, cols, n_q, n_k)
         scores, dweights = _dot(queries, tl.trans(keys)), _dot(dtile, tl.trans(values))
-        _, dscores = _differentiate(
-            scores, dweights, peak[:, None], log_sum[:, None], sums[:, None], biases, None, scale
-        )  # fmt: skip
+        _, dscores = _differentiate(scores, dweights, lses, deltas, biases, None, scale, AXIS=1)
         total += dscores
     dbias += part_and_head.to(tl.int64) * n_q * n_k
     tl.store(dbias + rows.to(tl.int64) * n_k + cols, total, mask=(rows < n_q) & (cols < n_k))

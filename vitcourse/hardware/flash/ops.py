@@ -1,11 +1,10 @@
 """The kernels as operators of PyTorch: ``torch.ops.vitcourse.flash_*``.
 
 Registered with ``torch.library``, they compile and export as one node of a graph each. A fake kernel tells the
-compiler what comes back, strides included, and autograd knows each operator's gradient. A kernel for the short
-sequences of Vision Transformers may take less time than that way through PyTorch; `call` knows a shorter one.
+compiler what comes back, strides included, and autograd knows each operator's gradient. What that way through PyTorch
+costs the processor is measured by ``benchmarks/dispatch.py``; a compiled model or a CUDA graph does not pay it.
 """
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 from vitcourse.hardware.flash import plans
 from vitcourse.hardware.flash.plans import Plan
 
+operators = torch.ops.vitcourse
 LIBRARY = torch.library.Library("vitcourse", "FRAGMENT")
 DEVICES = ("CUDA", "CPU")  # on a CPU through Triton's interpreter
 ROWS_APART = 2**22  # elements between two rows: 128 of them must stay below 2³¹
@@ -120,7 +120,7 @@ def _biased(bias: Tensor | None, q: Tensor, k: Tensor) -> tuple | None:
 # ------------------------------------------------------------------------------------------------------------ forward
 
 
-def run_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+def launch_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """The output (B, H, N_q, D), and lse (B, H, N_q), with a bias (B, H, 2, N_q): see :mod:`.kernels`."""
     b, h, n_q, d = q.shape
     n_k = k.shape[2]
@@ -143,7 +143,7 @@ def run_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: flo
 # ----------------------------------------------------------------------------------------------------------- backward
 
 
-def run_backward(
+def launch_backward(
     dout: Tensor,
     q: Tensor,
     k: Tensor,
@@ -179,7 +179,7 @@ def run_backward(
     _bring_back(gradients, (dq, dk, dv))
 
 
-def run_backward_bias(
+def flash_dbias(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor, lse: Tensor, scale: float
 ) -> Tensor:
     """The gradient of the bias, in its shape and type."""
@@ -187,7 +187,7 @@ def run_backward_bias(
         return torch.zeros_like(bias)
     b, h, n_q, d = q.shape
     n_k = k.shape[2]
-    plan = plans.backward_bias(d, q.dtype, _capability(q.device))
+    plan = plans.dbias(d, q.dtype, _capability(q.device))
     tiles = h * -(-n_q // plan.constants["BLOCK_Q"]) * -(-n_k // plan.constants["BLOCK_K"])
     each = 1 if bias.shape[0] == b else -(-b // max(1, plans.BIAS_PROGRAMS // tiles))
     parts = q.new_empty(-(-b // each), h, n_q, n_k, dtype=torch.float32)
@@ -204,24 +204,24 @@ def unpack(qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return qkv.permute(2, 0, 3, 1, 4).unbind(0)
 
 
-def backward(
+def flash_backward(
     dout: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, out: Tensor, lse: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradients = heads_last(q), heads_last(k), heads_last(v)
-    run_backward(dout, q, k, v, bias, out, lse, scale, gradients)
+    launch_backward(dout, q, k, v, bias, out, lse, scale, gradients)
     return gradients
 
 
-def forward_qkvpacked(qkv: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    return run_forward(*unpack(qkv), bias, scale)
+def flash_forward_qkvpacked(qkv: Tensor, bias: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+    return launch_forward(*unpack(qkv), bias, scale)
 
 
-def backward_qkvpacked(
+def flash_backward_qkvpacked(
     dout: Tensor, qkv: Tensor, bias: Tensor | None, out: Tensor, lse: Tensor, scale: float
 ) -> Tensor:
     """The three gradients, written where they belong in one: nothing is left to stack."""
     gradient = torch.empty_like(qkv, memory_format=torch.contiguous_format)
-    run_backward(dout, *unpack(qkv), bias, out, lse, scale, unpack(gradient))
+    launch_backward(dout, *unpack(qkv), bias, out, lse, scale, unpack(gradient))
     return gradient
 
 
@@ -233,28 +233,28 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: f
 OPERATORS = {
     "flash_forward": (
         "(Tensor q, Tensor k, Tensor v, Tensor? bias, float scale) -> (Tensor, Tensor)",
-        run_forward,
+        launch_forward,
         _fake_forward,
     ),
     "flash_backward": (
         "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor out, Tensor lse, float scale)"
         " -> (Tensor, Tensor, Tensor)",
-        backward,
+        flash_backward,
         lambda dout, q, k, v, bias, out, lse, scale: (heads_last(q), heads_last(k), heads_last(v)),
     ),
-    "flash_backward_bias": (
+    "flash_dbias": (
         "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor bias, Tensor out, Tensor lse, float scale) -> Tensor",
-        run_backward_bias,
+        flash_dbias,
         lambda dout, q, k, v, bias, out, lse, scale: torch.empty_like(bias, memory_format=torch.contiguous_format),
     ),
     "flash_forward_qkvpacked": (
         "(Tensor qkv, Tensor? bias, float scale) -> (Tensor, Tensor)",
-        forward_qkvpacked,
+        flash_forward_qkvpacked,
         lambda qkv, bias, scale: _fake_forward(*unpack(qkv), bias, scale),
     ),
     "flash_backward_qkvpacked": (
         "(Tensor dout, Tensor qkv, Tensor? bias, Tensor out, Tensor lse, float scale) -> Tensor",
-        backward_qkvpacked,
+        flash_backward_qkvpacked,
         lambda dout, qkv, bias, out, lse, scale: torch.empty_like(qkv, memory_format=torch.contiguous_format),
     ),
 }
@@ -275,85 +275,31 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if dout is None:
         return (None,) * 5
     arguments = dout, *ctx.saved_tensors, ctx.scale
-    dbias = call("flash_backward_bias", *arguments) if ctx.needs_input_grad[3] else None
-    return *call("flash_backward", *arguments), dbias, None
+    dbias = operators.flash_dbias(*arguments) if ctx.needs_input_grad[3] else None
+    return *operators.flash_backward(*arguments), dbias, None
 
 
-def _backward_qkvpacked(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+def _differentiate_qkvpacked(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if dout is None:
         return (None,) * 3
     qkv, *others = ctx.saved_tensors
-    dbias = call("flash_backward_bias", dout, *unpack(qkv), *others, ctx.scale) if ctx.needs_input_grad[1] else None
-    return call("flash_backward_qkvpacked", dout, qkv, *others, ctx.scale), dbias, None
+    dbias = operators.flash_dbias(dout, *unpack(qkv), *others, ctx.scale) if ctx.needs_input_grad[1] else None
+    return operators.flash_backward_qkvpacked(dout, qkv, *others, ctx.scale), dbias, None
 
 
 def _no_second_derivative(ctx: Any, *_: Tensor | None) -> None:
     raise RuntimeError("flash attention has no second derivative; use backend='math'")
 
 
-def _function(name: str, save: Callable[..., None] | None, gradient: Callable[..., Any]) -> Callable[..., Any]:
-    """What ``register_autograd`` makes of the same parts, without the dispatcher in between.
-
-    In one piece: of a ``forward`` with a ``setup_context`` beside it PyTorch looks up the signature at every call.
-    """
-    run = OPERATORS[name][1]
-
-    def forward(ctx: Any, *inputs: Any) -> Any:
-        output = run(*inputs)
-        if save is not None:
-            save(ctx, inputs, output)
-        return output
-
-    parts = {"forward": staticmethod(forward), "backward": staticmethod(gradient)}
-    return type(name, (torch.autograd.Function,), parts).apply
-
-
-FUNCTIONS = {}
 for _name, _keep, _gradient in (
-    ("flash_forward", _save, _backward),
-    ("flash_forward_qkvpacked", _save, _backward_qkvpacked),
+    ("flash_forward", _save, _differentiate),
+    ("flash_forward_qkvpacked", _save, _differentiate_qkvpacked),
     ("flash_backward", None, _no_second_derivative),
-    ("flash_backward_bias", None, _no_second_derivative),
+    ("flash_dbias", None, _no_second_derivative),
     ("flash_backward_qkvpacked", None, _no_second_derivative),
 ):
     torch.library.register_autograd(f"vitcourse::{_name}", _gradient, setup_context=_keep, lib=LIBRARY)
-    FUNCTIONS[_name] = _function(_name, _keep, _gradient)
-
-
-# ---------------------------------------------------------------------------------------------------------- two doors
-
-# Keys of the dispatcher that lead to autograd and the kernel, and nowhere else: autocast does not know our operators.
-PLAIN = torch._C.DispatchKeySet(torch._C.DispatchKey.BackendSelect).add(torch._C.DispatchKey.ADInplaceOrView)
-for _device in DEVICES:
-    for _kind in ("", "Autograd", "Autocast"):
-        PLAIN = PLAIN.add(getattr(torch._C.DispatchKey, _kind + _device))
-
-
-def call(name: str, *arguments: Any) -> Any:
-    """Run an operator: through the dispatcher, or past it where that would find autograd and the kernel and no more.
-
-    The bits, gradients and errors are the same. Less Python stands in front of each kernel.
-    """
-    if not _is_plain(arguments):
-        return getattr(torch.ops.vitcourse, name)(*arguments)
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
-        return FUNCTIONS[name](*arguments)
-    return OPERATORS[name][1](*arguments)
-
-
-def _is_plain(arguments: tuple) -> bool:
-    """Whether nobody is to see the operator: no compiler, tracer, mode, transform, subclass, or view to be resolved.
-
-    The dispatcher looks at a set of keys, of the thread and of all tensors, and so do we.
-    """
-    if torch.compiler.is_compiling() or torch.overrides.has_torch_function(arguments):
-        return False
-    keys = torch._C._dispatch_tls_local_include_set()
-    for tensor in arguments[:-1]:  # all but the scale
-        if tensor is not None:
-            keys = keys | torch._C._dispatch_keys(tensor)
-    return keys | PLAIN == PLAIN

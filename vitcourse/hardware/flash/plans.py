@@ -44,18 +44,18 @@ class Plan(NamedTuple):
 LONG: dict[str, dict[str, tuple[Tile, Tile]]] = {
     "shared": {
         "forward_long": (Tile(128, 64, 8, 3), Tile(128, 64, 8, 2)),
-        "backward_queries": (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2)),
-        "backward_keys": (Tile(64, 128, 8, 2), Tile(64, 64, 8, 2)),
+        "backward_dq": (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2)),
+        "backward_dkdv": (Tile(64, 128, 8, 2), Tile(64, 64, 8, 2)),
     },
     "registers": {
         "forward_long": (Tile(128, 64, 8, 3), Tile(128, 32, 8, 2)),
-        "backward_queries": (Tile(128, 64, 8, 2), Tile(32, 32, 4, 2)),
-        "backward_keys": (Tile(64, 128, 8, 2), Tile(64, 64, 8, 2)),
+        "backward_dq": (Tile(128, 64, 8, 2), Tile(32, 32, 4, 2)),
+        "backward_dkdv": (Tile(64, 128, 8, 2), Tile(64, 64, 8, 2)),
     },
     "float32": {
         "forward_long": (Tile(32, 32, 8, 1), Tile(16, 32, 8, 1)),
-        "backward_queries": (Tile(32, 32, 8, 1), Tile(16, 16, 8, 1)),
-        "backward_keys": (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
+        "backward_dq": (Tile(32, 32, 8, 1), Tile(16, 16, 8, 1)),
+        "backward_dkdv": (Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
     },
 }
 
@@ -63,17 +63,17 @@ LONG: dict[str, dict[str, tuple[Tile, Tile]]] = {
 BIASED: dict[str, dict[str, tuple[Tile, Tile]]] = {
     "shared": {
         "forward_long": (Tile(128, 64, 8, 3), Tile(128, 32, 8, 2)),
-        "backward_queries": (Tile(128, 64, 8, 2), Tile(64, 32, 8, 2)),
-        "backward_keys": (Tile(32, 128, 8, 2), Tile(32, 64, 8, 2)),
-        "backward_bias": (Tile(64, 64, 8, 1), Tile(64, 32, 8, 1)),
+        "backward_dq": (Tile(128, 64, 8, 2), Tile(64, 32, 8, 2)),
+        "backward_dkdv": (Tile(32, 128, 8, 2), Tile(32, 64, 8, 2)),
+        "backward_dbias": (Tile(64, 64, 8, 1), Tile(64, 32, 8, 1)),
     },
     "registers": {
         "forward_long": (Tile(64, 64, 4, 2), Tile(64, 32, 8, 2)),
-        "backward_queries": (Tile(64, 64, 8, 2), Tile(32, 32, 8, 1)),
-        "backward_keys": (Tile(32, 128, 8, 2), Tile(32, 64, 8, 2)),
-        "backward_bias": (Tile(64, 32, 8, 1), Tile(32, 32, 8, 1)),
+        "backward_dq": (Tile(64, 64, 8, 2), Tile(32, 32, 8, 1)),
+        "backward_dkdv": (Tile(32, 128, 8, 2), Tile(32, 64, 8, 2)),
+        "backward_dbias": (Tile(64, 32, 8, 1), Tile(32, 32, 8, 1)),
     },
-    "float32": {"backward_bias": (Tile(32, 32, 8, 1), Tile(16, 32, 8, 1))},
+    "float32": {"backward_dbias": (Tile(32, 32, 8, 1), Tile(16, 32, 8, 1))},
 }
 
 # The one backward kernel for few keys, for D up to 64, by the number of keys, without a bias and with one.
@@ -121,12 +121,12 @@ def backward(
     for tile in BACKWARD_SHORT[kind][biased]:
         if width <= 64 and n_k <= tile.keys:
             return (plan("backward_short", tile, head_dim),)
-    return _long("backward_queries", kind, head_dim, biased, n_k), _long("backward_keys", kind, head_dim, biased)
+    return _long("backward_dq", kind, head_dim, biased, n_k), _long("backward_dkdv", kind, head_dim, biased)
 
 
 @cache
-def backward_bias(head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> Plan:
-    return _long("backward_bias", _kind(dtype, capability), head_dim, biased=True)
+def dbias(head_dim: int, dtype: torch.dtype, capability: tuple[int, int]) -> Plan:
+    return _long("backward_dbias", _kind(dtype, capability), head_dim, biased=True)
 
 
 def pieces(n_k: int) -> tuple[tuple[int, int], ...]:

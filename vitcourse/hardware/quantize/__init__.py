@@ -5,7 +5,9 @@
 * :mod:`.model`: ``quantize_model``, for all linear layers and convolutions of a model.
 * :mod:`.calibration`: observers, which find the scale of activations.
 * :mod:`.smoothing`: SmoothQuant, against outliers in activations.
-* :mod:`.ops`, :mod:`.kernels`: the products of integers, on CPUs and in Triton.
+* :mod:`.formulas`: the products of integers in PyTorch's own operators; :mod:`.onnx_export`: what ONNX says otherwise.
+* :mod:`.kernels`, :mod:`.tilings`, :mod:`.launchers`: the same in Triton.
+* :mod:`.ops`: one function each, which takes the faster of the two, and PyTorch's knowledge of them as operators.
 
 Jacob et al. 2018, Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference.
 Dettmers et al. 2022, LLM.int8(): 8-bit Matrix Multiplication for Transformers at Scale.

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from .checks import GROUP_SIZES
+from .formulas import dequantize_int4
 from .integers import dequantize, pack_int4, quantize
 from .ops import (
-    dequantize_int4,
     quantize_per_tensor,
     quantize_per_token,
     w4a16_linear,

@@ -13,10 +13,10 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from vitcourse.hardware.patterns import as_patterns, matches
-from vitcourse.layers import say_once
+from vitcourse.notices import say_once
 from vitcourse.weights import tensors_to_save
 
-from . import ops
+from . import formulas
 from .calibration import OBSERVERS, Observer, watch_inputs
 from .checks import GROUP_SIZES
 from .linear import Int4Linear, Int8Conv2d, Int8Linear, Quantized, SplitAttention, W8A8Linear
@@ -184,7 +184,7 @@ def _quantize(
         _round_to_half(module, name)
     model = _replace(model, replaced).requires_grad_(False)
     model.quantization = {"scheme": scheme, "skip": patterns, "group_size": group_size}
-    if scheme.startswith("w8a8") and next(model.buffers()).device.type == "cpu" and not ops.HAS_FAST_INT8:
+    if scheme.startswith("w8a8") and next(model.buffers()).device.type == "cpu" and not formulas.HAS_FAST_INT8:
         say_once("this CPU has no 8-bit products (VNNI); int8 sums are made of float32: exact, not fast")
     return model
 

@@ -24,6 +24,7 @@ def bipartite_matching(rng):
     yield call(rng.normal(3, 1 + 12, 4), 4, 1)
     yield call(rng.normal(2, 11, 3), 3, 0).on("no prefix token, and an odd number of patches")
     yield call(rng.normal(1, 2 + 10, 5), 5, 2).on("as many as can go")
+    yield call(rng.normal(2, 1 + 8, 3), 0, 1).on("nothing to merge")
 
 
 def _match(metric, r, prefix, normalise=True, order="closest", numbering="a b", split="alternate", sort=True):

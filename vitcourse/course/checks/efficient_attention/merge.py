@@ -17,6 +17,9 @@ from vitcourse.course.checks import call, check
         "scatter_add, or index_add over batch and places in one axis, adds up all that goes to one place.",
         "Places count from 0 in each image: image b begins at b · count.",
     ],
+    exempt={
+        "integers": "tokens are embeddings, not pixels",
+    },
 )
 def merge(rng):
     def sizes(*shape):

@@ -21,6 +21,7 @@ def neighbourhood_mask(rng):
     yield call((4, 6, 1), 3)
     yield call((3, 7, 2), 5).on("two prefix tokens")
     yield call((5, 2, 0), 3).on("no prefix token")
+    yield call((8, 9, 1), 7).on("a wide window")
 
 
 def _near(grid, window_size, metric=lambda down, across: torch.maximum(down, across), reach=None, width=None):

@@ -20,6 +20,9 @@ from ._shared import QUADRATIC, grows_linearly
         "What may be subtracted from log φ(q)? Whatever is the same for all keys: any number for each query. And from "
         "log φ(k)? Whatever is the same for all keys, too. Then the linear attention of exercise 1 cancels it.",
     ],
+    exempt={
+        "large": "how far below the largest the features may reach is a choice; a case with long queries and keys is declared",
+    },
 )
 def random_feature_attention(rng):
     yield call(rng.normal(2, 3, 7, 5), rng.normal(2, 3, 7, 5), rng.normal(2, 3, 7, 4), rng.normal(6, 5))

@@ -17,6 +17,11 @@ from vitcourse.course.checks import call, check
         "Join with `|`, and `.view(torch.uint8)` reads the same bits as a number without a sign.",
     ],
     gradients=False,
+    exempt={
+        "smaller": "a row has an even number of codes; the cases have 10, 4 and 6",
+        "large": "four bits hold −8 to 7, and the cases have them all",
+        "tiny": "four bits hold −8 to 7, and the cases have them all",
+    },
 )
 def pack_int4(rng):
     yield call(rng.integers(-8, 8, (3, 10)).to(torch.int8))

@@ -19,7 +19,7 @@ from vitcourse.course.checks import call, check
     gradients=False,
 )
 def smoothing_factors(rng):
-    weight = rng.normal(5, 4, dtype=torch.float32)
+    weight = rng.normal(6, 4, dtype=torch.float32)
     yield call(rng.uniform(4, low=0.1, high=60, dtype=torch.float32), weight, 0.5)
     yield call(rng.uniform(3, low=0.1, high=60, dtype=torch.float32), rng.normal(7, 3, dtype=torch.float32), 0.8).on(
         "α = 0.8"

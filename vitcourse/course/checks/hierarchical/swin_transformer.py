@@ -22,13 +22,13 @@ from vitcourse.vit import PatchEmbed
     ],
 )
 def swin_transformer(rng):
-    sizes = {"patch_size": 2, "embed_dim": 4, "num_heads": (1, 2)}
-    yield build(img_size=16, in_chans=2, num_classes=5, depths=(3, 2), window_size=4, **sizes).call(
-        rng.normal(3, 2, 16, 16)
-    )
+    sizes = {"embed_dim": 4, "num_heads": (1, 2)}
+    swin = build(img_size=16, patch_size=2, in_chans=2, num_classes=5, depths=(4, 1), window_size=4, **sizes)
+    yield swin.call(rng.normal(3, 2, 16, 16))
+    yield swin.call(rng.normal(1, 2, 16, 32)).on("an image that is not square")
     yield (
-        build(img_size=12, in_chans=1, num_classes=3, depths=(2, 2), window_size=6, **sizes)
-        .call(rng.normal(1, 1, 12, 12))
+        build(img_size=15, patch_size=3, in_chans=1, num_classes=3, depths=(2, 3), window_size=5, **sizes)
+        .call(rng.normal(1, 1, 15, 15))
         .on("maps no larger than a window")
     )
 

@@ -25,7 +25,7 @@ from ._shared import mask_of
 )
 def window_attention(rng):
     yield build(12, 3, window_size=3, shift_size=1).call(rng.normal(2, 54, 12), (6, 9, 0))
-    yield build(8, 2, window_size=2, shift_size=0).call(rng.normal(3, 8, 8), (4, 2, 0)).on("regular windows")
+    yield build(8, 2, window_size=2, shift_size=0).call(rng.normal(3, 32, 8), (8, 4, 0)).on("regular windows")
     yield build(6, 1, window_size=4, shift_size=3).call(rng.normal(1, 32, 6), (4, 8, 0)).on("a batch of one")
 
 

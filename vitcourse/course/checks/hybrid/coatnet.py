@@ -19,15 +19,18 @@ from vitcourse.course.checks import build, check
         "Channels of the next stage's input are those of this stage's output. After the last: mean over the places, norm, "
         "pre_logits, head.",
     ],
+    exempt={
+        "odd": "its strides halve the map",
+    },
 )
 def coatnet(rng):
     yield build(
-        img_size=16, in_chans=2, num_classes=5, stem_dim=4, embed_dim=(6, 8), depths=(2, 1), layout="CT",
+        img_size=16, in_chans=2, num_classes=5, stem_dim=4, embed_dim=(6, 8), depths=(3, 1), layout="CT",
         stem_stride=1, strides=(2, 2), head_dim=2,
     ).call(rng.normal(3, 2, 16, 16))  # fmt: skip
     yield (
         build(
-            img_size=8, in_chans=1, num_classes=3, stem_dim=2, embed_dim=(6, 4, 12), depths=(2, 1, 2), layout="TCT",
+            img_size=8, in_chans=1, num_classes=3, stem_dim=2, embed_dim=(6, 4, 12), depths=(2, 1, 3), layout="TCT",
             stem_stride=2, strides=(1, 2, 1), head_dim=3, downsample="depthwise",
         )
         .call(rng.normal(2, 1, 8, 8))

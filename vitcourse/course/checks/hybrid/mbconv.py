@@ -19,7 +19,7 @@ from vitcourse.course.checks import build, check
 )
 def mbconv(rng):
     yield build(5, 5).call(rng.normal(2, 5, 4, 3))
-    yield build(4, 6, stride=2).call(rng.normal(2, 4, 6, 4)).on("a block that shrinks the map")
+    yield build(4, 7, stride=2).call(rng.normal(3, 4, 6, 8)).on("a block that shrinks the map")
     yield build(4, 4, stride=2, downsample="depthwise").call(rng.normal(1, 4, 4, 6)).on("the stride in the depthwise")
     yield build(3, 8).train().call(rng.normal(3, 3, 4, 5)).on("a batch in training")
 

@@ -43,10 +43,14 @@ def _borders(pixels: int) -> list[tuple[int, int, int, int]]:
         "picture to the right.",
         "Four directions, and the mean over all pictures and all directions, as a Python float: .item().",
     ],
+    exempt={
+        "larger": "the model of a case reads images of one size; the cases have two",
+        "smaller": "the model of a case reads images of one size; the cases have two",
+    },
 )
 def shift_consistency_cases(rng):
-    for pixels, label in ((2, "two pixels"), (1, "one pixel")):
-        images, weights = rng.normal(150, 2, 6, 5), rng.normal(60, 4)
+    for pixels, height, width, label in ((2, 6, 5, "two pixels"), (1, 4, 7, "one pixel")):
+        images, weights = rng.normal(150, 2, height, width), rng.normal(2 * height * width, 4)
         yield call(lambda x, w=weights: x.flatten(1) @ w.to(x), images, pixels).on(label)
     images, weights = rng.uniform(90, 1, 5, 7), rng.normal(7, 3)
     yield call(lambda x, w=weights: x.mean(dim=(1, 2)) @ w.to(x), images, 3).on("a model that hardly looks at rows")

@@ -17,7 +17,7 @@ from vitcourse.course.checks import build, check
 )
 def block(rng):
     yield build(dim=8, num_heads=2).call(rng.normal(2, 5, 8))
-    yield build(12, 3).call(rng.normal(1, 4, 12)).on("a batch of one")
+    yield build(12, 3, mlp_ratio=2.0).call(rng.normal(1, 4, 12)).on("a batch of one")
 
 
 @block.mistake(

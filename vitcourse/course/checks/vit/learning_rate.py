@@ -27,7 +27,8 @@ def learning_rate(rng):
     yield call(0, total, config).on("the first step")
     yield call(warm - 1, total, config).on("the end of the warm-up")
     yield call(warm, total, config).on("the first step after the warm-up")
-    yield call(warm + rng.integer(2, total - warm - 4), total, config).on("the cosine")
+    for quarter in (1, 3):  # in the middle a straight line would pass
+        yield call(warm + quarter * (total - warm) // 4, total, config).on(f"the cosine, {quarter} quarter(s) down")
     yield call(total - 1, total, config).on("the last step")
     yield call(1, total + 3, config).on("a run of another length")
     yield call(0, total, TrainConfig(lr=0.8, min_lr=0.1, warmup=0.0)).on("a run without warm-up")
