@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from vitcourse.course.cases import Case, Random
+from vitcourse.course.catalogue import Check
 from vitcourse.course.comparing import compare
-from vitcourse.course.grading import Check
 from vitcourse.course.running import Outcome, random_weights
 
 INPUTS = 200  # that a mutant is compared with the reference on

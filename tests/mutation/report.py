@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vitcourse.course import checks
+from vitcourse.course.running import run
 
 from .answers import ROOT, Solution, solution
 from .trials import Verdict
@@ -20,14 +21,9 @@ HERE = Path(__file__).parent
 REPORT, TABLE = HERE / "report.json", HERE / "REPORT.md"
 MOST_SURVIVE = 0.02  # of all that count, over the course
 AT_LEAST = 30  # that count, of every exercise that has so many
-MACHINERY = (
-    "grading",
-    "comparing",
-    "cases",
-    "probes",
-    "running",
-    "kernels",
-)  # of vitcourse.course: who gives the verdicts
+# Of vitcourse.course: who gives the verdicts, and what runs kernels.
+MACHINERY = ("answers", "cases", "catalogue", "comparing", "grading", "limits", "probes", "running", "trial")
+KERNELS = "kernels"
 LETTERS = {"equivalent": "=", "rejected": "x", "survived": "S", "hung": "?", "broken": "-"}
 
 
@@ -47,6 +43,8 @@ def fingerprint(name: str) -> str:
     topic, stem = name.partition(".")[0], checks.file_stem(name)
     folder = ROOT / "vitcourse" / "course"
     files = [folder / f"{part}.py" for part in MACHINERY]
+    if checks.find(name).runner is not run:
+        files += sorted((folder / KERNELS).glob("*.py"))
     files += [folder / "checks" / topic / f"{stem}.py", folder / "checks" / topic / "_shared.py"]
     files += [HERE / f"{part}.py" for part in ("answers", "domain", "operators", "trials")]
     files += [HERE / "domains" / f"{topic}.py"]
@@ -152,7 +150,7 @@ PREFACE = """\
 # The mutation test of the graders
 
 Made by `python -m tests.mutation`; see `tests/mutation/__init__.py`. Of all *possible* mutants of an exercise's
-reference solution so many were *made*: all, but of a kernel, the kinds of change in turn, until 40 counted.
+reference solution so many were *made*, the kinds of change in turn: all, or until as many counted as were asked for.
 *Equivalent*: does what the reference does on 200 inputs from the exercise's domain (outputs, changes of the inputs,
 gradients; within the tolerance of grading: 1e-6 of the largest value in float64, 1e-4 in float32, 5e-3 in float16, or
 the check's own). All others are *counted*; *raised* are those among them whose first difference is an exception, or
