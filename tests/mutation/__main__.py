@@ -59,7 +59,7 @@ def main() -> int:
     entries = report.read()
     names = [name for name in report.exercises() if any(fnmatch.fnmatch(name, p) for p in options.only)]
     names = [n for n in names if options.force or entries.get(n, {}).get("fingerprint") != report.fingerprint(n)]
-    workers = local()
+    workers, failed = local(), False
 
     def one(name: str) -> tuple[str, dict]:
         if not hasattr(workers, "own"):
@@ -68,7 +68,12 @@ def main() -> int:
 
     with ThreadPoolExecutor(options.jobs) as pool:
         for future in as_completed([pool.submit(one, name) for name in names]):
-            name, entry = future.result()
+            try:
+                name, entry = future.result()
+            except RuntimeError as error:
+                print(error, flush=True)
+                failed = True
+                continue
             entries[name] = entry
             print(
                 *(f"{entry[column]} {column}," for column in report.COLUMNS),
@@ -82,7 +87,7 @@ def main() -> int:
                 report.write(entries)
     total = report.totals(entries)
     print(f"{total['survived']} of {total['counted']} survive; {total['seconds'] / 60:.1f} core-minutes in all")
-    return int(total["survived"] > report.MOST_SURVIVE * total["counted"])
+    return int(failed or total["survived"] > report.MOST_SURVIVE * total["counted"])
 
 
 if __name__ == "__main__":
