@@ -135,3 +135,8 @@ def values_of_the_first_block(q, k, v, layout):
 @unknown
 def mean_of_what_is_seen(q, k, v, layout):
     return block_by_block(lambda q, k, v, hidden: masked(0 * q, k, v, hidden))(q, k, v, layout)
+
+
+@unknown
+def scaled_by_the_width_of_the_values(q, k, v, layout):
+    return gathered(q * math.sqrt(q.shape[-1] / v.shape[-1]), k, v, layout)

@@ -162,3 +162,11 @@ def pair_by_pair(size, window_size, shift):
             ]
             masks.append([[a != b for b in tokens] for a in tokens])
     return torch.tensor(masks)
+
+
+@unknown
+def windows_with_gaps(size, window_size, shift):
+    """Rows of a window lie apart; with a shift by one row nobody would see it."""
+    (h, w), (p, q) = size, window_size
+    region = kinds(size, window_size, shift).view(p, h // p, w // q, q)
+    return pairs(region.permute(1, 2, 0, 3).flatten(2).flatten(0, 1))

@@ -1,5 +1,7 @@
 """The check of `efficient_attention.random_feature_attention`."""
 
+import torch
+
 from vitcourse import efficient_attention
 from vitcourse.course.checks import call, check, holds
 
@@ -27,8 +29,10 @@ def random_feature_attention(rng):
     yield call(rng.normal(1, 2, 6, 4), rng.normal(1, 2, 9, 4), rng.normal(1, 2, 9, 5), rng.normal(8, 4)).on(
         "more keys than queries"
     )
-    large = 30 * rng.normal(1, 1, 4, 4), 30 * rng.normal(1, 1, 5, 4), rng.normal(1, 1, 5, 3), rng.normal(7, 4)
-    yield call(*large).on("long queries and keys")
+    # Queries and heads differ in length, so that one maximum for all of them is of no use to most.
+    q = rng.normal(1, 2, 4, 4) * torch.tensor([1.0, 200.0, 5.0, 200.0], dtype=torch.float64)[:, None]
+    k = rng.normal(1, 2, 5, 4) * torch.tensor([200.0, 1.0], dtype=torch.float64)[:, None, None]
+    yield call(q, k, rng.normal(1, 2, 5, 3), rng.normal(7, 4)).on("long queries and keys")
     once, twice = ((*(rng.normal(1, 1, n, 3) for _ in range(3)), rng.normal(4, 3)) for n in (128, 256))
     yield holds(QUADRATIC, grows_linearly(once, twice), points_to="quadratic")
 

@@ -23,12 +23,12 @@ from ._shared import QUADRATIC, grows_linearly
     ],
 )
 def sparse_attention(rng):
-    def qkv(batch, heads, tokens, width):
-        return tuple(rng.normal(batch, heads, tokens, width) for _ in range(3))
+    def qkv(batch, heads, tokens, width, values=None):
+        return tuple(rng.normal(batch, heads, tokens, n) for n in (width, width, values or width))
 
     yield call(*qkv(2, 3, 1 + 5 * 4, 4), efficient_attention.local_layout((5, 4, 1), 3, 2))
     yield call(*qkv(1, 2, 4 * 6, 3), efficient_attention.block_layout((4, 6, 0), 2, 0, 2, 0)).on("random blocks")
-    yield call(*qkv(2, 1, 2 + 3 * 7, 5), efficient_attention.block_layout((3, 7, 2), 2, 1, 1, 0)).on(
+    yield call(*qkv(2, 1, 2 + 3 * 7, 5, 3), efficient_attention.block_layout((3, 7, 2), 2, 1, 1, 0)).on(
         "blocks that reach over the edge"
     )
     once, twice = (

@@ -24,7 +24,7 @@ from ._shared import differ, mask_of, wrapped
     ],
 )
 def shift_mask(rng):
-    yield call((6, 9), (3, 3), (1, 1))
+    yield call((6, 9), (3, 3), (2, 1))
     yield call((4, 8), (4, 4), (3, 3)).on("a single row of windows")
     yield call((4, 6), (2, 3), (1, 2)).on("windows that are not square")
     yield call((8, 4), (4, 4), (0, 1)).on("a shift along one axis only")

@@ -21,6 +21,7 @@ def window_reverse(rng):
     yield call(rng.normal(2 * 2 * 3, 9, 4), 3, (6, 9))
     yield call(rng.normal(2, 4, 3), 2, (4, 2)).on("a batch of one")
     yield call(rng.strided(3 * 2, 16, 5), 4, (4, 8)).on("non-contiguous windows")
+    yield call(rng.normal(2 * 5 * 3, 1, 4), 1, (5, 3)).on("windows of one token")
 
 
 def _put_back(pattern):

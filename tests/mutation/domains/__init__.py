@@ -1,0 +1,1 @@
+"""What each exercise may be given, a file a topic: written from lessons and docstrings, never from the checks."""
