@@ -244,6 +244,10 @@ def spec():
         why="A test.",
         hints=["Mind the edge."],
         gradients=False,
+        exempt={
+            "integers": "some right answers add by products, which Triton has of 8 bits with sign only",
+            "larger": "the reference has 16 columns at most",
+        },
         seconds=20,
         runner=kernels.KernelRunner(launch),
     )
