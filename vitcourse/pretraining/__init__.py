@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 
     from vitcourse.train import Task
 
-_LAZY = {
-    "MaskedAutoencoder": "mae",
-    "MaskedAutoencoding": "mae",
-    "patch_targets": "mae",
-    "random_masking": "mae",
+_MODULES = {
+    "diagnostics": ("alignment", "code_use", "effective_rank", "uniformity"),
+    "lejepa": ("GaussianEmbedding", "LeJEPA", "sigreg"),
+    "mae": ("MaskedAutoencoder", "MaskedAutoencoding", "patch_targets", "random_masking"),
+    "moco": ("MoCo", "MomentumContrast", "info_nce"),
+    "transfer": (
+        *("Features", "extract_features", "features_by_depth", "few_shot", "few_shot_split", "fine_tune"),
+        *("knn_accuracy", "linear_probe", "ridge_probe", "split_classes"),
+    ),
+    "views": ("View",),
 }
+_LAZY = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["OBJECTIVES", "BeitOptions", "LejepaOptions", "MaeOptions", "MocoOptions", "make_objective", *_LAZY]
 
 

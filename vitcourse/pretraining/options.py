@@ -1,6 +1,6 @@
-"""What can be chosen for each objective: plain data, which the command line, recipes and weights files share.
+"""What can be chosen for each objective: plain data, shared by command line, recipes and weights files.
 
-The defaults are the papers', for pictures of 224 pixels; the recipes in ``vitcourse/recipes`` have those for small ones.
+The defaults are the papers', for pictures of 224 pixels; the recipes of this package have those for small ones.
 """
 
 from collections.abc import Mapping
