@@ -224,6 +224,14 @@ class PreTraining(Task):
         total, count = reduce(totals).tolist()
         return {"val_loss": total / count if count else None}
 
+    def say_what_next(self, folder: str, data: str) -> None:
+        """How to use what the run in ``folder`` has left."""
+        file = f"{folder}/final.safetensors"
+        print(
+            f"{file} holds the encoder; what it has learnt: vitcourse evaluate {file} --data {data}; to fine-tune it: "
+            f"vitcourse train --weights {file} …, or create_model({file!r}, num_classes=…)"
+        )
+
     def own_modules(self) -> nn.Module:
         """The task's own modules, to be put in evaluation mode with the model."""
         return nn.ModuleList()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+RECIPE_KEYS = ("objective", "model", "data", "val", "val_share", "model_args", "objective_args", "train")
 
 # What may differ between the two halves of an interrupted run. None of these changes what is learned; `accum`, the
 # remedy for a full memory, changes the rounding and what dropout draws.
@@ -164,7 +165,7 @@ def list_recipes() -> list[str]:
 
 
 def load_recipe(name: str | Path) -> dict[str, Any]:
-    """A recipe by name or ``.toml`` file, a dict: model, data, val, val_share, model_args, train, each optional.
+    """A recipe by name or ``.toml`` file, a dict of :data:`RECIPE_KEYS`, each optional.
 
     Raises:
         ValueError: an unknown recipe, a file that is not TOML, or keys that mean nothing.
@@ -181,7 +182,7 @@ def load_recipe(name: str | Path) -> dict[str, Any]:
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"recipe {path} is not valid TOML: {error}") from None
     for key in recipe:
-        check_choice(f"key in recipe {path.name}:", key, ("model", "data", "val", "val_share", "model_args", "train"))
+        check_choice(f"key in recipe {path.name}:", key, RECIPE_KEYS)
     for key in recipe.get("train", {}):
         check_choice(f"option in recipe {path.name}:", key, [f.name for f in config_fields()])
     return recipe
