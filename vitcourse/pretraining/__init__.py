@@ -7,8 +7,9 @@
 ('mae', True)
 
 ``fit(model, images, config=TrainConfig(…), task=task)`` then trains it. Read in this order: ``options`` (what can be
-chosen), ``objective`` (what they share), ``mae``, ``views``, ``moco``, ``lejepa``, ``tokenizer``, ``beit``,
-``distributed`` (batches that processes share), ``diagnostics`` (has it collapsed?), ``transfer`` (what has it learnt?).
+chosen), ``objective`` (what they share), ``mae``, ``views``, ``moco``, ``lejepa``, ``vq``, ``tokenizer``, ``models``,
+``beit``, ``distributed`` (batches that processes share), ``diagnostics`` (has it collapsed?), ``transfer`` (what has it
+learnt?).
 """
 
 from importlib import import_module
@@ -22,15 +23,19 @@ if TYPE_CHECKING:
     from vitcourse.train import Task
 
 _MODULES = {
+    "beit": ("MaskedImageModel", "MaskedImageModelling", "block_mask"),
     "diagnostics": ("alignment", "code_use", "effective_rank", "uniformity"),
     "lejepa": ("GaussianEmbedding", "LeJEPA", "sigreg"),
     "mae": ("MaskedAutoencoder", "MaskedAutoencoding", "patch_targets", "random_masking"),
+    "models": ("Beit", "BeitAttention"),
     "moco": ("MoCo", "MomentumContrast", "info_nce"),
+    "tokenizer": ("Tokenization", "load_tokenizer", "provide_tokenizer", "tokenizer_for"),
     "transfer": (
         *("Features", "extract_features", "features_by_depth", "few_shot", "few_shot_split", "fine_tune"),
         *("knn_accuracy", "linear_probe", "ridge_probe", "split_classes"),
     ),
     "views": ("View",),
+    "vq": ("Codebook", "VQTokenizer", "nearest_code", "straight_through"),
 }
 _LAZY = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = ["OBJECTIVES", "BeitOptions", "LejepaOptions", "MaeOptions", "MocoOptions", "make_objective", *_LAZY]

@@ -143,10 +143,13 @@ class PreTraining(Task):
             )
 
     def setup(self, model: nn.Module, train_set: Dataset, config: TrainConfig, device: torch.device) -> None:
-        self.config, self.mean_std = config, find_mean_std(model, train_set, device)
-        self.probe = probe_of(train_set, self.mean_std, config.seed, device)
+        self.prepare_images(model, train_set, config, device)
         self.probe.watch(model.encoder, 0)
         self.looks_every = max(1, len(train_set) // config.batch_size // LOOKS_PER_EPOCH)
+
+    def prepare_images(self, model: nn.Module, train_set: Dataset, config: TrainConfig, device: torch.device) -> None:
+        self.config, self.mean_std = config, find_mean_std(model, train_set, device)
+        self.probe = probe_of(train_set, self.mean_std, config.seed, device)
 
     def state_dict(self) -> dict[str, Any]:
         return {"first": self.probe.first, "told": self.probe.told}

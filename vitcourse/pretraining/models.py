@@ -1,0 +1,88 @@
+"""The ViT of BEiT (Bao et al. 2021), by name; the visual tokenizer beside it is in ``vq``."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vitcourse.hybrid import RelativeAttention
+from vitcourse.layers import attention, attention_weights, check_mask, to_pair
+from vitcourse.registry import Preprocess, register_model
+from vitcourse.vit import SIZES, Grid, VisionTransformer, whole_grid
+
+from . import vq as vq  # which registers the tokenizer
+
+
+class BeitAttention(RelativeAttention):
+    """Self-attention with a learnt bias for every offset between patches, and three more for [CLS] (section 2.3).
+
+    Those are from a prefix token to a patch, from a patch to a prefix token, and between prefix tokens.
+    """
+
+    def __init__(self, dim: int, num_heads: int = 8, qkv_bias: bool = True, *, grid_size: tuple[int, int]) -> None:
+        super().__init__(dim, num_heads, qkv_bias, grid_size=grid_size)
+        self.prefix_bias_table = nn.Parameter(torch.zeros(3, num_heads))
+        nn.init.zeros_(self.relative_position_bias_table)
+
+    head_axes = {**RelativeAttention.head_axes, "prefix_bias_table": 1}
+
+    def bias_of(self, grid: Grid, like: Tensor) -> Tensor:
+        """(1, H, P + N, P + N), of the dtype of ``like``."""
+        h, w, prefix = grid
+        bias, n = self.position_bias((h, w), like), h * w
+        if not prefix:
+            return bias
+        to_patch, to_prefix, between = self.prefix_bias_table.to(like.dtype)[..., None, None]  # (H, 1, 1) each
+        top = torch.cat([between.expand(-1, prefix, prefix), to_patch.expand(-1, prefix, n)], dim=2)
+        return torch.cat([top, torch.cat([to_prefix.expand(-1, n, prefix), bias[0]], dim=2)], dim=1)[None]
+
+    def forward(self, x: Tensor, grid: Grid | None, mask: Tensor | None = None) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        bias = self.bias_of(whole_grid(grid, self), like=q)
+        if self.recorder is None:
+            x = attention(q, k, v, bias=bias, mask=mask, backend=self.backend)
+        else:  # fused kernels never form the weights, so whoever wants to see them pays for the plain equation
+            check_mask(mask, (*q.shape[:3], x.shape[1]))
+            weights = attention_weights(q, k, bias=bias, mask=mask)
+            self.recorder.append(weights)
+            x = weights @ v
+        return self.proj(x.transpose(1, 2).flatten(2))
+
+
+class Beit(VisionTransformer):
+    """The ViT of BEiT: relative position biases in each block, not absolute positions; layer scale; mean pooling.
+
+    Arguments are those of :class:`vitcourse.VisionTransformer`.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int | tuple[int, int] = 16,
+        global_pool: str = "avg",
+        pos_embed: str = "none",
+        init_values: float | None = 0.1,
+        **arguments: Any,
+    ) -> None:
+        sizes = zip(to_pair(img_size, "img_size"), to_pair(patch_size, "patch_size"), strict=True)
+        grid = tuple(side // patch for side, patch in sizes)
+        super().__init__(
+            img_size,
+            patch_size,
+            global_pool=global_pool,
+            pos_embed=pos_embed,
+            init_values=init_values,
+            attn_layer=partial(BeitAttention, grid_size=grid),
+            **arguments,
+        )
+
+    def no_weight_decay(self) -> set[str]:
+        return {*super().no_weight_decay(), "relative_position_bias_table", "prefix_bias_table"}
+
+
+_HALF = Preprocess(img_size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=0.9)
+for _size in ("tiny", "small", "base", "large"):
+    register_model(f"beit_{_size}", Beit, _HALF, **SIZES[_size])
+    register_model(f"beit_{_size}_patch16_224", Beit, _HALF, **SIZES[_size], patch_size=16, img_size=224)
