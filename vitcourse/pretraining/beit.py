@@ -15,6 +15,7 @@ from vitcourse.train.task import Part
 from vitcourse.vit import VisionTransformer
 
 from .diagnostics import code_use
+from .distributed import widened
 from .objective import Pretrainer, PreTraining, check_plain_vit, patch_tokens
 from .options import BeitOptions
 from .vq import VQTokenizer
@@ -149,7 +150,7 @@ class MaskedImageModelling(PreTraining):
         images, mask = batch
         words = self.tokenizer.tokenize(images)[mask]
         logits = model(images, mask)
-        return F.cross_entropy(logits.float(), words, reduction="sum"), mask.sum()
+        return F.cross_entropy(widened(logits), words, reduction="sum"), mask.sum()
 
     def chance(self) -> float:
         return math.log(self.tokenizer.vocab_size)

@@ -29,6 +29,8 @@ def effective_rank(features: Tensor) -> float:
     0.0
     """
     features = features.detach().float().cpu()
+    if not features.isfinite().all():
+        return math.nan
     centred = features - features.mean(0)
     values = torch.linalg.svdvals(centred)
     noise = torch.finfo(torch.float32).eps * max(features.shape) * torch.linalg.matrix_norm(features, 2)
@@ -102,6 +104,8 @@ class Probe:
     def watch(self, encoder: nn.Module, step: int) -> str | None:
         """Say on stderr, once for each kind, that the features collapse; returns the kind, or None."""
         features, _ = self.features(encoder)
+        if not features.isfinite().all():
+            return None  # the engine looks for the cause
         now = spread(features)
         self.first = now if self.first is None else self.first
         kind = collapse_of(features, self.first)

@@ -67,11 +67,10 @@ class JointBatchNorm(nn.BatchNorm1d):
         if world_size() == 1 or not self.training:
             return super().forward(x)
         with torch.autocast(x.device.type, enabled=False):
-            wide = x if x.dtype == torch.float64 else x.float()
-            sums = torch.cat([wide.sum(0), wide.square().sum(0), wide.new_tensor([len(x)])])
-            first, second, count = summed(sums).split([x.shape[1], x.shape[1], 1])
-            mean = first / count
-            var = (second / count - mean.square()).clamp(min=0)
+            wide = widened(x)
+            count = summed(wide.new_tensor(len(x)))
+            mean = summed(wide.sum(0)) / count
+            var = summed((wide - mean).square().sum(0)) / count
             with torch.no_grad():
                 self.num_batches_tracked += 1
                 self.running_mean.lerp_(mean.to(self.running_mean), self.momentum)
@@ -98,6 +97,11 @@ def mlp(dims: list[int], last_norm: bool) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+def widened(x: Tensor) -> Tensor:
+    """float32 of what is narrower; float64 stays."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def normalised(x: Tensor) -> Tensor:
-    """Directions (B, D) in float32, or float64 as they come."""
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1)
+    """Directions (B, D), in float32 at least."""
+    return F.normalize(widened(x), dim=1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vitcourse.train.task import Part
 from vitcourse.vit.positions import full_precision
 
-from .distributed import mlp, summed
+from .distributed import mlp, summed, widened
 from .objective import Pretrainer, PreTraining, dim_of
 from .options import LejepaOptions
 from .views import View
@@ -126,7 +126,7 @@ class GaussianEmbedding(PreTraining):
         views, directions = batch
         x = model(*views)
         with full_precision(x.device.type):
-            x = x if x.dtype == torch.float64 else x.float()
+            x = widened(x)
             weight = self.options.sigreg
             apart = disagreement(x, self.options.global_views)
             # Where SIGReg is off, nothing is computed that would be multiplied by 0.

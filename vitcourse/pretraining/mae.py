@@ -11,6 +11,7 @@ from vitcourse.train.task import Part
 from vitcourse.vit import Block, VisionTransformer, image_to_patch, patch_to_image, sincos_2d
 from vitcourse.weights import unwrap
 
+from .distributed import widened
 from .objective import Pretrainer, PreTraining, check_plain_vit, patch_tokens
 from .options import MaeOptions
 
@@ -52,7 +53,7 @@ def patch_targets(images: Tensor, patch_size: int | tuple[int, int], norm_pix: b
     The variance is the unbiased one, and 1e-6 is added to it, as in the authors' code (section 3, "Reconstruction
     target"). A patch of one colour has targets of 0.
     """
-    target = image_to_patch(images, patch_size).float()
+    target = widened(image_to_patch(images, patch_size))
     if not norm_pix:
         return target
     mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
@@ -61,7 +62,7 @@ def patch_targets(images: Tensor, patch_size: int | tuple[int, int], norm_pix: b
 
 def masked_error(pred: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error (B,) of each image over the patches (B, N, P) where ``mask`` (B, N) is True."""
-    error = (pred.float() - target).square().mean(-1)
+    error = (widened(pred) - target).square().mean(-1)
     return (error * mask).sum(1) / mask.sum(1)
 
 

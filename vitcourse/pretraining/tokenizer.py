@@ -18,7 +18,7 @@ from vitcourse.vit.patches import check_divisible
 from vitcourse.weights import unwrap
 
 from .diagnostics import code_use
-from .distributed import gathered, world_size
+from .distributed import gathered, widened, world_size
 from .objective import PreTraining
 from .options import BeitOptions, TokenizerOptions
 from .vq import VQTokenizer
@@ -56,7 +56,7 @@ class Tokenization(PreTraining):
     def setup(self, model, train_set, config, device) -> None:
         self.prepare_images(model, train_set, config, device)
         codes = model.codebook.codes
-        self.counts, self.sums = torch.zeros(len(codes), device=device), torch.zeros_like(codes, device=device)
+        self.counts, self.sums = torch.zeros_like(codes[:, 0]), torch.zeros_like(codes)
         self.vectors: list[Tensor] = []
         self.revived, self.steps_per_epoch = 0, max(1, len(train_set) // config.batch_size)
         # Whoever paints every image as the mean of all pixels.
@@ -76,9 +76,9 @@ class Tokenization(PreTraining):
         painted, z, ids = model(images)
         tokenizer = unwrap(model)
         if model.training:
-            self._assign(z.detach().flatten(0, 2).float(), ids.flatten())
-        error = (painted.float() - images).square().mean(dim=(1, 2, 3))
-        away = (z.float() - tokenizer.codebook.codes[ids]).square().mean(dim=(1, 2, 3))
+            self._assign(widened(z.detach().flatten(0, 2)), ids.flatten())
+        error = (widened(painted) - images).square().mean(dim=(1, 2, 3))
+        away = (widened(z) - tokenizer.codebook.codes[ids]).square().mean(dim=(1, 2, 3))
         return (error + self.options.commitment * away).sum(), len(images)
 
     def _assign(self, vectors: Tensor, ids: Tensor) -> None:
