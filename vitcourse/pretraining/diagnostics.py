@@ -2,7 +2,7 @@
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -73,74 +73,74 @@ class Probe:
 
     Attributes:
         views: two tensors (N, C, H, W), normalised.
-        first: the spread of the features before the training.
+        first: the spread of the features, and of what an objective makes of them, before the training.
+        told: what has been said of each last.
     """
 
     views: tuple[Tensor, Tensor]
-    first: float | None = None
-    told: str | None = None
-
-    @classmethod
-    def of(cls, images: Tensor, index: Tensor, mean_std: MeanStd | None, seed: int) -> "Probe":
-        first, second = (
-            PROBE_VIEW(images, mean_std, seed=seed, epoch=-1, index=index, view=number) for number in (0, 1)
-        )
-        return cls((first, second))
+    first: dict[str, float] = field(default_factory=dict)
+    told: dict[str, str | None] = field(default_factory=dict)
 
     @torch.no_grad()
-    def features(self, encoder: nn.Module) -> tuple[Tensor, Tensor]:
-        with evaluating(encoder):
-            return tuple(encoder(view).flatten(1).float() for view in self.views)
-
     def measure(self, encoder: nn.Module) -> dict[str, float]:
-        """Effective rank, alignment and uniformity."""
-        first, second = self.features(encoder)
+        """Effective rank, alignment and uniformity of the encoder's features."""
+        with evaluating(encoder):
+            first, second = (encoder(view).flatten(1) for view in self.views)
         return {
             "effective_rank": effective_rank(first),
             "alignment": alignment(first, second),
             "uniformity": uniformity(first),
         }
 
-    def watch(self, encoder: nn.Module, step: int) -> str | None:
-        """Say on stderr, once for each kind, that the features collapse; returns the kind, or None."""
-        features, _ = self.features(encoder)
-        if not features.isfinite().all():
-            return None  # the engine looks for the cause
-        now = spread(features)
-        self.first = now if self.first is None else self.first
-        kind = collapse_of(features, self.first)
-        if kind is not None and kind != self.told:
-            print(f"vitcourse: step {step}: {_told(kind, features, now)}", file=sys.stderr)
-        self.told = kind
-        return kind
+    @torch.no_grad()
+    def watch(self, model: nn.Module, step: int) -> dict[str, str | None]:
+        """Say on stderr, once, that features or embeddings collapse; returns of what kind, or None.
+
+        Args:
+            model: its ``watched(images)`` gives what is watched by name, (N, D) each.
+        """
+        with evaluating(model):
+            seen = model.watched(self.views[0])
+        kinds: dict[str, str | None] = {}
+        for name, x in seen.items():
+            if not x.isfinite().all():
+                continue  # the engine looks for the cause
+            first = self.first.setdefault(name, spread(x))
+            kinds[name] = collapse_of(x, first)
+            if kinds[name] and kinds[name] != self.told.get(name):
+                print(f"vitcourse: step {step}: {_told(name, kinds[name], x, first)}", file=sys.stderr)
+            self.told[name] = kinds[name]
+        return kinds
 
 
-def spread(features: Tensor) -> float:
-    """One minus the mean cosine between different images' features (N, D)."""
-    directions = F.normalize(features.float(), dim=1)
-    n = len(directions)
-    return 1 - ((directions.sum(0).square().sum().item() - n) / (n * (n - 1)))
+def spread(x: Tensor) -> float:
+    """Root of the mean squared distance of features (N, D) from their mean.
 
-
-def collapse_of(features: Tensor, first: float) -> str | None:
-    """``"complete"``: all images have the same features. ``"dimensional"``: they lie along one or two directions.
-
-    ``first`` is the spread of the untrained encoder, whose features are not far apart either.
+    >>> spread(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
+    1.0
     """
-    if spread(features) < min(1e-3, first / 10):
+    return (x.float() - x.float().mean(0)).square().sum(1).mean().sqrt().item()
+
+
+def collapse_of(x: Tensor, first: float) -> str | None:
+    """``"complete"``: all images have nearly the same features. ``"dimensional"``: they lie along a line.
+
+    Complete means that less than a tenth is left of ``first``, the :func:`spread` before the training.
+    """
+    if spread(x) < first / 10:
         return "complete"
-    return "dimensional" if effective_rank(features) < 2 else None
+    return "dimensional" if x.shape[1] > 2 and effective_rank(x) < 2 else None
 
 
-def _told(kind: str, features: Tensor, now: float) -> str:
+def _told(name: str, kind: str, x: Tensor, first: float) -> str:
     if kind == "complete":
         return (
-            f"the features collapse: those of different images have a mean cosine of {1 - now:.5f}, and tell nothing "
-            "apart; a falling loss means nothing now"
+            f"the {name} collapse: those of different images are {spread(x) / first:.4f} times as far apart as before "
+            "the training; a falling loss tells nothing now"
         )
     return (
-        f"the features collapse to {effective_rank(features):.1f} of {features.shape[1]} dimensions; what the images "
-        "differ in besides is lost"
+        f"the {name} collapse to {effective_rank(x):.1f} of {x.shape[1]} dimensions; what images differ in besides is "
+        "lost"
     )
 
 
@@ -151,4 +151,5 @@ def probe_of(dataset: Dataset, mean_std: MeanStd | None, seed: int, device: torc
     index = torch.linspace(0, len(dataset) - 1, min(PROBED, len(dataset))).long()
     pairs = Augmented(dataset, seed=seed).__getitems__(index.tolist())
     images = torch.stack([torch.as_tensor(image) for image, _ in pairs]).to(device)
-    return Probe.of(images, index, mean_std, seed)
+    first, second = (PROBE_VIEW(images, mean_std, seed=seed, epoch=-1, index=index, view=view) for view in (0, 1))
+    return Probe((first, second))

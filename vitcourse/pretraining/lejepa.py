@@ -68,6 +68,15 @@ def disagreement(x: Tensor, global_views: int) -> Tensor:
     return (x - x[:global_views].mean(0)).square().mean()
 
 
+def view_list(options: LejepaOptions, hflip: bool) -> list[View]:
+    """Large views of at least ``min_crop`` of the image, then small ones, of a sixth of that to that."""
+    shares = {name: getattr(options, name) for name in ("jitter", "grayscale", "solarize")}
+    how = {**shares, "hflip": hflip, "blur": options.blur / 2}
+    side = (options.local_size,) * 2 if options.local_size else None
+    small = View(min_crop=options.min_crop / 6, max_crop=options.min_crop, size=side, **how)
+    return [View(min_crop=options.min_crop, **how)] * options.global_views + [small] * options.local_views
+
+
 class LeJEPA(Pretrainer):
     """An encoder and a projector. There is no teacher, no predictor, and gradients flow through all views.
 
@@ -85,6 +94,10 @@ class LeJEPA(Pretrainer):
         super().__init__(encoder)
         self.projector = mlp([dim_of(encoder), hidden_dim, hidden_dim, out_dim], last_norm=False)
 
+    def watched(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.encoder(images)
+        return {"features": features, "embeddings": self.projector(features)}
+
     def forward(self, *views: Tensor) -> Tensor:
         """Views, each (B, C, H, W) of a size of its own, to embeddings (V, B, out_dim)."""
         features = torch.cat([self.encoder(view) for view in views])
@@ -96,22 +109,17 @@ class GaussianEmbedding(PreTraining):
 
     name = "lejepa"
     best = None
+    augments = ("hflip",)
     couples_batch = True
     gathers_batch = True
     smallest_batch: ClassVar[int] = 2
 
     def __init__(self, options: LejepaOptions | None = None) -> None:
         super().__init__(options or LejepaOptions())
-        opt = self.options
-        how = {name: getattr(opt, name) for name in ("hflip", "jitter", "grayscale", "blur", "solarize")}
-        how = {**how, "blur": opt.blur / 2}
-        side = (opt.local_size,) * 2 if opt.local_size else None
-        small = View(min_crop=opt.min_crop / 6, max_crop=opt.min_crop, size=side, **how)
-        self.views = [View(min_crop=opt.min_crop, **how)] * opt.global_views + [small] * opt.local_views
 
     def setup(self, model, train_set, config, device) -> None:
         super().setup(model, train_set, config, device)
-        self.out_dim = self.options.out_dim
+        self.views = view_list(self.options, config.hflip)
 
     def inputs(self, images: Tensor, part: Part) -> tuple[list[Tensor], Tensor]:
         place = {"seed": self.config.seed, "epoch": part.epoch, "index": part.index}
@@ -120,7 +128,7 @@ class GaussianEmbedding(PreTraining):
         ]
         # On the CPU, so that all devices and processes draw the same.
         generator = self.generator(part, torch.device("cpu"))
-        return views, random_directions(self.out_dim, self.options.directions, generator).to(images.device)
+        return views, random_directions(self.options.out_dim, self.options.directions, generator).to(images.device)
 
     def loss(self, model: nn.Module, batch: tuple[list[Tensor], Tensor]) -> tuple[Tensor, int]:
         views, directions = batch

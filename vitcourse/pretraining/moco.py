@@ -41,9 +41,9 @@ def momentum_at(step: int, total: int, start: float) -> float:
     return 1 - (1 - start) * 0.5 * (1 + math.cos(math.pi * step / total))
 
 
-def view_pair(options: ViewOptions) -> tuple[View, View]:
+def view_pair(options: ViewOptions, hflip: bool) -> tuple[View, View]:
     """The two views of MoCo v3's recipe: all of the first are blurred, some of the second solarized."""
-    how = {"min_crop": options.min_crop, "hflip": options.hflip, "jitter": options.jitter}
+    how = {"min_crop": options.min_crop, "hflip": hflip, "jitter": options.jitter}
     first = View(**how, grayscale=options.grayscale, blur=options.blur)
     second = View(**how, grayscale=options.grayscale, blur=options.blur / 10, solarize=options.solarize)
     return first, second
@@ -88,6 +88,10 @@ class MoCo(Pretrainer):
                 )
             encoder.patch_embed.requires_grad_(False)
 
+    def watched(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.encoder(images)
+        return {"features": features, "embeddings": self.projector(features)}
+
     def forward(self, *views: Tensor) -> list[Tensor]:
         return [self.predictor(self.projector(self.encoder(view))) for view in views]
 
@@ -100,16 +104,17 @@ class MomentumContrast(PreTraining):
 
     name = "moco"
     best = None  # a lower contrastive loss is no better encoder
+    augments = ("hflip",)
     couples_batch = True
     gathers_batch = True
     smallest_batch: ClassVar[int] = 2
 
     def __init__(self, options: MocoOptions | None = None) -> None:
         super().__init__(options or MocoOptions())
-        self.views = view_pair(self.options)
 
     def setup(self, model, train_set, config, device) -> None:
         super().setup(model, train_set, config, device)
+        self.views = view_pair(self.options, config.hflip)
         self.keys = copy.deepcopy(nn.Sequential(model.encoder, model.projector)).requires_grad_(False).train()
 
     def own_modules(self) -> nn.Module:
@@ -133,7 +138,7 @@ class MomentumContrast(PreTraining):
         return total.sum(), len(batch[0])
 
     def after_step(self, model: nn.Module, step: int, total: int) -> None:
-        start = self.options.momentum
+        start = self.options.key_momentum
         momentum = momentum_at(step + 1, total, start) if start else 0.0  # 0: no momentum encoder, in all steps
         means = list(self.keys.parameters())
         weights = [*model.encoder.parameters(), *model.projector.parameters()]

@@ -51,6 +51,10 @@ class Pretrainer(nn.Module):
         """How the encoder's images are prepared."""
         return getattr(self.encoder, "preprocess", None)
 
+    def watched(self, images: Tensor) -> dict[str, Tensor]:
+        """What may collapse, (B, D) each, of images (B, C, H, W); see :class:`.diagnostics.Probe`."""
+        return {"features": self.encoder(images).flatten(1)}
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         self.encoder.set_grad_checkpointing(enable)
 
@@ -144,7 +148,7 @@ class PreTraining(Task):
 
     def setup(self, model: nn.Module, train_set: Dataset, config: TrainConfig, device: torch.device) -> None:
         self.prepare_images(model, train_set, config, device)
-        self.probe.watch(model.encoder, 0)
+        self.probe.watch(model, 0)
         self.looks_every = max(1, len(train_set) // config.batch_size // LOOKS_PER_EPOCH)
 
     def prepare_images(self, model: nn.Module, train_set: Dataset, config: TrainConfig, device: torch.device) -> None:
@@ -186,7 +190,7 @@ class PreTraining(Task):
 
     def after_step(self, model: nn.Module, step: int, total: int) -> None:
         if (step + 1) % self.looks_every == 0:
-            self.probe.watch(model.encoder, step + 1)
+            self.probe.watch(model, step + 1)
 
     # ------------------------------------------------------------------------------------------------ after an epoch
 

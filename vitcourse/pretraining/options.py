@@ -42,7 +42,7 @@ _REMEDY = {
 }
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("min_crop", 0.01, 1),
-    ("hflip jitter grayscale blur solarize momentum decay commitment", 0, 1),
+    ("jitter grayscale blur solarize key_momentum decay commitment", 0, 1),
     ("sigreg", 0, 1),
     ("decoder_dim decoder_depth decoder_heads hidden_dim out_dim vocab_size code_dim tokenizer_dim", 1, float("inf")),
     ("min_block global_views directions tokenizer_epochs", 1, float("inf")),
@@ -67,7 +67,6 @@ class ViewOptions(Options):
     """How two views of an image are made (MoCo v3, section 5 and BYOL's augmentation)."""
 
     min_crop: float = _opt(0.08, "smallest share of the image that a view keeps")
-    hflip: bool = _opt(True, "mirror half of the views")
     jitter: float = _opt(0.4, "strength of the random brightness and contrast; saturation has half of it, hue a fourth")
     grayscale: float = _opt(0.2, "share of the views without colour")
     blur: float = _opt(1.0, "share of the first views that are blurred; of the second a tenth of that")
@@ -79,7 +78,7 @@ class MocoOptions(ViewOptions):
     """MoCo v3 (Chen et al. 2021, section 5)."""
 
     temperature: float = _opt(0.2, "temperature of the contrast")
-    momentum: float = _opt(0.99, "of the momentum encoder at the start; it rises to 1 as half a cosine")
+    key_momentum: float = _opt(0.99, "of the momentum encoder at the start; it rises to 1 as half a cosine")
     hidden_dim: int = _opt(4096, "hidden width of projector and predictor")
     out_dim: int = _opt(256, "width of what is compared")
     predictor: bool = _opt(True, "whether there is a predictor")
