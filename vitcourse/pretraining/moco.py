@@ -140,10 +140,13 @@ class MomentumContrast(PreTraining):
     def after_step(self, model: nn.Module, step: int, total: int) -> None:
         start = self.options.key_momentum
         momentum = momentum_at(step + 1, total, start) if start else 0.0  # 0: no momentum encoder, in all steps
-        means = list(self.keys.parameters())
-        weights = [*model.encoder.parameters(), *model.projector.parameters()]
-        torch._foreach_lerp_(means, weights, 1 - momentum)
+        self.move_keys(model, momentum)
         super().after_step(model, step, total)
+
+    def move_keys(self, model: MoCo, momentum: float) -> None:
+        """A step of the key encoder towards the query encoder."""
+        weights = [*model.encoder.parameters(), *model.projector.parameters()]
+        torch._foreach_lerp_(list(self.keys.parameters()), weights, 1 - momentum)
 
     def chance(self) -> float:
         return 4 * self.options.temperature * math.log(self.config.batch_size)
