@@ -503,7 +503,7 @@ def test_recipes_of_objectives_can_be_built():
         recipe = load_recipe(name)
         if "objective" not in recipe:
             continue
-        encoder = create_model(recipe["model"], in_chans=1, num_classes=0, **recipe["model_args"])
+        encoder = create_model(recipe["model"], num_classes=0, **recipe["model_args"])
         make_objective(recipe["objective"], encoder, **recipe.get("objective_args", {}))
         TrainConfig(**recipe["train"])
         found[recipe["objective"]] = sum(p.numel() for p in encoder.parameters())

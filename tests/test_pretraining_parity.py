@@ -359,3 +359,23 @@ def test_moco_projector_and_predictor_are_the_authors():
     assert [tuple(p.shape) for p in model.predictor.parameters()] == [(4096, 256), (4096,), (4096,), (256, 4096)]
     assert not any(p.requires_grad for p in model.encoder.patch_embed.parameters())
     assert model.encoder.blocks[0].attn.qkv.weight.requires_grad
+
+
+# ------------------------------------------------------------------------------------------------------- benchmarks
+
+
+@pytest.mark.parametrize("name", ["mae", "beit", "moco", "lejepa"])
+def test_benchmarked_steps_do_the_same_work(name):
+    """In place of times, which depend on the machine: the operations of a step, counted."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks import pretraining
+
+    pytest.importorskip("transformers" if name in ("mae", "beit") else "lightly.loss")
+    counts = {}
+    for kind, step in pretraining.PAIRS[name](2, 1, "cpu").items():
+        with FlopCounterMode(display=False) as counter:
+            step()
+        counts[kind] = counter.get_total_flops()
+    ours, (theirs,) = counts.pop("ours"), counts.values()
+    assert 0.8 < ours / theirs <= 1.02

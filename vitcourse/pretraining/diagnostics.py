@@ -62,6 +62,7 @@ def code_use(counts: Tensor) -> dict[str, float]:
     >>> code_use(torch.tensor([2, 2, 0, 0]))
     {'code_use': 0.5, 'code_perplexity': 2.0}
     """
+    counts = counts.cpu()
     shares = counts.double() / counts.sum().clamp(min=1)
     entropy = -torch.xlogy(shares, shares).sum().item()
     return {"code_use": (counts > 0).double().mean().item(), "code_perplexity": round(math.exp(entropy), 6)}
