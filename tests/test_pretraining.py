@@ -341,6 +341,7 @@ def swin():
     [
         (lambda: make_options("mae", {"mask_ratio": 1.0}), "mask_ratio must be above 0 and below 1, got 1.0"),
         (lambda: make_options("beit", {"mask_ratio": 0}), "mask_ratio must be above 0 and below 1"),
+        (lambda: fitted("lejepa", local_size=5), "local_size 5 is not divisible by the encoder's patch_size 2; use 4"),
         (lambda: make_options("moco", {"temperature": 0.0}), "temperature must be above 0"),
         (lambda: make_options("moco", {"key_momentum": 1.5}), "key_momentum must be between 0 and 1, got 1.5"),
         (lambda: make_options("mae", {"mask_rato": 0.5}), "'mask_rato' is unknown; did you mean 'mask_ratio'"),

@@ -30,14 +30,14 @@ def measure(model: nn.Module, options: argparse.Namespace) -> dict[str, Any]:
     config = TrainConfig(
         device=options.device, eval_batch_size=options.batch_size, num_workers=options.num_workers, loader="auto"
     )
+    examples, questions = (
+        open_dataset(options.data, name, root=options.data_root, download=options.download) for name in ("train", split)
+    )
     train, test = (
         extract_features(model, fit_size(dataset, model, config, train=False), config)
-        for dataset in (
-            open_dataset(options.data, name, root=options.data_root, download=options.download)
-            for name in ("train", split)
-        )
+        for dataset in (examples, questions)
     )
-    classes = open_dataset(options.data, split, root=options.data_root).classes
+    classes = questions.classes
     probe = linear_probe(train)
     predicted = {
         "knn": knn_predict(train, test.x, min(20, len(train.x))),

@@ -13,6 +13,7 @@ from vitcourse.layers import init_linear
 from vitcourse.train.augment import hash_keys
 from vitcourse.train.task import Part
 from vitcourse.vit import VisionTransformer
+from vitcourse.vit.positions import full_precision
 
 from .diagnostics import code_use
 from .distributed import widened
@@ -148,7 +149,8 @@ class MaskedImageModelling(PreTraining):
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         images, mask = batch
-        words = self.tokenizer.tokenize(images)[mask]
+        with full_precision(images.device.type):  # rounded pixels would have other words
+            words = self.tokenizer.tokenize(images)[mask]
         logits = model(images, mask)
         return F.cross_entropy(widened(logits), words, reduction="sum"), mask.sum()
 

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 
 from vitcourse.inference import MeanStd, evaluating
 
+from .distributed import rank
 from .views import View
 
 PROBED = 256  # images
@@ -108,7 +109,7 @@ class Probe:
                 continue  # the engine looks for the cause
             first = self.first.setdefault(name, spread(x))
             kinds[name] = collapse_of(x, first)
-            if kinds[name] and kinds[name] != self.told.get(name):
+            if kinds[name] and kinds[name] != self.told.get(name) and rank() == 0:
                 print(f"vitcourse: step {step}: {_told(name, kinds[name], x, first)}", file=sys.stderr)
             self.told[name] = kinds[name]
         return kinds

@@ -118,6 +118,12 @@ class GaussianEmbedding(PreTraining):
         super().__init__(options or LejepaOptions())
 
     def setup(self, model, train_set, config, device) -> None:
+        side, patch = self.options.local_size, getattr(model.encoder, "patch_size", (1, 1))
+        if any(side % p for p in patch):
+            raise ValueError(
+                f"local_size {side} is not divisible by the encoder's patch_size {patch[0]}; use "
+                f"{side // patch[0] * patch[0] or patch[0]}"
+            )
         super().setup(model, train_set, config, device)
         self.views = view_list(self.options, config.hflip)
 

@@ -56,6 +56,10 @@ class Pretrainer(nn.Module):
         return {"features": self.encoder(images).flatten(1)}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
+        if not hasattr(self.encoder, "set_grad_checkpointing"):
+            raise ValueError(
+                f"{type(self.encoder).__name__} has no set_grad_checkpointing; leave out grad_checkpointing"
+            )
         self.encoder.set_grad_checkpointing(enable)
 
     def no_weight_decay(self) -> set[str]:

@@ -13,7 +13,7 @@ from vitcourse.registry import build_model
 from vitcourse.train.classification import check_image
 from vitcourse.train.config import TrainConfig
 from vitcourse.train.engine import fit
-from vitcourse.train.task import Part
+from vitcourse.train.task import Part, check_not_empty
 from vitcourse.vit.patches import check_divisible
 from vitcourse.weights import unwrap
 
@@ -45,13 +45,11 @@ class Tokenization(PreTraining):
         return model
 
     def check_data(self, model, train_set, val_set, config) -> None:
-        for dataset in filter(None, (train_set, val_set)):
-            self._check_images(dataset, unwrap(model))
-
-    def _check_images(self, dataset: Dataset, model: VQTokenizer) -> None:
-        image = torch.as_tensor(dataset[0][0])
-        check_image(image, model, "train_set")
-        check_divisible(image.shape[-2:], model.patch_size)
+        for dataset, name in ((train_set, "train_set"), (val_set, "val_set")):
+            if dataset is not None:
+                check_not_empty(dataset, name)
+                check_image(dataset[0][0], unwrap(model), name)
+                check_divisible(dataset[0][0].shape[-2:], unwrap(model).patch_size)
 
     def setup(self, model, train_set, config, device) -> None:
         self.prepare_images(model, train_set, config, device)
@@ -69,7 +67,6 @@ class Tokenization(PreTraining):
         self.revived = state["revived"]
 
     def inputs(self, images: Tensor, part: Part) -> Tensor:
-        self.step = part.step
         return self.cropped(images, part)
 
     def loss(self, model: nn.Module, images: Tensor) -> tuple[Tensor, int]:

@@ -43,7 +43,7 @@ class Codebook(nn.Module):
 
     Buffers, not parameters: they move by :meth:`update`, not by gradients. A code to which nothing has been assigned
     for ``revive_after`` steps is dead: no gradient and no mean would ever move it again. It is put where some vector
-    of the batch is. All codes begin dead, so the first batch places them.
+    of the batch is. All codes begin dead, so the first batch places them, unless codes are never revived.
 
     Args:
         vocab_size: codes K.
