@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitcourse import create_model
+from vitcourse import create_model, load_weights
 from vitcourse.pretraining import BeitAttention, MaskedAutoencoder, MaskedImageModel, block_mask, patch_targets
 from vitcourse.pretraining.lejepa import disagreement, random_directions, sigreg
 from vitcourse.pretraining.mae import masked_error, random_masking
@@ -249,6 +249,24 @@ def test_relative_positions_with_prefix_tokens():
     torch.testing.assert_close(mixer(x, (2, 3, 2), mask)[:, 4:], mixer(changed, (2, 3, 2), mask)[:, 4:])
     with pytest.raises(ValueError, match="grid is None"):
         mixer(x, None)
+
+
+@pytest.mark.parametrize("size", [(12, 12), (9, 15)])
+def test_beit_is_timms(size):
+    beit = pytest.importorskip("timm.models.beit")
+    sizes = {"img_size": size, "patch_size": 3, "embed_dim": 24, "depth": 3, "num_heads": 3, "num_classes": 7}
+    theirs = randomised(beit.Beit(**sizes, use_abs_pos_emb=False, use_rel_pos_bias=True, init_values=0.1))
+    ours = load_weights(create_model("beit_tiny", **sizes), theirs).eval()
+    images = torch.rand(4, 3, *size)
+    expected = theirs(images)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(ours(images), expected, rtol=1e-4, atol=1e-5)
+    larger = {**sizes, "img_size": (size[0] + 6, size[1] + 3)}
+    resized = load_weights(create_model("beit_tiny", **larger), ours).eval()
+    table = ours.blocks[1].attn.relative_position_bias_table
+    assert resized.blocks[1].attn.relative_position_bias_table.shape[0] > len(table)
+    whole = torch.rand(2, 3, *larger["img_size"], generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(resized(whole), ours(whole), rtol=1e-4, atol=1e-5)  # ours interpolates as it goes
 
 
 def test_beit_records_its_attention_and_survives_a_file(tmp_path):

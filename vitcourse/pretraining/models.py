@@ -1,5 +1,6 @@
 """The ViT of BEiT (Bao et al. 2021), by name; the visual tokenizer beside it is in ``vq``."""
 
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -7,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from vitcourse.hybrid import RelativeAttention
+from vitcourse.hybrid.blocks import table_size
 from vitcourse.layers import attention, attention_weights, check_mask, to_pair
 from vitcourse.registry import Preprocess, register_model
-from vitcourse.vit import SIZES, Grid, VisionTransformer, whole_grid
+from vitcourse.vit import SIZES, Grid, VisionTransformer, resize_pos_embed, whole_grid
+from vitcourse.vit.positions import grid_of_checkpoint, size_of_source
 
 from . import vq as vq  # which registers the tokenizer
 
@@ -80,6 +83,42 @@ class Beit(VisionTransformer):
 
     def no_weight_decay(self) -> set[str]:
         return {*super().no_weight_decay(), "relative_position_bias_table", "prefix_bias_table"}
+
+    def checkpoint_names(self, names: Collection[str]) -> Callable[[str], str]:
+        """How to call what timm's BEiT has."""
+        return lambda name: name.replace(".gamma_1", ".ls1.gamma").replace(".gamma_2", ".ls2.gamma")
+
+    def adapt_state_dict(
+        self, state: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """Another checkpoint in this model's names and sizes: timm's names, tables of offsets interpolated.
+
+        timm has no bias of the keys, which would change no softmax, and one table for patches and prefix.
+
+        Args:
+            state: its tensors by name.
+            facts: what else is known of it; see :meth:`vitcourse.vit.VisionTransformer.adapt_state_dict`.
+
+        Raises:
+            ValueError: a table could be that of several maps.
+        """
+        state, size = super().adapt_state_dict(state, facts), size_of_source(facts or {})
+        for name, mixer in self.named_modules():
+            if not isinstance(mixer, BeitAttention):
+                continue
+            if (bias := state.pop(f"{name}.q_bias", None)) is not None:
+                state[f"{name}.qkv.bias"] = torch.cat([bias, torch.zeros_like(bias), state.pop(f"{name}.v_bias")])
+            key, prefix = f"{name}.relative_position_bias_table", f"{name}.prefix_bias_table"
+            if key not in state:
+                continue
+            if prefix not in state:
+                state[key], state[prefix] = state[key][:-3], state[key][-3:]
+            own = table_size(mixer.grid_size)
+            known = size and table_size(tuple(s // p for s, p in zip(size, self.patch_size, strict=True)))
+            table = grid_of_checkpoint(len(state[key]), own, known, key, "source_img_size" in (facts or {}))
+            if table is not None:
+                state[key] = resize_pos_embed(state[key][None], table, own)[0]
+        return state
 
 
 _HALF = Preprocess(img_size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop_pct=0.9)
