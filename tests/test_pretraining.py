@@ -205,6 +205,7 @@ def swin():
         (lambda: MaskedAutoencoder(swin()), "encoder is a SwinTransformer, .* only a plain ViT .* moco and lejepa"),
         (lambda: MaskedImageModel(swin()), "encoder is a SwinTransformer, .* only a plain ViT"),
         (lambda: make_objective("mae", nn.Conv2d(3, 4, 2)), "encoder is a Conv2d, .* only a plain ViT"),
+        (lambda: MoCo(nn.Conv2d(3, 4, 2)), "encoder is a Conv2d, which does not tell how wide its features are"),
         (lambda: MoCo(create_model("coatnet_0", num_classes=0, img_size=32)), "freeze_patches=False"),
         (
             lambda: MaskedAutoencoder(create_model("convvit_tiny", img_size=32, num_classes=0, depth=1)),

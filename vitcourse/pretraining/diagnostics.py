@@ -14,7 +14,7 @@ from vitcourse.inference import MeanStd, evaluating
 from .distributed import rank
 from .views import View
 
-PROBED = 256  # images
+PROBED, AT_ONCE = 256, 64  # images
 PROBE_VIEW = View(min_crop=0.5, hflip=True, jitter=0.4)  # the same for all objectives, so that numbers compare
 
 
@@ -87,7 +87,7 @@ class Probe:
     def measure(self, encoder: nn.Module) -> dict[str, float]:
         """Effective rank, alignment and uniformity of the encoder's features."""
         with evaluating(encoder):
-            first, second = (encoder(view).flatten(1) for view in self.views)
+            first, second = (torch.cat([encoder(x).flatten(1) for x in view.split(AT_ONCE)]) for view in self.views)
         return {
             "effective_rank": effective_rank(first),
             "alignment": alignment(first, second),
@@ -102,7 +102,8 @@ class Probe:
             model: its ``watched(images)`` gives what is watched by name, (N, D) each.
         """
         with evaluating(model):
-            seen = model.watched(self.views[0])
+            parts = [model.watched(x) for x in self.views[0].split(AT_ONCE)]
+        seen = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         kinds: dict[str, str | None] = {}
         for name, x in seen.items():
             if not x.isfinite().all():

@@ -95,11 +95,20 @@ def patch_tokens(encoder: VisionTransformer, tokens: Tensor) -> Tensor:
 
 
 def dim_of(encoder: nn.Module) -> int:
-    """The width D of an encoder's features (B, D)."""
-    for name in ("embed_dim", "num_features"):
-        if isinstance(getattr(encoder, name, None), int) and isinstance(encoder, VisionTransformer):
-            return getattr(encoder, name)
-    return encoder.feature_info[-1]["num_chs"]
+    """The width D of an encoder's features (B, D).
+
+    Raises:
+        ValueError: the encoder does not tell.
+    """
+    if isinstance(encoder, VisionTransformer):
+        return encoder.embed_dim
+    info = getattr(encoder, "feature_info", None)
+    if not info:
+        raise ValueError(
+            f"encoder is a {type(encoder).__name__}, which does not tell how wide its features are; use a model of "
+            "vitcourse.list_models(), or give it feature_info = [{'num_chs': width, 'reduction': stride}]"
+        )
+    return info[-1]["num_chs"]
 
 
 class PreTraining(Task):
