@@ -279,6 +279,7 @@ def test_the_command_line_pretrains_evaluates_and_fine_tunes(name, tmp_path, cap
     file = f"{out}/final.safetensors"
     kept = read_metadata(file)
     assert (kept["task"], kept["model"], kept["model_args"]["num_classes"]) == (name, "vit_tiny", 0)
+    assert create_model(f"{out}/pretrainer.safetensors").name == f"{name}_pretrainer"
     encoder = create_model(file)
     assert encoder(torch.zeros(2, 1, 28, 28)).shape == (2, 16)
     assert create_model(file, num_classes=10)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
@@ -332,6 +333,19 @@ def test_options_of_each_objective_are_flags_of_their_own(capsys):
     assert "--mask-ratio" in capsys.readouterr().err
     for objective in OBJECTIVES:
         assert all(f.metadata["help"] for f in option_fields(objective))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_all_that_was_trained_survives_a_file(name, tmp_path):
+    model, task = small(name)
+    fit(model, images(), None, replace(CONFIG, max_steps=2), task=task, progress=False)
+    save_weights(model, tmp_path / "whole.safetensors")
+    again = create_model(tmp_path / "whole.safetensors")
+    assert type(again) is type(model) and again.preprocess == model.preprocess
+    assert_same(dict(again.state_dict()), dict(model.state_dict()))
+    if name == "mae":
+        pixels, noise = torch.rand(2, 3, 8, 12), torch.rand(2, 24)
+        assert torch.equal(again.eval().reconstruct(pixels, noise)[0], model.reconstruct(pixels, noise)[0])
 
 
 def test_a_trained_tokenizer_is_used_again(tmp_path):

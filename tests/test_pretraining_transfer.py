@@ -146,7 +146,7 @@ def test_the_linear_probe_is_at_its_optimum():
     weight, bias = probe.weight.clone().requires_grad_(), probe.bias.clone().requires_grad_()
     loss = F.cross_entropy(train.x @ weight + bias, train.y) + 1e-2 * (weight * std[:, None]).square().sum()
     loss.backward()
-    assert weight.grad.abs().max() < 2e-3 and bias.grad.abs().max() < 2e-3
+    assert weight.grad.abs().max() < 1e-3 and bias.grad.abs().max() < 1e-3
     assert probe_accuracy(linear_probe(clusters()), clusters(seed=2)) > 0.9
     assert linear_probe(clusters(9)).strength == 1e-3
 
@@ -174,7 +174,7 @@ def test_few_shots_by_every_method():
     assert len(rows) == 2 * 2 * 4 and {row["method"] for row in rows} == {"linear", "knn", "ridge", "fine-tune"}
     assert all(0 <= row["accuracy"] <= 1 for row in rows)
     five = [row["accuracy"] for row in rows if row["k"] == 5 and row["method"] != "fine-tune"]
-    assert min(five) > 0.6, "trousers and bags differ in the untrained features, too"
+    assert min(five) > 0.55, "trousers and bags differ in the untrained features, too"
     assert few_shot(model, train, test, shots=(1,), seeds=(0,), methods=("knn",)) == [
         row for row in rows if (row["k"], row["seed"], row["method"]) == (1, 0, "knn")
     ]

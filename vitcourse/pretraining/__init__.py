@@ -12,6 +12,7 @@ chosen), ``objective`` (what they share), ``mae``, ``views``, ``moco``, ``lejepa
 learnt?).
 """
 
+from dataclasses import asdict
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -55,9 +56,18 @@ def make_objective(name: str, encoder: "nn.Module", **options: Any) -> tuple["nn
         encoder: a model without a head (``num_classes=0``); trained in place.
         options: fields of :class:`MocoOptions`, :class:`BeitOptions`, :class:`MaeOptions` or :class:`LejepaOptions`.
 
+    Returns:
+        ``fit`` trains the model and writes its encoder. ``save_weights(model, path)`` keeps all of it, decoder or
+        projector included, for ``create_model(path)``.
+
     Raises:
         ValueError: an unknown objective or option, or a value out of range; an encoder that has a head, or that the
             objective cannot train.
     """
     chosen = make_options(name, options)
-    return import_module(f"{__name__}.{name}").make(encoder, chosen)
+    model, task = import_module(f"{__name__}.{name}").make(encoder, chosen)
+    if hasattr(encoder, "model_args"):  # then a file can say how all of it is built
+        of_encoder = {"encoder": encoder.name, "encoder_args": {**encoder.model_args, "num_classes": 0}}
+        model.name, model.model_args = f"{name}_pretrainer", {**of_encoder, **asdict(chosen)}
+        model.model_args.pop("tokenizer", None)  # a path on this machine, and no part of the model
+    return model, task

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from vitcourse.hybrid import RelativeAttention
 from vitcourse.hybrid.blocks import table_size
 from vitcourse.layers import attention, attention_weights, check_mask, to_pair
-from vitcourse.registry import Preprocess, register_model
+from vitcourse.registry import Preprocess, build_model, register_model
 from vitcourse.vit import SIZES, Grid, VisionTransformer, resize_pos_embed, whole_grid
 from vitcourse.vit.positions import grid_of_checkpoint, size_of_source
 
+from . import make_objective
 from . import vq as vq  # which registers the tokenizer
+from .options import OBJECTIVES
 
 
 class BeitAttention(RelativeAttention):
@@ -125,3 +127,12 @@ _HALF = Preprocess(img_size=224, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), crop
 for _size in ("tiny", "small", "base", "large"):
     register_model(f"beit_{_size}", Beit, _HALF, **SIZES[_size])
     register_model(f"beit_{_size}_patch16_224", Beit, _HALF, **SIZES[_size], patch_size=16, img_size=224)
+
+
+def build_pretrainer(objective: str, encoder: str, encoder_args: Mapping[str, Any], **options: Any) -> nn.Module:
+    """What an objective trains, an encoder by name in it: so a file of all of it can be opened again."""
+    return make_objective(objective, build_model(encoder, encoder_args), **options)[0]
+
+
+for _name in OBJECTIVES:
+    register_model(f"{_name}_pretrainer", partial(build_pretrainer, _name), _HALF)

@@ -51,6 +51,10 @@ class Pretrainer(nn.Module):
         """How the encoder's images are prepared."""
         return getattr(self.encoder, "preprocess", None)
 
+    @preprocess.setter
+    def preprocess(self, value: Any) -> None:
+        self.encoder.preprocess = value
+
     def watched(self, images: Tensor) -> dict[str, Tensor]:
         """What may collapse, (B, D) each, of images (B, C, H, W); see :class:`.diagnostics.Probe`."""
         return {"features": self.encoder(images).flatten(1)}
@@ -243,14 +247,6 @@ class PreTraining(Task):
                 totals += torch.stack([torch.as_tensor(value).detach().to(totals) for value in (total, count)])
         total, count = reduce(totals).tolist()
         return {"val_loss": total / count if count else None}
-
-    def say_what_next(self, folder: str, data: str) -> None:
-        """How to use what the run in ``folder`` has left."""
-        file = f"{folder}/final.safetensors"
-        print(
-            f"{file} holds the encoder; what it has learnt: vitcourse evaluate {file} --data {data}; to fine-tune it: "
-            f"vitcourse train --weights {file} …, or create_model({file!r}, num_classes=…)"
-        )
 
     def own_modules(self) -> nn.Module:
         """The task's own modules, to be put in evaluation mode with the model."""

@@ -72,7 +72,7 @@ def run(argv: list[str]) -> None:
     train_set = fit_size(splits.train, model, config, train=True)
     trained, task = model, None
     if not supervised:
-        from vitcourse.pretraining.program import prepare
+        from vitcourse.pretraining.program import finish, prepare
 
         trained, task = prepare(options, recipe, model, train_set, config, out_dir)
     fit(
@@ -89,8 +89,8 @@ def run(argv: list[str]) -> None:
         task=task,
     )
     if task is not None:
-        if is_main and not options.quiet:
-            task.say_what_next(out_dir, options.data)
+        if is_main:
+            finish(options, trained, config, out_dir)
     elif splits.test:
         results = measure_on_test(out_dir, fit_size(splits.test, model, config, train=False), config)
         if is_main and not options.quiet:
