@@ -202,6 +202,7 @@ def swin():
         (lambda: MaskedAutoencoder(encoder(), mask_ratio=0.0), "leaves none of 24 patches to predict"),
         (lambda: MaskedAutoencoder(encoder(num_classes=5)), "encoder has a head of 5 classes, .* num_classes=0"),
         (lambda: MoCo(encoder(num_classes=5)), "encoder has a head of 5 classes, .* num_classes=0"),
+        (lambda: MaskedAutoencoder(encoder(img_size=9, pad=True)), "img_size 9 is not divisible by patch_size 2, and"),
         (lambda: MaskedAutoencoder(swin()), "encoder is a SwinTransformer, .* only a plain ViT .* moco and lejepa"),
         (lambda: MaskedImageModel(swin()), "encoder is a SwinTransformer, .* only a plain ViT"),
         (lambda: make_objective("mae", nn.Conv2d(3, 4, 2)), "encoder is a Conv2d, .* only a plain ViT"),

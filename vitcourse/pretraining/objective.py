@@ -78,6 +78,11 @@ def check_plain_vit(encoder: nn.Module, what: str) -> None:
             f"encoder is a {type(encoder).__name__}, and {what} hides patches, which only a plain ViT leaves out; use "
             "a VisionTransformer, such as vit_tiny, or the objectives moco and lejepa, which take any model"
         )
+    if any(side % p for side, p in zip(encoder.img_size, encoder.patch_size, strict=True)):
+        raise ValueError(
+            f"img_size {encoder.img_size[0]} is not divisible by patch_size {encoder.patch_size[0]}, and {what} has no "
+            "patches that are half outside of the image; build the encoder for images that its patches divide"
+        )
     if next(encoder.parameters()).is_meta:
         return
     side = [2 * p for p in encoder.patch_size]
