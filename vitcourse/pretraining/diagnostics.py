@@ -15,6 +15,7 @@ from .distributed import rank
 from .views import View
 
 PROBED, AT_ONCE = 256, 64  # images
+FALLS = 2  # of the spread in a row, before a small one is called a collapse
 PROBE_VIEW = View(min_crop=0.5, hflip=True, jitter=0.4)  # the same for all objectives, so that numbers compare
 
 
@@ -75,12 +76,15 @@ class Probe:
 
     Attributes:
         views: two tensors (N, C, H, W), normalised.
-        first: the spread of the features, and of what an objective makes of them, before the training.
+        first, last: the spread of what is watched, before the training and when it was looked at last.
+        falls: how often in a row it has become less.
         told: what has been said of each last.
     """
 
     views: tuple[Tensor, Tensor]
     first: dict[str, float] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    falls: dict[str, int] = field(default_factory=dict)
     told: dict[str, str | None] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -99,7 +103,8 @@ class Probe:
         """Say on stderr, once, that features or embeddings collapse; returns of what kind, or None.
 
         Args:
-            model: its ``watched(images)`` gives what is watched by name, (N, D) each.
+            model: its ``watched(images)`` gives what is watched by name, (N, D) each, and ``healthy_spread(name)``
+                how far apart that should be; None: as before the training.
         """
         with evaluating(model):
             parts = [model.watched(x) for x in self.views[0].split(AT_ONCE)]
@@ -108,10 +113,14 @@ class Probe:
         for name, x in seen.items():
             if not x.isfinite().all():
                 continue  # the engine looks for the cause
-            first = self.first.setdefault(name, spread(x))
-            kinds[name] = collapse_of(x, first)
+            now, healthy = spread(x), model.healthy_spread(name) or self.first.setdefault(name, spread(x))
+            # What is close together and moves apart is no collapse, but the beginning.
+            self.falls[name] = self.falls.get(name, 0) + 1 if now < self.last.get(name, 0.0) else 0
+            self.last[name] = now
+            falling = self.falls[name] >= FALLS or self.told.get(name) == "complete"
+            kinds[name] = collapse_of(x, healthy, falling)
             if kinds[name] and kinds[name] != self.told.get(name) and rank() == 0:
-                print(f"vitcourse: step {step}: {_told(name, kinds[name], x, first)}", file=sys.stderr)
+                print(f"vitcourse: step {step}: {_told(name, kinds[name], x, healthy)}", file=sys.stderr)
             self.told[name] = kinds[name]
         return kinds
 
@@ -125,21 +134,21 @@ def spread(x: Tensor) -> float:
     return (x.float() - x.float().mean(0)).square().sum(1).mean().sqrt().item()
 
 
-def collapse_of(x: Tensor, first: float) -> str | None:
+def collapse_of(x: Tensor, healthy: float, falling: bool = True) -> str | None:
     """``"complete"``: all images have nearly the same features. ``"dimensional"``: they lie along a line.
 
-    Complete means that less than a tenth is left of ``first``, the :func:`spread` before the training.
+    Complete means that the :func:`spread` is less than a tenth of a ``healthy`` one, and still ``falling``.
     """
-    if spread(x) < first / 10:
+    if falling and spread(x) < healthy / 10:
         return "complete"
     return "dimensional" if x.shape[1] > 2 and effective_rank(x) < 2 else None
 
 
-def _told(name: str, kind: str, x: Tensor, first: float) -> str:
+def _told(name: str, kind: str, x: Tensor, healthy: float) -> str:
     if kind == "complete":
         return (
-            f"the {name} collapse: those of different images are {spread(x) / first:.4f} times as far apart as before "
-            "the training; a falling loss tells nothing now"
+            f"the {name} collapse: those of different images are {spread(x) / healthy:.4f} times as far apart as they "
+            "should be; a falling loss tells nothing now"
         )
     return (
         f"the {name} collapse to {effective_rank(x):.1f} of {x.shape[1]} dimensions; what images differ in besides is "

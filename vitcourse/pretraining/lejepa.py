@@ -92,11 +92,15 @@ class LeJEPA(Pretrainer):
 
     def __init__(self, encoder: nn.Module, hidden_dim: int = 2048, out_dim: int = 64) -> None:
         super().__init__(encoder)
+        self.out_dim = out_dim
         self.projector = mlp([dim_of(encoder), hidden_dim, hidden_dim, out_dim], last_norm=False)
 
     def watched(self, images: Tensor) -> dict[str, Tensor]:
         features = self.encoder(images)
         return {"features": features, "embeddings": self.projector(features)}
+
+    def healthy_spread(self, name: str) -> float | None:
+        return self.out_dim**0.5 if name == "embeddings" else None  # SIGReg makes each of its dimensions one wide
 
     def forward(self, *views: Tensor) -> Tensor:
         """Views, each (B, C, H, W) of a size of its own, to embeddings (V, B, out_dim)."""

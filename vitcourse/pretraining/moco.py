@@ -78,6 +78,7 @@ class MoCo(Pretrainer):
         freeze_patches: bool = True,
     ) -> None:
         super().__init__(encoder)
+        self.out_dim = out_dim
         self.projector = mlp([dim_of(encoder), hidden_dim, hidden_dim, out_dim], last_norm=True)
         self.predictor = mlp([out_dim, hidden_dim, out_dim], last_norm=True) if predictor else nn.Identity()
         if freeze_patches:
@@ -91,6 +92,9 @@ class MoCo(Pretrainer):
     def watched(self, images: Tensor) -> dict[str, Tensor]:
         features = self.encoder(images)
         return {"features": features, "embeddings": self.projector(features)}
+
+    def healthy_spread(self, name: str) -> float | None:
+        return self.out_dim**0.5 if name == "embeddings" else None  # batch norm makes each of its dimensions one wide
 
     def forward(self, *views: Tensor) -> list[Tensor]:
         return [self.predictor(self.projector(self.encoder(view))) for view in views]

@@ -24,7 +24,9 @@ from .options import Options
 from .views import View
 
 EVALUATION = -1  # the epoch of views and masks that are drawn for an evaluation: the same in every one
-LOOKS_PER_EPOCH = 10  # at the encoder's features, for signs of a collapse
+WATCHED = ("first", "last", "falls", "told")  # what a probe remembers
+LOOKS_PER_EPOCH = 10  # at the encoder's features, for signs of a collapse …
+FEWEST_STEPS = 10  # … but not more often than this: batch norms must have learnt their statistics
 
 
 class Pretrainer(nn.Module):
@@ -58,6 +60,10 @@ class Pretrainer(nn.Module):
     def watched(self, images: Tensor) -> dict[str, Tensor]:
         """What may collapse, (B, D) each, of images (B, C, H, W); see :class:`.diagnostics.Probe`."""
         return {"features": self.encoder(images).flatten(1)}
+
+    def healthy_spread(self, name: str) -> float | None:
+        """How far from their mean what is watched by this name should lie; None: as far as before the training."""
+        return None
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         if not hasattr(self.encoder, "set_grad_checkpointing"):
@@ -171,17 +177,18 @@ class PreTraining(Task):
     def setup(self, model: nn.Module, train_set: Dataset, config: TrainConfig, device: torch.device) -> None:
         self.prepare_images(model, train_set, config, device)
         self.probe.watch(model, 0)
-        self.looks_every = max(1, len(train_set) // config.batch_size // LOOKS_PER_EPOCH)
+        self.looks_every = max(FEWEST_STEPS, len(train_set) // config.batch_size // LOOKS_PER_EPOCH)
 
     def prepare_images(self, model: nn.Module, train_set: Dataset, config: TrainConfig, device: torch.device) -> None:
         self.config, self.mean_std = config, find_mean_std(model, train_set, device)
         self.probe = probe_of(train_set, self.mean_std, config.seed, device)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"first": self.probe.first, "told": self.probe.told}
+        return {name: dict(getattr(self.probe, name)) for name in WATCHED}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.probe.first, self.probe.told = state["first"], state["told"]
+        for name in WATCHED:
+            setattr(self.probe, name, state[name])
 
     # -------------------------------------------------------------------------------------------------- in each step
 
