@@ -768,6 +768,7 @@ def test_out_of_memory_gives_advice(error):
         ("--model vit_tiny --data fashion_mnits", "did you mean"),
         ("--model vit_tiny --data fashion_mnist_subset --optimizer adan", "optimizer 'adan' is unknown"),
         ("--model vit_tiny --model-args dept=2 --data fashion_mnist_subset", "did you mean 'depth'"),
+        ("--model vit_tiny --data fashion_mnist_subset --objective mae --method lora", "leave one out"),
         (
             "--model vit_tiny --model-args num_classes=7,img_size=28,patch_size=7 --data fashion_mnist_subset",
             "10 classes",

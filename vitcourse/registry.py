@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-MODEL_MODULES = ("vit", "hierarchical", "hybrid")  # what list_models imports; a new model family is named here
+# What list_models imports; a new model family is named here.
+MODEL_MODULES = ("vit", "hierarchical", "hybrid", "pretraining.models")
 # Who changes the form of a model, by the key under which a file keeps the new form; imported when a file has one.
 FORM_MODULES = {"structure": "hardware.prune", "quantization": "hardware.quantize", "adapters": "finetuning"}
 

@@ -31,7 +31,10 @@ COMMANDS = {
     "predict": Command("vitcourse.commands.predict", "say what a weights file sees in pictures"),
     "course": Command("vitcourse.commands.course", "the lessons: start, progress, build, check, mistakes"),
 }
-TASKS = {"classification": "vitcourse.commands.classification"}  # by the name that stands in a weights file
+TASKS = {  # by the name that stands in a weights file
+    "classification": "vitcourse.commands.classification",
+    **dict.fromkeys(("moco", "beit", "mae", "lejepa"), "vitcourse.commands.pretraining"),
+}
 
 
 class TaskProgram(Protocol):

@@ -35,7 +35,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vitcourse evaluate",
         description="Measure a weights file on a data set, as the task asks that stands in the file: a classifier's "
-        "loss, accuracy, accuracy per class and confusion matrix.",
+        "loss, accuracy, accuracy per class and confusion matrix; of an encoder that was trained without labels, how "
+        "well nearest neighbours, ridge regression and a linear probe read the classes out of its frozen features.",
         allow_abbrev=False,
     )
     add_weights(parser)

@@ -7,13 +7,15 @@ import shlex
 import sys
 import types
 import typing
-from dataclasses import replace
+from dataclasses import Field, replace
 from typing import Any
+
+from vitcourse.pretraining.options import OBJECTIVES, option_fields
 
 from .config import TrainConfig, TrainingError, config_fields, list_recipes, load_recipe
 from .splits import VAL_SHARE, VALIDATION, Splits, measure_on_test, open_splits, validation_of_earlier_run
 
-_SHOWN = ("train_loss", "val_loss", "val_accuracy")
+_SHOWN = ("train_loss", "val_loss", "chance", "val_accuracy", "effective_rank", "alignment", "uniformity", "code_use")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,9 +55,16 @@ def run(argv: list[str]) -> None:
         torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)  # of the initial weights
     model_args = {**recipe.get("model_args", {}), **options.model_args}
-    out_dir = options.out_dir or f"runs/{options.model}-{options.data.partition(':')[0]}"
+    supervised = options.objective == SUPERVISED
+    if not supervised and (options.method or options.method_args or "method" in recipe):
+        raise ValueError(
+            f"--method fine-tunes with labels, and --objective {options.objective} learns without; leave one out"
+        )
+    named = options.model if supervised else f"{options.objective}-{options.model}"
+    out_dir = options.out_dir or f"runs/{named}-{options.data.partition(':')[0]}"
     splits, about = choose_splits(options, recipe, out_dir)
-    model_args = {"num_classes": len(splits.train.classes), "in_chans": splits.train.in_chans, **model_args}
+    classes = len(splits.train.classes) if supervised else 0
+    model_args = {"num_classes": classes, "in_chans": splits.train.in_chans, **model_args}
     model = create_model(options.model, weights=options.weights, **model_args)
     if options.weights is None:
         of_data = {"mean": splits.train.mean, "std": splits.train.std, "crop_pct": 1.0}
@@ -64,15 +73,18 @@ def run(argv: list[str]) -> None:
     is_main = os.environ.get("RANK", "0") == "0"  # as torchrun and accelerate launch set it
     if splits.notice and is_main:
         print(f"vitcourse: {splits.notice}", file=sys.stderr)
-    task = choose_method(model, options, recipe)
-    if task and is_main:
-        if options.weights is None:
-            print("vitcourse: --method starts from random weights; --weights names trained ones", file=sys.stderr)
-        if not options.quiet:
-            print(task.report())
+    train_set = fit_size(splits.train, model, config, train=True)
+    if supervised:
+        trained, task = model, choose_method(model, options, recipe)
+        if task and is_main:
+            _tell_method(task, options)
+    else:
+        from vitcourse.pretraining.program import finish, prepare
+
+        trained, task = prepare(options, recipe, model, train_set, config, out_dir)
     fit(
-        model,
-        fit_size(splits.train, model, config, train=True),
+        trained,
+        train_set,
         splits.val and fit_size(splits.val, model, config, train=False),
         config,
         out_dir=out_dir,
@@ -83,6 +95,10 @@ def run(argv: list[str]) -> None:
         progress=not options.quiet,
         task=task,
     )
+    if not supervised:
+        if is_main:
+            finish(options, trained, config, out_dir)
+        return
     if task and is_main:
         from vitcourse.finetuning.files import save_adapter_of_run
 
@@ -91,6 +107,13 @@ def run(argv: list[str]) -> None:
         results = measure_on_test(out_dir, fit_size(splits.test, model, config, train=False), config)
         if is_main and not options.quiet:
             _print_test(results)
+
+
+def _tell_method(task: Any, options: argparse.Namespace) -> None:
+    if options.weights is None:
+        print("vitcourse: --method starts from random weights; --weights names trained ones", file=sys.stderr)
+    if not options.quiet:
+        print(task.report())
 
 
 def choose_method(model: Any, options: argparse.Namespace, recipe: dict[str, Any]) -> Any:
@@ -135,18 +158,22 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, TrainConfig, dict[str, A
     """The arguments: what is not a field of TrainConfig, the config, and the recipe that both start from."""
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--recipe")
-    name = first.parse_known_args(argv)[0].recipe
-    recipe = load_recipe(name) if name else {}
-    options = make_parser(recipe).parse_args(argv)
-    given = {f.name: v for f in config_fields() if (v := getattr(options, f.name)) is not _UNSET}
-    return options, TrainConfig(**{**recipe.get("train", {}), **given}), recipe
+    first.add_argument("--objective")
+    known = first.parse_known_args(argv)[0]
+    recipe = load_recipe(known.recipe) if known.recipe else {}
+    objective = known.objective or recipe.get("objective", SUPERVISED)
+    options = make_parser(recipe, objective).parse_args(argv)
+    return options, TrainConfig(**{**recipe.get("train", {}), **given(options, config_fields())}), recipe
+
+
+SUPERVISED = "supervised"
 
 
 class _UNSET:
     """Stands for a flag that was not given, since None is a value."""
 
 
-def make_parser(recipe: dict[str, Any]) -> argparse.ArgumentParser:
+def make_parser(recipe: dict[str, Any], objective: str = SUPERVISED) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vitcourse train",
         description="Train a model of vitcourse. Launched by torchrun or accelerate launch, the same command uses "
@@ -154,6 +181,13 @@ def make_parser(recipe: dict[str, Any]) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--recipe", help=f"start from a recipe: {', '.join(list_recipes())}, or a .toml file")
+    parser.add_argument(
+        "--objective",
+        choices=(SUPERVISED, *OBJECTIVES),
+        default=recipe.get("objective", SUPERVISED),
+        help="what is learned: the classes, or without labels; --objective NAME --help lists what can be chosen then "
+        "(%(default)s)",
+    )
     parser.add_argument("--model", default=recipe.get("model"), required="model" not in recipe, help="name of a model")
     parser.add_argument(
         "--model-args",
@@ -199,16 +233,29 @@ def make_parser(recipe: dict[str, Any]) -> argparse.ArgumentParser:
     parser.add_argument("--out-dir", help="folder for checkpoints, metrics and weights; runs/MODEL-DATA by default")
     parser.add_argument("--resume", action="store_true", help="continue the run in out-dir")
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors and notices")
-    group = parser.add_argument_group("training")
-    for f in config_fields():
+    _add_fields(parser.add_argument_group("training"), config_fields(), recipe.get("train", {}))
+    if objective in OBJECTIVES:
+        group = parser.add_argument_group(f"objective {objective}", OBJECTIVES[objective].__doc__)
+        _add_fields(group, option_fields(objective), recipe.get("objective_args", {}))
+    return parser
+
+
+def _add_fields(group: Any, fields: tuple[Field, ...], chosen: dict[str, Any]) -> None:
+    """A flag for each field, whose default is what the recipe has chosen."""
+    for f in fields:
         flag = "--" + f.name.replace("_", "-")
-        text = f"{f.metadata['help']} ({recipe.get('train', {}).get(f.name, f.default)})".replace("%", "%%")
+        text = f"{f.metadata['help']} ({chosen.get(f.name, f.default)})".replace("%", "%%")
         if f.type is bool:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=_UNSET, help=text)
         else:
-            metavar = "|".join(f.metadata["choices"]) if f.metadata["choices"] else f.name.rpartition("_")[2].upper()
+            choices = f.metadata.get("choices")
+            metavar = "|".join(choices) if choices else f.name.rpartition("_")[2].upper()
             group.add_argument(flag, type=_scalar_type(f.type), default=_UNSET, metavar=metavar, help=text)
-    return parser
+
+
+def given(options: argparse.Namespace, fields: tuple[Field, ...]) -> dict[str, Any]:
+    """What the command line says of these fields."""
+    return {f.name: v for f in fields if (v := getattr(options, f.name, _UNSET)) is not _UNSET}
 
 
 def _scalar_type(kind: Any) -> type:
@@ -308,7 +355,7 @@ def fit_size(dataset: Any, model: Any, config: TrainConfig, *, train: bool) -> A
 def _print_row(row: dict[str, Any]) -> None:
     from tqdm import tqdm
 
-    shown = "  ".join(f"{name} {row[name]:.4f}" for name in _SHOWN if row[name] is not None)
+    shown = "  ".join(f"{name} {row[name]:.4f}" for name in _SHOWN if row.get(name) is not None)
     speed = f"{row['images_per_second']:.0f} images/s"
     tqdm.write(f"epoch {row['epoch']:3d}  step {row['step']:6d}  lr {row['lr']:.2e}  {shown}  {speed}")
 

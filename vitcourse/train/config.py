@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-RECIPE_KEYS = ("model", "data", "val", "val_share", "model_args", "method", "method_args", "train")
+RECIPE_KEYS = (
+    *("objective", "model", "data", "val", "val_share"),
+    *("model_args", "objective_args", "method", "method_args", "train"),
+)
 
 # What may differ between the two halves of an interrupted run. None of these changes what is learned; `accum`, the
 # remedy for a full memory, changes the rounding and what dropout draws.

@@ -175,7 +175,7 @@ class _Trainer:
         """Keep records in ``out_dir``, and take up the run that is there if ``resume``."""
         self.about.update(about)
         self.command = command
-        check_saveable(self.model)  # now, not after the training
+        check_saveable(self.task.product(self.model))  # now, not after the training
         self.folder = RunFolder(out_dir)
         with self.processes.main_first():
             if self.processes.is_main:
@@ -320,6 +320,7 @@ class _Trainer:
             **dict.fromkeys(self.task.metrics),
             **speed,
         }
+        row.update(self.task.after_epoch(unwrap(self.model)))
         if self.val_set is not None and (finished or epoch % self.config.eval_every == 0):
             model = self.ema.model if self.ema else self.model
             row.update(
@@ -395,7 +396,7 @@ class _Trainer:
             **{k: v for k, v in self.about.items() if k not in HEADER_KEYS},  # save_weights knows these better
             **measured,
         }
-        save_weights(model, self.folder.path / name, half=self.config.save_dtype == "fp16", **facts)
+        save_weights(self.task.product(model), self.folder.path / name, half=self.config.save_dtype == "fp16", **facts)
 
 
 def _ratio(expected: float, counted: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ class Task:
     Derive from it and override what differs; ``loss`` alone must be. One object serves one run of
     :func:`vitcourse.train.fit`, which calls, in this order: ``check_data``; ``setup``, when the model lies on its
     device; ``groups``; ``load_state_dict``, where a run is continued; then ``before_step``; for each micro-batch
-    ``collate``, ``check_batch``, ``prepare`` and ``loss``; ``after_step``; ``evaluate`` at the end of an epoch.
+    ``collate``, ``check_batch``, ``prepare`` and ``loss``; ``after_step``; at the end of an epoch ``after_epoch`` and
+    ``evaluate``.
 
     What is trained belongs to the model: its parameters move, and stand in the weights file. What else must survive an
     interruption (a momentum encoder, a queue, a codebook) is the task's own and goes through ``state_dict``.
@@ -156,6 +157,14 @@ class Task:
         """Called without gradients after step ``step`` of ``total``, from 0; ``model`` is without wrappers."""
 
     # ------------------------------------------------------------------------------------------------ after an epoch
+
+    def after_epoch(self, model: nn.Module) -> dict[str, float]:
+        """What joins the epoch's row beside the evaluation; every process calls it, ``model`` is without wrappers."""
+        return {}
+
+    def product(self, model: nn.Module) -> nn.Module:
+        """What of ``model`` the weights files hold: all of it, but for what is of use in training only."""
+        return model
 
     def evaluate(
         self,

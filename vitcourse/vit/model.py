@@ -225,8 +225,11 @@ class VisionTransformer(nn.Module):
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
         self.head.apply(init_linear).to(next(self.parameters()))
 
-    def embed(self, x: Tensor) -> tuple[Tensor, Grid]:
-        """Images (B, C, H, W) to tokens (B, prefix + h · w, D) with positions, and the grid they lie on."""
+    def embed(self, x: Tensor, masked: Tensor | None = None, mask_token: Tensor | None = None) -> tuple[Tensor, Grid]:
+        """Images (B, C, H, W) to tokens (B, prefix + h · w, D) with positions, and the grid they lie on.
+
+        Where a boolean ``masked`` (B, h · w) is True, ``mask_token`` (1, 1, D) takes the place of the patch (BEiT).
+        """
         check_images(x, self.in_chans)
         if self.pad:
             x = pad_to_multiple(x, self.patch_size, axes=(2, 3))
@@ -236,6 +239,8 @@ class VisionTransformer(nn.Module):
         x = self.patch_embed(x)  # (B, D, h, w)
         h, w = x.shape[-2:]
         x = x.flatten(2).transpose(1, 2)  # (B, h w, D)
+        if masked is not None:
+            x = torch.where(masked[..., None], mask_token.to(x.dtype), x)
         tokens = [t.expand(x.shape[0], -1, -1) for t in (self.cls_token, self.reg_token) if t is not None]
         if self.pos_embed is None:
             return torch.cat([*tokens, x], dim=1), (h, w, self.num_prefix_tokens)
