@@ -13,8 +13,10 @@ def before_torch() -> None:
 
     * On a Mac, what an Apple GPU lacks is computed on the CPU; PyTorch says so, once an operation.
     * PyTorch's OpenMP threads wait for each other in an empty loop, for so long that two programs on two cores keep
-      each other from working. A thousand rounds, which libgomp itself takes where there are more threads than cores,
-      cost nothing alone (``benchmarks/spinning.py``). Intel's and LLVM's OpenMP (macOS, Windows) do not read it.
+      each other from working. A thousand rounds are what libgomp itself takes where there are more threads than cores:
+      two programs at once take less than half the time, and one alone, of steps as short as 10 ms, up to a fifth more
+      (``benchmarks/spinning.py``; not to spin at all would double that). Intel's and LLVM's OpenMP (macOS, Windows)
+      do not read it.
 
     Every entry begins with it, since importing anything of `vitcourse` runs it: the first cell of a lesson, the
     commands, the tests, the builder; kernels and workers inherit it.
