@@ -279,12 +279,6 @@ def finetune(
     lora: 7,109 of 1,046,021 parameters are trained (0.68 %), 965 of them in the head
     """
     method, model = make_method(method, **options), unwrap(model)
-    heads = head_names(model)
-    head = [n for n, p in model.named_parameters() if n.startswith(tuple(f"{h}." for h in heads)) and p.requires_grad]
-    if not head:
-        raise ValueError(
-            f"{type(model).__name__} has no head to train; make one: model.reset_classifier(num_classes=…)"
-        )
     if hasattr(model, "adapters"):
         kinds = " and ".join(entry["kind"] for entry in model.adapters)
         raise ValueError(
@@ -293,6 +287,12 @@ def finetune(
         )
     release(model, "stage")
     release(model, "method")
+    heads = head_names(model)
+    head = [n for n, p in model.named_parameters() if n.startswith(tuple(f"{h}." for h in heads)) and p.requires_grad]
+    if not head:
+        raise ValueError(
+            f"{type(model).__name__} has no head to train; make one: model.reset_classifier(num_classes=…)"
+        )
     frozen = frozen_modules(model)
     method.change(model)
     if isinstance(method, LoRA | VPT):
