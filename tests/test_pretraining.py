@@ -18,11 +18,15 @@ from vitcourse.pretraining import (
     MaskedAutoencoder,
     MaskedImageModel,
     MoCo,
+    Tokenization,
+    VQTokenizer,
     make_objective,
     make_options,
+    nearest_code,
     provide_tokenizer,
+    tokenizer_for,
 )
-from vitcourse.pretraining.options import OBJECTIVES, option_fields
+from vitcourse.pretraining.options import OBJECTIVES, TokenizerOptions, option_fields
 from vitcourse.pretraining.tokenizer import load_tokenizer
 from vitcourse.train import TrainConfig, TrainingError, fit, main
 from vitcourse.train.config import list_recipes, load_recipe
@@ -200,6 +204,7 @@ def swin():
         (lambda: make_options("mea", {}), "objective 'mea' is unknown; did you mean 'mae'"),
         (lambda: MaskedAutoencoder(encoder(), mask_ratio=0.99), "mask_ratio 0.99 leaves none of 24 patches to see"),
         (lambda: MaskedAutoencoder(encoder(), mask_ratio=0.0), "leaves none of 24 patches to predict"),
+        (lambda: MaskedAutoencoder(encoder(patch_size=1, in_chans=1)), "patches of one number have no variance"),
         (lambda: MaskedAutoencoder(encoder(num_classes=5)), "encoder has a head of 5 classes, .* num_classes=0"),
         (lambda: MoCo(encoder(num_classes=5)), "encoder has a head of 5 classes, .* num_classes=0"),
         (lambda: MaskedAutoencoder(encoder(img_size=9, pad=True)), "img_size 9 is not divisible by patch_size 2, and"),
@@ -364,6 +369,33 @@ def test_a_trained_tokenizer_is_used_again(tmp_path):
     save_weights(encoder(), tmp_path / "vit.safetensors")
     with pytest.raises(ValueError, match="holds a VisionTransformer"):
         load_tokenizer(tmp_path / "vit.safetensors", beit.encoder)
+
+
+def test_a_tokenizer_reads_the_pixels_that_it_has_learnt_from():
+    """Codes of images of another mean or std would be other codes, and nobody would notice."""
+    model, task = small("beit")
+    assert model.tokenizer.preprocess == model.encoder.preprocess
+    model.tokenizer.preprocess = replace(model.encoder.preprocess, std=(0.2,) * 3)
+    with pytest.raises(ValueError, match=r"tokenizer was trained on images of mean .*\(or another std\)"):
+        fit(model, images(), None, CONFIG, task=task, progress=False)
+    plain = encoder()
+    plain.preprocess = None  # then the data set's mean and std count, for both
+    assert tokenizer_for(plain, TokenizerOptions()).preprocess is None
+
+
+def test_a_tokenizer_can_be_trained_alone():
+    tokenizer = VQTokenizer(patch_size=2, in_chans=3, vocab_size=9, code_dim=3, embed_dim=8, depth=1)
+    before = weights(tokenizer).clone()
+    fit(tokenizer, images(), None, replace(CONFIG, max_steps=2), task=Tokenization(), progress=False)
+    assert not torch.equal(before, weights(tokenizer))
+
+
+def test_codes_are_looked_up_in_full_precision():
+    torch.manual_seed(0)
+    z, codes = torch.randn(500, 32), torch.randn(256, 32)
+    expected = torch.cdist(z.double(), codes.double()).argmin(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nearest_code(z, codes), expected)
 
 
 def test_recipes_of_objectives_can_be_built():
