@@ -15,7 +15,7 @@ from tests.stems import fingerprint, notebooks, sources
         ("tests/test_cli.py", "tests/test_cli.py", set()),
         ("vitcourse/hardware/flash/ops.py", "tests/test_flash.py", {"solutions/06_hardware.ipynb"}),
         ("solutions/02_hybrid.py", "solutions/02_hybrid.ipynb", {"solutions/02_hybrid.ipynb"}),
-        ("vitcourse/layers/dot_product.py", "tests/test_layers.py", {"tests/test_quantize.py"}),
+        ("vitcourse/layers/dot_product.py", "tests/test_layers.py", {"tests/test_efficient_attention.py"}),
         ("vitcourse/course/checks/hybrid/mbconv.py", "tests/test_course.py", {"solutions/02_hybrid.ipynb"}),
     ],
 )
