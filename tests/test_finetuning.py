@@ -1045,6 +1045,20 @@ def test_adapters_are_small_and_load_back(make, method, tmp_path):
     load_adapter(other, path, check_base=False)
 
 
+@pytest.mark.parametrize("method", ["lora", "vpt_deep"])
+def test_what_adapters_were_trained_beside_is_frozen_when_they_load_back(method, tmp_path):
+    """Otherwise a second run would train the body too, and the adapters would fit no other model."""
+    model = vit()
+    finetune(model, method)
+    save_adapter(model, tmp_path / "adapter.safetensors")
+    save_weights(model, tmp_path / "whole.safetensors")
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    for again in (load_adapter(vit(), tmp_path / "adapter.safetensors"), create_model(tmp_path / "whole.safetensors")):
+        assert {name for name, p in again.named_parameters() if p.requires_grad} == trained
+        if method == "lora":
+            assert all(p.requires_grad for p in merge_lora(again).parameters())
+
+
 def test_adapters_with_statistics_load_back(tmp_path):
     base, model = coatnet(), coatnet()
     task = finetune(model, "bitfit")
