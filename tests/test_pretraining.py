@@ -27,8 +27,10 @@ from vitcourse.pretraining import (
     tokenizer_for,
 )
 from vitcourse.pretraining.options import OBJECTIVES, TokenizerOptions, option_fields
+from vitcourse.pretraining.program import prepare
 from vitcourse.pretraining.tokenizer import load_tokenizer
 from vitcourse.train import TrainConfig, TrainingError, fit, main
+from vitcourse.train.cli import args_of, parse
 from vitcourse.train.config import list_recipes, load_recipe
 from vitcourse.weights import read_metadata, save_weights
 
@@ -198,6 +200,11 @@ def swin():
         (lambda: make_options("mae", {"mask_ratio": 1.0}), "mask_ratio must be above 0 and below 1, got 1.0"),
         (lambda: make_options("beit", {"mask_ratio": 0}), "mask_ratio must be above 0 and below 1"),
         (lambda: fitted("lejepa", local_size=5), "local_size 5 is not divisible by the encoder's patch_size 2; use 4"),
+        (
+            lambda: fitted_on((8, 12), "lejepa", patch_size=(2, 4), local_views=1, local_size=6),
+            r"local_size 6 is not divisible by the encoder's patch_size \(2, 4\); use 4",
+        ),
+        (lambda: fitted_on((8, 12), "beit", patch_size=(8, 2), min_block=1), r"a grid of \(1, 6\), and no block"),
         (lambda: make_options("moco", {"temperature": 0.0}), "temperature must be above 0"),
         (lambda: make_options("moco", {"key_momentum": 1.5}), "key_momentum must be between 0 and 1, got 1.5"),
         (lambda: make_options("mae", {"mask_rato": 0.5}), "'mask_rato' is unknown; did you mean 'mask_ratio'"),
@@ -229,6 +236,20 @@ def test_what_cannot_be_is_refused(call, message):
 def fitted(name, **changes):
     model, task = small(name, **changes)
     return fit(model, images(), None, replace(CONFIG, max_steps=1), task=task, progress=False)
+
+
+def fitted_on(img_size, name, patch_size, **changes):
+    model, task = make_objective(name, encoder(img_size=img_size, patch_size=patch_size), **{**SMALL[name], **changes})
+    if name == "beit":
+        model.adopt_tokenizer(tokenizer_for(model.encoder, task.options))
+    return fit(model, images(), None, replace(CONFIG, max_steps=1), task=task, progress=False)
+
+
+@pytest.mark.parametrize("name", ["moco", "lejepa"])
+def test_one_image_is_not_validated_on(name):
+    """It would be told from no other, a loss of 0."""
+    model, task = small(name)
+    assert fit(model, images(), images(1), CONFIG, task=task, progress=False)[-1]["val_loss"] is None
 
 
 @pytest.mark.parametrize("name", ["moco", "lejepa"])
@@ -339,6 +360,19 @@ def test_options_of_each_objective_are_flags_of_their_own(capsys):
     assert "--mask-ratio" in capsys.readouterr().err
     for objective in OBJECTIVES:
         assert all(f.metadata["help"] for f in option_fields(objective))
+
+
+def test_a_recipe_of_one_objective_may_begin_another(tmp_path, capsys):
+    recipe = tmp_path / "mae.toml"
+    recipe.write_text('objective = "mae"\n[objective_args]\nmask_ratio = 0.5\ndecoder_dim = 8\n', encoding="utf-8")
+    _, _, found = parse([*RUN, "--recipe", str(recipe)])
+    assert args_of(found, "objective", "mae") == {"mask_ratio": 0.5, "decoder_dim": 8}
+    with pytest.raises(SystemExit):
+        main([*RUN, "--recipe", str(recipe), "--help"])
+    assert "(0.5)" in capsys.readouterr().out
+    options, _, found = parse([*RUN, "--recipe", str(recipe), "--objective", "moco", "--hidden-dim", "12"])
+    model, task = prepare(options, found, encoder(), images(), CONFIG, str(tmp_path))
+    assert task.name == "moco" and task.options.hidden_dim == 12
 
 
 @pytest.mark.parametrize("name", SMALL)

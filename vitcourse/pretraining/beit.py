@@ -136,6 +136,11 @@ class MaskedImageModelling(PreTraining):
                 f"mask_ratio {self.options.mask_ratio} masks {self.masked} of {n} patches, fewer than min_block "
                 f"{self.options.min_block}; use a smaller min_block"
             )
+        if min(self.grid) < 2:
+            raise ValueError(
+                f"the patches lie on a grid of {self.grid}, and no block is smaller than that both ways, so nothing "
+                "would be masked; use a smaller patch_size, or the objective mae"
+            )
         super().setup(model, train_set, config, device)
         self.tokenizer = model.tokenizer.to(device)
         self._check_same_pixels(train_set, device)
