@@ -549,6 +549,14 @@ def test_wrong_methods_and_options_are_refused(method, options, message):
         finetune(vit(), method, **options)
 
 
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "eva02_tiny_patch14_224", "cait_xxs24_224"])
+def test_timm_models_that_count_their_patches_are_refused_prompts(name):
+    """They have blocks, and would fail in the first step, or have the prompts taken for patches."""
+    timm = pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=r"prompts have no place among the patches of timm's .* another method"):
+        finetune(timm.create_model(name, depth=1, num_classes=5), "vpt_shallow")
+
+
 def test_prompts_need_a_vit():
     with pytest.raises(ValueError, match=r"SwinTransformer has no blocks.*lora, bitfit, linear"):
         finetune(swin(), "vpt_deep")
