@@ -105,6 +105,8 @@ def _describe(model: nn.Module) -> dict[str, Any]:
 def load_adapter(model: nn.Module, path: str | Path, *, check_base: bool = True) -> nn.Module:
     """Change a model, in place, as the one was changed that :func:`save_adapter` has saved; returns ``model``.
 
+    All but low-rank updates or prompts, where the file has some, and the head is frozen then, as when it was made.
+
     Args:
         model: with the weights that fine-tuning began with; its head may be any.
         path: the file.
