@@ -33,6 +33,7 @@ from vitcourse.finetuning import (
     layer_decay_groups,
     load_adapter,
     lora_layers,
+    lora_sites,
     make_method,
     measure_backward,
     merge_lora,
@@ -293,6 +294,21 @@ def test_merging_is_exact_and_can_be_taken_back(name):
     assert not any(layer.merged for _, layer in lora_layers(model)) and changed(before, state(model)) == set()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_merging_in_half_precision_rounds_once(dtype):
+    torch.manual_seed(0)
+    layer = LoRALinear(nn.Linear(64, 48), {"q": (0, 16), "v": (32, 48)}, rank=8, alpha=16)
+    with torch.no_grad():
+        for matrix in layer.lora_B.values():
+            matrix.normal_(std=0.02)
+    layer = layer.to(dtype).eval()
+    wide = layer.weight.float()
+    for name, (start, stop) in layer.slices.items():
+        wide[start:stop] += layer.lora_B[name].float() @ layer.lora_A[name].float() * 2
+    layer.merge()
+    assert torch.equal(layer.weight, wide.to(dtype))
+
+
 def test_weights_loaded_into_a_merged_model_are_those_of_an_unmerged_one():
     model, other = add_lora(vit(), rank=2), add_lora(vit(), rank=2)
     _stir(other)
@@ -411,6 +427,21 @@ def test_timm_models_that_never_call_their_qkv_are_refused():
     assert (ours(images()) - expected).abs().max() > 1e-3  # ours does call it
 
 
+def test_timm_models_with_q_k_and_v_head_by_head_are_refused():
+    """Their first third of rows is not q; whole layers can be adapted."""
+    pytest.importorskip("timm")
+    from timm.models.efficientformer import Attention as OfEfficientFormer
+    from timm.models.maxxvit import AttentionCl
+    from timm.models.tiny_vit import Attention as OfTinyVit
+
+    sizes = {"key_dim": 4, "num_heads": 2}
+    for mixer in (AttentionCl(8, 8, dim_head=4), OfTinyVit(8, **sizes), OfEfficientFormer(8, **sizes, resolution=2)):
+        with pytest.raises(ValueError, match=r"attn\.qkv: Attention\w* has the rows of q, k and v head by head"):
+            add_lora(nn.ModuleDict({"attn": mixer}))
+        assert [name for name, _ in lora_layers(add_lora(nn.ModuleDict({"attn": mixer}), 2, targets=["proj"]))]
+    assert lora_sites(nn.ModuleDict({"attn": AttentionCl(8, 8, dim_head=4, head_first=False)}))
+
+
 # ----------------------------------------------------------------------------------------------------------- prompts
 
 
@@ -516,6 +547,14 @@ def test_prompts_and_merging_do_not_mix():
 def test_wrong_methods_and_options_are_refused(method, options, message):
     with pytest.raises(ValueError, match=message):
         finetune(vit(), method, **options)
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "eva02_tiny_patch14_224", "cait_xxs24_224"])
+def test_timm_models_that_count_their_patches_are_refused_prompts(name):
+    """They have blocks, and would fail in the first step, or have the prompts taken for patches."""
+    timm = pytest.importorskip("timm")
+    with pytest.raises(ValueError, match=r"prompts have no place among the patches of timm's .* another method"):
+        finetune(timm.create_model(name, depth=1, num_classes=5), "vpt_shallow")
 
 
 def test_prompts_need_a_vit():
@@ -745,6 +784,25 @@ def test_an_interrupted_model_may_be_trained_again(make, tmp_path):
     assert changed(state(whole), state(model)) == set()
     finetune(model, "full")
     assert all(p.requires_grad for p in model.parameters()) and all(m.training for m in model.modules())
+
+
+def test_a_run_interrupted_in_a_stage_without_the_head_may_be_followed_by_any_method():
+    class Stop(RuntimeError):
+        pass
+
+    class Interrupted(Task):
+        name, takes_pairs = "interrupted", True
+
+        def loss(self, model, batch):
+            raise Stop
+
+    model = vit()
+    task = finetune(model, "staged", task=Interrupted(), schedule=[{"train": ["blocks.1"]}])
+    with pytest.raises(Stop):
+        fit(model, pictures(), None, FAST, task=task, progress=False)
+    assert not model.head.weight.requires_grad
+    finetune(model, "linear")
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {"head.weight", "head.bias"}
 
 
 def test_what_no_stage_names_costs_nothing():
@@ -993,6 +1051,20 @@ def test_adapters_are_small_and_load_back(make, method, tmp_path):
         load_adapter(other, path)
     assert changed(before, state(other)) == set() and state(other).keys() == before.keys()
     load_adapter(other, path, check_base=False)
+
+
+@pytest.mark.parametrize("method", ["lora", "vpt_deep"])
+def test_what_adapters_were_trained_beside_is_frozen_when_they_load_back(method, tmp_path):
+    """Otherwise a second run would train the body too, and the adapters would fit no other model."""
+    model = vit()
+    finetune(model, method)
+    save_adapter(model, tmp_path / "adapter.safetensors")
+    save_weights(model, tmp_path / "whole.safetensors")
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    for again in (load_adapter(vit(), tmp_path / "adapter.safetensors"), create_model(tmp_path / "whole.safetensors")):
+        assert {name for name, p in again.named_parameters() if p.requires_grad} == trained
+        if method == "lora":
+            assert all(p.requires_grad for p in merge_lora(again).parameters())
 
 
 def test_adapters_with_statistics_load_back(tmp_path):

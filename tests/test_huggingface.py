@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from vitcourse import create_model, list_models, load_weights, save_weights
-from vitcourse.layers import say_once
+from vitcourse.notices import say_once
 from vitcourse.weights.huggingface import facts_of_config, preprocess_of, translate
 
 transformers = pytest.importorskip("transformers")

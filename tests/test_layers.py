@@ -17,9 +17,9 @@ from vitcourse.layers import (
     drop_path_rates,
     init_linear,
     masked_mean,
-    say_once,
     to_pair,
 )
+from vitcourse.notices import say_once
 
 BACKENDS = ("math", "sdpa", "flash")  # flash is sdpa where its kernels cannot run
 

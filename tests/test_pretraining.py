@@ -18,13 +18,19 @@ from vitcourse.pretraining import (
     MaskedAutoencoder,
     MaskedImageModel,
     MoCo,
+    Tokenization,
+    VQTokenizer,
     make_objective,
     make_options,
+    nearest_code,
     provide_tokenizer,
+    tokenizer_for,
 )
-from vitcourse.pretraining.options import OBJECTIVES, option_fields
+from vitcourse.pretraining.options import OBJECTIVES, TokenizerOptions, option_fields
+from vitcourse.pretraining.program import prepare
 from vitcourse.pretraining.tokenizer import load_tokenizer
 from vitcourse.train import TrainConfig, TrainingError, fit, main
+from vitcourse.train.cli import args_of, parse
 from vitcourse.train.config import list_recipes, load_recipe
 from vitcourse.weights import read_metadata, save_weights
 
@@ -194,12 +200,18 @@ def swin():
         (lambda: make_options("mae", {"mask_ratio": 1.0}), "mask_ratio must be above 0 and below 1, got 1.0"),
         (lambda: make_options("beit", {"mask_ratio": 0}), "mask_ratio must be above 0 and below 1"),
         (lambda: fitted("lejepa", local_size=5), "local_size 5 is not divisible by the encoder's patch_size 2; use 4"),
+        (
+            lambda: fitted_on((8, 12), "lejepa", patch_size=(2, 4), local_views=1, local_size=6),
+            r"local_size 6 is not divisible by the encoder's patch_size \(2, 4\); use 4",
+        ),
+        (lambda: fitted_on((8, 12), "beit", patch_size=(8, 2), min_block=1), r"a grid of \(1, 6\), and no block"),
         (lambda: make_options("moco", {"temperature": 0.0}), "temperature must be above 0"),
         (lambda: make_options("moco", {"key_momentum": 1.5}), "key_momentum must be between 0 and 1, got 1.5"),
         (lambda: make_options("mae", {"mask_rato": 0.5}), "'mask_rato' is unknown; did you mean 'mask_ratio'"),
         (lambda: make_options("mea", {}), "objective 'mea' is unknown; did you mean 'mae'"),
         (lambda: MaskedAutoencoder(encoder(), mask_ratio=0.99), "mask_ratio 0.99 leaves none of 24 patches to see"),
         (lambda: MaskedAutoencoder(encoder(), mask_ratio=0.0), "leaves none of 24 patches to predict"),
+        (lambda: MaskedAutoencoder(encoder(patch_size=1, in_chans=1)), "patches of one number have no variance"),
         (lambda: MaskedAutoencoder(encoder(num_classes=5)), "encoder has a head of 5 classes, .* num_classes=0"),
         (lambda: MoCo(encoder(num_classes=5)), "encoder has a head of 5 classes, .* num_classes=0"),
         (lambda: MaskedAutoencoder(encoder(img_size=9, pad=True)), "img_size 9 is not divisible by patch_size 2, and"),
@@ -224,6 +236,20 @@ def test_what_cannot_be_is_refused(call, message):
 def fitted(name, **changes):
     model, task = small(name, **changes)
     return fit(model, images(), None, replace(CONFIG, max_steps=1), task=task, progress=False)
+
+
+def fitted_on(img_size, name, patch_size, **changes):
+    model, task = make_objective(name, encoder(img_size=img_size, patch_size=patch_size), **{**SMALL[name], **changes})
+    if name == "beit":
+        model.adopt_tokenizer(tokenizer_for(model.encoder, task.options))
+    return fit(model, images(), None, replace(CONFIG, max_steps=1), task=task, progress=False)
+
+
+@pytest.mark.parametrize("name", ["moco", "lejepa"])
+def test_one_image_is_not_validated_on(name):
+    """It would be told from no other, a loss of 0."""
+    model, task = small(name)
+    assert fit(model, images(), images(1), CONFIG, task=task, progress=False)[-1]["val_loss"] is None
 
 
 @pytest.mark.parametrize("name", ["moco", "lejepa"])
@@ -336,6 +362,19 @@ def test_options_of_each_objective_are_flags_of_their_own(capsys):
         assert all(f.metadata["help"] for f in option_fields(objective))
 
 
+def test_a_recipe_of_one_objective_may_begin_another(tmp_path, capsys):
+    recipe = tmp_path / "mae.toml"
+    recipe.write_text('objective = "mae"\n[objective_args]\nmask_ratio = 0.5\ndecoder_dim = 8\n', encoding="utf-8")
+    _, _, found = parse([*RUN, "--recipe", str(recipe)])
+    assert args_of(found, "objective", "mae") == {"mask_ratio": 0.5, "decoder_dim": 8}
+    with pytest.raises(SystemExit):
+        main([*RUN, "--recipe", str(recipe), "--help"])
+    assert "(0.5)" in capsys.readouterr().out
+    options, _, found = parse([*RUN, "--recipe", str(recipe), "--objective", "moco", "--hidden-dim", "12"])
+    model, task = prepare(options, found, encoder(), images(), CONFIG, str(tmp_path))
+    assert task.name == "moco" and task.options.hidden_dim == 12
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_all_that_was_trained_survives_a_file(name, tmp_path):
     model, task = small(name)
@@ -364,6 +403,33 @@ def test_a_trained_tokenizer_is_used_again(tmp_path):
     save_weights(encoder(), tmp_path / "vit.safetensors")
     with pytest.raises(ValueError, match="holds a VisionTransformer"):
         load_tokenizer(tmp_path / "vit.safetensors", beit.encoder)
+
+
+def test_a_tokenizer_reads_the_pixels_that_it_has_learnt_from():
+    """Codes of images of another mean or std would be other codes, and nobody would notice."""
+    model, task = small("beit")
+    assert model.tokenizer.preprocess == model.encoder.preprocess
+    model.tokenizer.preprocess = replace(model.encoder.preprocess, std=(0.2,) * 3)
+    with pytest.raises(ValueError, match=r"tokenizer was trained on images of mean .*\(or another std\)"):
+        fit(model, images(), None, CONFIG, task=task, progress=False)
+    plain = encoder()
+    plain.preprocess = None  # then the data set's mean and std count, for both
+    assert tokenizer_for(plain, TokenizerOptions()).preprocess is None
+
+
+def test_a_tokenizer_can_be_trained_alone():
+    tokenizer = VQTokenizer(patch_size=2, in_chans=3, vocab_size=9, code_dim=3, embed_dim=8, depth=1)
+    before = weights(tokenizer).clone()
+    fit(tokenizer, images(), None, replace(CONFIG, max_steps=2), task=Tokenization(), progress=False)
+    assert not torch.equal(before, weights(tokenizer))
+
+
+def test_codes_are_looked_up_in_full_precision():
+    torch.manual_seed(0)
+    z, codes = torch.randn(500, 32), torch.randn(256, 32)
+    expected = torch.cdist(z.double(), codes.double()).argmin(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nearest_code(z, codes), expected)
 
 
 def test_recipes_of_objectives_can_be_built():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from vitcourse import create_model
 from vitcourse.data import open_dataset, subset
@@ -57,6 +58,18 @@ def test_features_are_what_stands_before_the_head():
     pretrainer, _ = small("moco")
     of_it, of_its_encoder = (extract_features(m, data).x for m in (pretrainer, pretrainer.encoder))
     assert torch.equal(of_it, of_its_encoder)
+
+
+def test_parts_that_others_call_an_encoder_are_no_models():
+    class Theirs(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Linear(3, 3)  # of tokens, as torchvision's ViT has one
+
+        def forward(self, images):
+            return images.mean((2, 3))
+
+    assert extract_features(Theirs(), images(4), TrainConfig(device="cpu")).x.shape == (4, 3)
 
 
 def test_each_depth_has_its_features():

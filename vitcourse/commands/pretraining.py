@@ -20,6 +20,8 @@ from vitcourse.train.cli import fit_size
 
 from . import classification
 
+NEIGHBOURS = 20  # that vote, as many measure
+
 
 def measure(model: nn.Module, options: argparse.Namespace) -> dict[str, Any]:
     """Accuracy of nearest neighbours, ridge regression and a linear probe; per class and confusion are the probe's."""
@@ -40,7 +42,7 @@ def measure(model: nn.Module, options: argparse.Namespace) -> dict[str, Any]:
     classes = questions.classes
     probe = linear_probe(train)
     predicted = {
-        "knn": knn_predict(train, test.x, min(20, len(train.x))),
+        "knn": knn_predict(train, test.x, min(NEIGHBOURS, len(train.x))),
         "ridge": ridge_probe(train).predict(test.x),
         "linear": probe.predict(test.x),
     }
@@ -72,8 +74,8 @@ def report(result: dict[str, Any]) -> str:
         [
             f"{result['weights']} on {result['data']}, {result['split']}: {result['images']} images, frozen features, "
             f"{result['examples']} labelled examples",
-            f"20 nearest neighbours {result['knn_accuracy']:.4f}   ridge regression {result['ridge_accuracy']:.4f}   "
-            f"linear probe {result['linear_accuracy']:.4f}",
+            f"{min(NEIGHBOURS, result['examples'])} nearest neighbours {result['knn_accuracy']:.4f}   "
+            f"ridge regression {result['ridge_accuracy']:.4f}   linear probe {result['linear_accuracy']:.4f}",
             f"effective rank {result['effective_rank']:.1f} of {result['dimensions']}",
             "",
             "accuracy of the linear probe:",

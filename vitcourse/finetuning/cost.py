@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from .lora import LoRALinear
-from .parts import parts_of
+from .parts import free_names, parts_of
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ def _flowing(model: nn.Module, images: Tensor) -> Iterator[tuple[Layer, bool]]:
     """Each layer, and whether a gradient of its input is asked for: something before it is trained."""
     parts = parts_of(model)
     stem = next(iter(parts))
-    free = {name for name, p in model.named_parameters() if p.requires_grad}
     # Tokens, positions and prompts are in no layer: they come in between the stem and the blocks.
     joined = any(
-        "." not in name or name.startswith("prompts.") for name in free & {*parts[stem], *parts.get("prompts", ())}
+        "." not in name or name.startswith("prompts.")
+        for name in free_names(model) & {*parts[stem], *parts.get("prompts", ())}
     )
     flows = False
     for layer in layers_in_order(model, images):

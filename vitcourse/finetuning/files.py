@@ -13,7 +13,7 @@ from vitcourse.weights.files import check_path, write_tensors
 from vitcourse.weights.wrappers import plain_state
 
 from .methods import FineTuning, restore_adapters
-from .parts import head_names
+from .parts import free_names, head_names
 
 
 def save_adapter(model: nn.Module, path: str | Path, **metadata: Any) -> None:
@@ -72,8 +72,7 @@ def changed_names(model: nn.Module) -> set[str]:
     adapters = {
         name for name, _ in model.named_parameters() if name.startswith((*heads, "prompts.")) or ".lora_" in name
     }
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    names = adapters if hasattr(model, "adapters") else trained
+    names = adapters if hasattr(model, "adapters") else free_names(model)
     for path, module in model.named_modules():
         if getattr(module, "running_mean", None) is not None and not is_frozen_norm(module):
             names |= {f"{path}.{name}" for name, _ in module.named_buffers(recurse=False)}
@@ -105,6 +104,8 @@ def _describe(model: nn.Module) -> dict[str, Any]:
 
 def load_adapter(model: nn.Module, path: str | Path, *, check_base: bool = True) -> nn.Module:
     """Change a model, in place, as the one was changed that :func:`save_adapter` has saved; returns ``model``.
+
+    All but low-rank updates or prompts, where the file has some, and the head is frozen then, as when it was made.
 
     Args:
         model: with the weights that fine-tuning began with; its head may be any.

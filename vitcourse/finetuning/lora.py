@@ -80,8 +80,10 @@ class LoRALinear(nn.Linear):
         """Add the products to W: no layer then costs more than before."""
         if not self.merged:
             self.before = {name: self.weight[a:b].clone() for name, (a, b) in self.slices.items()}
-            for name, (start, stop) in self.slices.items():
-                self.weight[start:stop] += self.delta(name)
+            for name, (start, stop) in self.slices.items():  # in half precision rounded once, not in every step
+                wide = torch.promote_types(self.weight.dtype, torch.float32)
+                update = self.lora_B[name].to(wide) @ self.lora_A[name].to(wide) * (self.alpha / self.rank)
+                self.weight[start:stop] = self.before[name].to(wide) + update
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -149,6 +151,7 @@ def lora_sites(model: nn.Module, targets: Collection[str] = ("q", "v")) -> dict[
             if type(child) is not nn.Linear:
                 raise ValueError(f"{where} is a {type(child).__name__}, not nn.Linear, which LoRA adapts; adapt first")
             _check_used_as_layer(module, name, where)
+            _check_rows(module, child, name, where)
             width = child.out_features // len(place)
             rows = {target: (place.index(target) * width, (place.index(target) + 1) * width) for target in wanted}
             sites[where] = rows
@@ -178,6 +181,16 @@ def _check_used_as_layer(mixer: nn.Module, name: str, where: str) -> None:
         raise ValueError(
             f"{where}: timm's {type(mixer).__name__} uses the weight of its qkv and never calls the layer, so that "
             "LoRA would change nothing; use method 'bitfit' or 'full', or this library's model of the same name"
+        )
+
+
+def _check_rows(mixer: nn.Module, layer: nn.Linear, name: str, where: str) -> None:
+    """Rows of q, k and v must be three blocks. timm's MaxViT, TinyViT and EfficientFormer have them head by head."""
+    by_head = getattr(mixer, "head_first", False) or hasattr(mixer, "key_dim")
+    if name == "qkv" and (by_head or layer.out_features % 3):
+        raise ValueError(
+            f"{where}: {type(mixer).__name__} has the rows of q, k and v head by head, so that LoRA would adapt other "
+            "rows than it says; use targets of proj, fc1, fc2, or method 'bitfit'"
         )
 
 

@@ -15,7 +15,7 @@ from vitcourse.weights import unwrap
 
 from .layer_decay import layer_decay_groups
 from .lora import add_lora, check_targets
-from .parts import head_names, hold, release, select
+from .parts import free_names, head_names, hold, release, select
 from .prompts import add_prompts
 from .staged import SCHEDULES, Stage, StagedTask, as_stages, trained_by_stage
 
@@ -279,12 +279,6 @@ def finetune(
     lora: 7,109 of 1,046,021 parameters are trained (0.68 %), 965 of them in the head
     """
     method, model = make_method(method, **options), unwrap(model)
-    heads = head_names(model)
-    head = [n for n, p in model.named_parameters() if n.startswith(tuple(f"{h}." for h in heads)) and p.requires_grad]
-    if not head:
-        raise ValueError(
-            f"{type(model).__name__} has no head to train; make one: model.reset_classifier(num_classes=…)"
-        )
     if hasattr(model, "adapters"):
         kinds = " and ".join(entry["kind"] for entry in model.adapters)
         raise ValueError(
@@ -293,6 +287,11 @@ def finetune(
         )
     release(model, "stage")
     release(model, "method")
+    head = _head_parameters(model)
+    if not head:
+        raise ValueError(
+            f"{type(model).__name__} has no head to train; make one: model.reset_classifier(num_classes=…)"
+        )
     frozen = frozen_modules(model)
     method.change(model)
     if isinstance(method, LoRA | VPT):
@@ -307,10 +306,22 @@ def finetune(
 
 
 def restore_adapters(model: nn.Module, adapters: list[dict[str, Any]]) -> nn.Module:
-    """Give a newly built model the adapters that a file tells of, untrained; returns ``model``."""
+    """Give a newly built model the adapters that a file tells of, untrained; returns ``model``.
+
+    All but these and the head is frozen, as when they were trained: a model that moved on would not fit them.
+    """
     kinds: dict[str, Callable[..., Method]] = {"lora": LoRA, "vpt": VPT}
+    moved = _head_parameters(model)
     for entry in adapters:
-        options = {key: value for key, value in entry.items() if key != "kind"}
-        kinds[entry["kind"]](**options).change(model)
+        method = kinds[entry["kind"]](**{key: value for key, value in entry.items() if key != "kind"})
+        method.change(model)
+        moved += method.trained(model)
+        hold(model, moved, "method", method.freezes_body)
     model.adapters = adapters
     return model
+
+
+def _head_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters of the head that are trained."""
+    heads = tuple(f"{head}." for head in head_names(model))
+    return [name for name in free_names(model) if name.startswith(heads)]

@@ -162,3 +162,9 @@ def _check_vit(model: nn.Module) -> None:
             f"prompts need tokens that pass through blocks, and {type(model).__name__} has no {', '.join(missing)}: "
             "take a ViT of this library or of timm, or another method: lora, bitfit, linear"
         )
+    theirs = [f"{kind.__module__}.{kind.__name__}" for kind in type(model).__mro__]
+    if theirs[0].startswith("timm.") and "timm.models.vision_transformer.VisionTransformer" not in theirs:
+        raise ValueError(
+            f"prompts have no place among the patches of timm's {type(model).__name__}, whose attention counts them: "
+            "take a plain ViT of timm's, this library's beit, or another method: lora, bitfit, linear"
+        )

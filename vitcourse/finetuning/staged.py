@@ -18,7 +18,7 @@ from vitcourse.train.batches import Plan
 from vitcourse.train.config import TrainConfig
 from vitcourse.train.task import AroundTask, Task
 
-from .parts import hold, parts_of, release, select
+from .parts import free_names, hold, parts_of, release, select
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ def trained_by_stage(model: nn.Module, stages: Sequence[Stage]) -> list[set[str]
     Raises:
         ValueError: a pattern that names nothing, or a stage that names frozen parameters alone.
     """
-    free = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    free = free_names(model)
     trained = [select(model, stage.train, f"stages: number {i + 1}") & free for i, stage in enumerate(stages)]
     for i, (names, stage) in enumerate(zip(trained, stages, strict=True)):
         if not names:

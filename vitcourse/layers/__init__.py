@@ -23,7 +23,6 @@ from vitcourse.layers.parts import (
     masked_mean,
 )
 from vitcourse.layers.sizes import always, at_least_two, crop, pad_to, pad_to_multiple, to_pair, units_in
-from vitcourse.notices import say_once
 
 __all__ = [
     "ATTENTION_BACKENDS",
@@ -45,7 +44,6 @@ __all__ = [
     "math_attention",
     "pad_to",
     "pad_to_multiple",
-    "say_once",
     "sdpa_attention",
     "to_pair",
     "units_in",

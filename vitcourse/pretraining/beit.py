@@ -8,7 +8,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
+from vitcourse.inference import find_mean_std
 from vitcourse.layers import init_linear
 from vitcourse.train.augment import hash_keys
 from vitcourse.train.task import Part
@@ -134,10 +136,28 @@ class MaskedImageModelling(PreTraining):
                 f"mask_ratio {self.options.mask_ratio} masks {self.masked} of {n} patches, fewer than min_block "
                 f"{self.options.min_block}; use a smaller min_block"
             )
+        if min(self.grid) < 2:
+            raise ValueError(
+                f"the patches lie on a grid of {self.grid}, and no block is smaller than that both ways, so nothing "
+                "would be masked; use a smaller patch_size, or the objective mae"
+            )
         super().setup(model, train_set, config, device)
         self.tokenizer = model.tokenizer.to(device)
+        self._check_same_pixels(train_set, device)
         ids = torch.cat([self.tokenizer.tokenize(view) for view in self.probe.views])
         self.codes = code_use(torch.bincount(ids.flatten(), minlength=self.tokenizer.vocab_size))
+
+    def _check_same_pixels(self, train_set: Dataset, device: torch.device) -> None:
+        """Raise ValueError where the tokenizer has learnt from pixels of another mean and std than it is to read."""
+        if torch.as_tensor(train_set[0][0]).is_floating_point():
+            return
+        own, other = self.mean_std, find_mean_std(self.tokenizer, train_set, device)
+        if not all(torch.allclose(a, b, atol=1e-4) for a, b in zip(own, other, strict=True)):
+            raise ValueError(
+                f"the tokenizer was trained on images of mean {other[0].flatten().tolist()}, and the encoder's have "
+                f"{own[0].flatten().tolist()} (or another std), so its codes would be wrong; use encoder.preprocess = "
+                "tokenizer.preprocess, or train a tokenizer for this encoder"
+            )
 
     def inputs(self, images: Tensor, part: Part) -> tuple[Tensor, Tensor]:
         seeds = hash_keys(self.config.seed, part.epoch, part.index, _MASKS).tolist()

@@ -1,5 +1,6 @@
 """LeJEPA (Balestriero and LeCun 2025): views agree, and the embeddings of all images are an isotropic Gaussian."""
 
+import math
 from typing import ClassVar
 
 import torch
@@ -124,9 +125,10 @@ class GaussianEmbedding(PreTraining):
     def setup(self, model, train_set, config, device) -> None:
         side, patch = self.options.local_size, getattr(model.encoder, "patch_size", (1, 1))
         if any(side % p for p in patch):
+            both, told = math.lcm(*patch), patch[0] if len(set(patch)) == 1 else patch
             raise ValueError(
-                f"local_size {side} is not divisible by the encoder's patch_size {patch[0]}; use "
-                f"{side // patch[0] * patch[0] or patch[0]}"
+                f"local_size {side} is not divisible by the encoder's patch_size {told}; use "
+                f"{side // both * both or both}"
             )
         super().setup(model, train_set, config, device)
         self.views = view_list(self.options, config.hflip)

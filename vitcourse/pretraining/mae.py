@@ -125,8 +125,8 @@ class MaskedAutoencoder(Pretrainer):
         decoder_dim, decoder_depth, decoder_heads: of the decoder.
 
     Raises:
-        ValueError: an encoder that is no plain ViT; a mask ratio that leaves no patch to see, or none to predict; in
-            ``forward``, images of another size than the encoder was built for.
+        ValueError: an encoder that is no plain ViT; a mask ratio that leaves no patch to see, or none to predict;
+            ``norm_pix`` of patches of one number; in ``forward``, images of another size than the encoder is for.
 
     >>> encoder = VisionTransformer(img_size=28, patch_size=7, in_chans=1, num_classes=0, embed_dim=64, num_heads=4)
     >>> model = MaskedAutoencoder(encoder, decoder_dim=32, decoder_depth=1, decoder_heads=4)
@@ -156,6 +156,10 @@ class MaskedAutoencoder(Pretrainer):
                 "has it, or a smaller patch_size"
             )
         p, q = encoder.patch_size
+        if norm_pix and p * q * encoder.in_chans == 1:
+            raise ValueError(
+                "norm_pix normalises within a patch, and patches of one number have no variance; use False"
+            )
         self.decoder = Decoder(
             *(encoder.embed_dim, p * q * encoder.in_chans, encoder.grid_size, encoder.num_prefix_tokens),
             *(decoder_dim, decoder_depth, decoder_heads),

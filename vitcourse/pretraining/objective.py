@@ -241,7 +241,8 @@ class PreTraining(Task):
     ) -> dict[str, float | None]:
         """``val_loss``, of views and masks that are the same in every evaluation, and for any number of processes.
 
-        Where samples of a batch are compared, batches are of the training's size, and a smaller last one is left out.
+        Where samples of a batch are compared, batches are of the training's size, and a smaller last one is left out;
+        ``val_loss`` is None where no batch is left.
         """
         config = config or self.config
         device = device_of(model) or resolve_device(config.device)
@@ -269,7 +270,7 @@ class PreTraining(Task):
     ) -> Iterator[Any]:
         size = min(config.batch_size if self.couples_batch else config.eval_batch_size, len(dataset))
         chunks = [c for c in torch.arange(len(dataset)).split(size) if len(c) == size or not self.couples_batch]
-        mine = chunks[share.rank :: share.world]
+        mine = [c for c in chunks if len(c) >= self.smallest_batch][share.rank :: share.world]
         if not mine:
             return
         part = Subset(dataset, torch.cat(mine).tolist())

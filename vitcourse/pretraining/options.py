@@ -103,6 +103,7 @@ class LejepaOptions(ViewOptions):
 class TokenizerOptions(Options):
     """The visual tokenizer of BEiT: a VQ-VAE (van den Oord et al. 2017)."""
 
+    min_crop: float = _opt(0.2, "smallest share of the image that a random crop keeps; 1 for no crops")
     vocab_size: int = _opt(8192, "codes in the codebook")
     code_dim: int = _opt(32, "width of a code")
     tokenizer_dim: int = _opt(256, "width of the tokenizer's layers")
@@ -118,7 +119,6 @@ class BeitOptions(TokenizerOptions):
 
     mask_ratio: float = _opt(0.4, "share of the patches that are masked; in blocks, so it may be a little less")
     min_block: int = _opt(16, "patches in the smallest block")
-    min_crop: float = _opt(0.2, "smallest share of the image that a random crop keeps; 1 for no crops")
     tokenizer: str = _opt("", "file of a trained tokenizer; without one, it is trained first, on the same images")
     tokenizer_epochs: int = _opt(10, "passes over the images in which the tokenizer is trained first")
 

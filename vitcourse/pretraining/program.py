@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from vitcourse.train.cli import given
+from vitcourse.train.cli import args_of, given
 from vitcourse.train.config import TrainConfig
 from vitcourse.train.task import Task
 from vitcourse.weights import save_weights
@@ -25,7 +25,7 @@ def prepare(
 ) -> tuple[nn.Module, Task]:
     """What is trained and the task; for BEiT with a tokenizer, which is trained first where none is given."""
     name = options.objective
-    chosen = {**recipe.get("objective_args", {}), **given(options, option_fields(name))}
+    chosen = {**args_of(recipe, "objective", name), **given(options, option_fields(name))}
     model, task = make_objective(name, encoder, **chosen)
     if name == "beit":
         from .tokenizer import provide_tokenizer

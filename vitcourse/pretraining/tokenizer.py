@@ -118,8 +118,7 @@ def tokenizer_for(encoder: nn.Module, options: TokenizerOptions) -> VQTokenizer:
             **sizes,
         },
     )
-    if getattr(encoder, "preprocess", None) is not None:
-        tokenizer.preprocess = encoder.preprocess
+    tokenizer.preprocess = getattr(encoder, "preprocess", None)  # it is to see the same pixels
     return tokenizer
 
 
@@ -162,7 +161,5 @@ def provide_tokenizer(
     tokenizer = tokenizer_for(model.encoder, options)
     again = resume and folder is not None and (Path(folder) / "last.pt").exists()
     plan = replace(config, epochs=options.tokenizer_epochs, ema=0.0, clip_grad=1.0)
-    if config.max_steps is not None:
-        plan = replace(plan, max_steps=config.max_steps)
     fit(tokenizer, train_set, None, plan, task=Tokenization(options), out_dir=folder, resume=again, progress=not quiet)
     model.adopt_tokenizer(tokenizer)

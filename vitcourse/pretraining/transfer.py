@@ -22,6 +22,8 @@ from vitcourse.train.runtime import autocast
 from vitcourse.train.task import check_not_empty
 from vitcourse.weights import unwrap
 
+from .objective import Pretrainer
+
 
 class Features(NamedTuple):
     """Features x (N, D) in float32 and labels y (N,), on the CPU."""
@@ -36,7 +38,8 @@ class Features(NamedTuple):
 def encoder_of(model: nn.Module) -> nn.Module:
     """The model, images to features (B, D): the encoder of what pre-training trains, a copy without head of others."""
     model = unwrap(model)
-    model = getattr(model, "encoder", model)
+    if isinstance(model, Pretrainer):  # an `encoder` of other models need not take images
+        model = model.encoder
     if not getattr(model, "num_classes", 0):
         return model
     model = copy.deepcopy(model)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vitcourse.layers import check_images, to_pair
 from vitcourse.registry import Preprocess, register_model
 from vitcourse.vit.patches import check_divisible
+from vitcourse.vit.positions import full_precision
 
 
 def nearest_code(z: Tensor, codes: Tensor) -> Tensor:
@@ -22,7 +23,8 @@ def nearest_code(z: Tensor, codes: Tensor) -> Tensor:
     [0, 1]
     """
     flat = z.detach().reshape(-1, z.shape[-1]).to(codes.dtype)
-    distances = codes.square().sum(1) - 2 * flat @ codes.t()  # but for |z|², which is the same for all codes
+    with full_precision(codes.device.type):  # a rounded product would have other codes win
+        distances = codes.square().sum(1) - 2 * flat @ codes.t()  # but for |z|², which is the same for all codes
     return distances.argmin(1).view(z.shape[:-1])
 
 

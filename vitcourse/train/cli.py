@@ -123,7 +123,7 @@ def choose_method(model: Any, options: argparse.Namespace, recipe: dict[str, Any
         ValueError: as ``finetune`` does; arguments of no method.
     """
     name = options.method or recipe.get("method")
-    given = {**(recipe.get("method_args", {}) if name == recipe.get("method") else {}), **options.method_args}
+    given = {**args_of(recipe, "method", name), **options.method_args}
     if name is None:
         if given:
             raise ValueError(f"--method-args {', '.join(given)} are for a --method; name one")
@@ -131,6 +131,15 @@ def choose_method(model: Any, options: argparse.Namespace, recipe: dict[str, Any
     from vitcourse.finetuning import finetune
 
     return finetune(model, name, **given)
+
+
+def args_of(recipe: dict[str, Any], kind: str, name: str | None) -> dict[str, Any]:
+    """What a recipe says of its objective, or of its method; nothing where another one was asked for.
+
+    >>> args_of({"objective": "mae", "objective_args": {"mask_ratio": 0.5}}, "objective", "moco")
+    {}
+    """
+    return recipe.get(f"{kind}_args", {}) if recipe.get(kind, name) == name else {}
 
 
 def choose_splits(options: argparse.Namespace, recipe: dict[str, Any], out_dir: str) -> tuple[Splits, dict[str, str]]:
@@ -236,7 +245,7 @@ def make_parser(recipe: dict[str, Any], objective: str = SUPERVISED) -> argparse
     _add_fields(parser.add_argument_group("training"), config_fields(), recipe.get("train", {}))
     if objective in OBJECTIVES:
         group = parser.add_argument_group(f"objective {objective}", OBJECTIVES[objective].__doc__)
-        _add_fields(group, option_fields(objective), recipe.get("objective_args", {}))
+        _add_fields(group, option_fields(objective), args_of(recipe, "objective", objective))
     return parser
 
 

@@ -17,9 +17,9 @@ from vitcourse.layers import (
     init_linear,
     masked_mean,
     pad_to_multiple,
-    say_once,
     to_pair,
 )
+from vitcourse.notices import say_once
 from vitcourse.vit.attention import Attention, Grid, Merging
 from vitcourse.vit.patches import PatchEmbed, check_divisible
 from vitcourse.vit.positions import grid_of_checkpoint, resize_pos_embed, sincos_2d, size_of_source
