@@ -22,6 +22,7 @@ from torch import nn
 from vitcourse import course
 from vitcourse.course import catalogue, checks, exercises, expectations, grading, limits, progress
 from vitcourse.course.__main__ import main
+from vitcourse.course.answers import blanks_in
 from vitcourse.course.cases import Random
 from vitcourse.course.checks import build, call, check, holds
 from vitcourse.course.comparing import differs
@@ -626,6 +627,26 @@ def test_a_check_without_cases_or_with_a_reference_that_fails_it_is_refused(monk
         grading.grade(demo_patches, patches)
     with pytest.raises(ValueError, match="already has a mistake 'columns'"):
         demo_patches.mistake("columns", "again", patches)
+
+
+def test_checking_gives_pytorchs_settings_back():
+    def answer(x):
+        torch.set_default_dtype(torch.float64)
+        torch.use_deterministic_algorithms(True)
+        return x
+
+    grading.grade(demo_patches, answer, 0)
+    assert torch.get_default_dtype() is torch.float32 and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_blanks_are_found_in_functions_within_functions():
+    def answer(x):
+        def inner():
+            raise TODO
+
+        return inner
+
+    assert blanks_in(answer) == ["answer"]
 
 
 def test_random_inputs_keep_their_promises():

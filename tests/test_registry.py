@@ -85,3 +85,9 @@ def test_the_top_level_offers_the_same_and_nothing_unknown():
     assert {"create_model", "list_models", "load_weights", "VisionTransformer"} <= set(dir(vitcourse))
     with pytest.raises(AttributeError, match="module 'vitcourse' has no attribute 'creat_model'"):
         _ = vitcourse.creat_model
+
+
+def test_what_only_files_are_built_by_is_not_listed():
+    assert not list_models("*_pretrainer") and list_models("beit_*")
+    with pytest.raises(TypeError, match=r"model 'mae_pretrainer' needs encoder, encoder_args; create_model\(FILE\)"):
+        create_model("mae_pretrainer")

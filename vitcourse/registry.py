@@ -130,10 +130,13 @@ def _registered() -> dict[str, _Entry]:
 def list_models(pattern: str = "*") -> list[str]:
     """Names that :func:`vitcourse.create_model` knows, sorted; ``pattern`` is a shell wildcard.
 
+    Without those that only files are built by, such as what pre-training keeps beside its encoder.
+
     >>> list_models("vit_base_patch16*")
     ['vit_base_patch16_224', 'vit_base_patch16_384']
     """
-    return sorted(fnmatch.filter(_registered(), pattern))
+    names = [name for name, entry in _registered().items() if not _missing(entry, {})]
+    return sorted(fnmatch.filter(names, pattern))
 
 
 def build_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
@@ -143,13 +146,13 @@ def build_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
     Raises:
         ValueError: an unknown name, with the nearest ones; see also the model's class.
-        TypeError: an argument that the model does not have, with the nearest.
+        TypeError: an argument that the model does not have, with the nearest; or one that it needs is missing.
     """
     models = _registered()
     if name not in models:
         raise ValueError(f"model {name!r} is unknown{nearest(name, models)}; vitcourse.list_models() names all")
     entry = models[name]
-    _check_arguments(name, entry.build, arguments)
+    _check_arguments(name, entry, arguments)
     model = entry.build(**{**entry.defaults, **arguments})
     model.name, model.model_args, model.classes = name, dict(arguments), None
     preprocess, channels = entry.preprocess, getattr(model, "in_chans", len(entry.preprocess.mean))
@@ -171,8 +174,17 @@ def takes_argument(name: str, argument: str) -> bool:
     return argument in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _check_arguments(name: str, build: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(build).parameters
+def _check_arguments(name: str, entry: _Entry, arguments: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(entry.build).parameters
     for argument in arguments:
         if not takes_argument(name, argument):
             raise TypeError(f"model {name!r} has no argument {argument!r}{nearest(argument, parameters)}")
+    if missing := _missing(entry, arguments):
+        raise TypeError(f"model {name!r} needs {', '.join(missing)}; create_model(FILE) has them from the file")
+
+
+def _missing(entry: _Entry, arguments: Mapping[str, Any]) -> list[str]:
+    """The arguments that a model cannot be built without, and that nobody gives."""
+    parameters, given = inspect.signature(entry.build).parameters.values(), {*entry.defaults, *arguments}
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return [p.name for p in needed if p.name not in given]

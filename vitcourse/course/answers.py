@@ -4,6 +4,7 @@ import contextlib
 import dis
 import traceback
 from collections.abc import Callable, Iterator
+from types import CodeType
 from typing import Any
 
 
@@ -19,9 +20,18 @@ def blanks_in(answer: Callable) -> list[str]:
     return [
         function.__name__
         for function in functions_of(answer)
-        for step in dis.get_instructions(function)
+        for code in _codes(function.__code__)
+        for step in dis.get_instructions(code)
         if step.opname == "LOAD_GLOBAL" and step.argval == "TODO"
     ]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """The code of a function, and that of the functions inside it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
 
 
 def line_of(answer: Callable, error: BaseException | None) -> int | None:

@@ -191,7 +191,7 @@ def integers(case: Case) -> Case:
         if not tensor.is_floating_point() or not tensor.numel():
             return tensor
         low, high = tensor.aminmax()
-        return ((tensor - low) / (high - low) * 255).round().to(torch.uint8)
+        return ((tensor - low) / ((high - low) or 1) * 255).round().to(torch.uint8)
 
     return _on_tensors(case, bytes_of)
 

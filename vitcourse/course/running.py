@@ -46,8 +46,9 @@ class Outcome:
 
 @contextmanager
 def isolated(seed: int) -> Iterator[None]:
-    """Seed every generator inside the block, and give all of them back as they were."""
+    """Seed every generator inside the block, and give them, and PyTorch's global settings, back as they were."""
     states = random.getstate(), np.random.get_state()
+    dtype, deterministic = torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled()
     with kept_random_state(), torch.enable_grad():
         random.seed(seed)
         np.random.seed(seed)
@@ -57,6 +58,8 @@ def isolated(seed: int) -> Iterator[None]:
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
+            torch.set_default_dtype(dtype)
+            torch.use_deterministic_algorithms(deterministic)
 
 
 # ---------------------------------------------------------------------------------------------------------- trees
