@@ -15,7 +15,7 @@ from tests.stems import fingerprint, notebooks, sources
         ("tests/test_cli.py", "tests/test_cli.py", set()),
         ("vitcourse/hardware/flash/ops.py", "tests/test_flash.py", {"solutions/06_hardware.ipynb"}),
         ("solutions/02_hybrid.py", "solutions/02_hybrid.ipynb", {"solutions/02_hybrid.ipynb"}),
-        ("vitcourse/layers.py", "tests/test_layers.py", {"tests/test_quantize.py"}),
+        ("vitcourse/layers/dot_product.py", "tests/test_layers.py", {"tests/test_efficient_attention.py"}),
         ("vitcourse/course/checks/hybrid/mbconv.py", "tests/test_course.py", {"solutions/02_hybrid.ipynb"}),
     ],
 )
@@ -33,6 +33,17 @@ def test_what_does_not_fit_is_left_and_the_first_always_fits():
     seconds = {"a": fast.SECONDS + 1, "b": 1, "c": fast.SECONDS - 10, "d": 20, "e": 9}
     assert fast.fitting("abe", seconds) == (["a"], ["b", "e"])
     assert fast.fitting("bcde", seconds) == (["b", "c", "e"], ["d"])
+
+
+def test_what_failed_is_named_at_the_end(monkeypatch, capsys):
+    monkeypatch.setattr(fast, "changed", lambda since: {"tests/test_cli.py"})
+    monkeypatch.setattr(fast, "_ruff", lambda *command: int(command[0] == "format"))
+    monkeypatch.setattr(
+        fast, "_quietly", lambda entry: subprocess.CompletedProcess(entry, entry != fast.DOCTESTS, "why")
+    )
+    monkeypatch.setattr("sys.argv", ["fast"])
+    assert fast.main() == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "failed: ruff format --check, tests/test_cli.py"
 
 
 def test_changes_are_those_since_the_branch_began(tmp_path, monkeypatch):
