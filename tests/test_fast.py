@@ -72,13 +72,14 @@ def test_a_fingerprint_changes_with_any_of_its_files_and_with_no_other(tmp_path,
 
     entry = notebooks()[0]
     files = sources(entry)
-    assert len(files) > 5 and not any(file.endswith("layers.py") for file in files)
+    assert len(files) > 5 and not any("/layers/" in file for file in files)
     monkeypatch.setattr(stems, "ROOT", tmp_path)
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(file, encoding="utf-8")
     before = fingerprint(entry)
-    (tmp_path / "vitcourse" / "layers.py").write_text("another", encoding="utf-8")
+    (tmp_path / "vitcourse" / "layers").mkdir()
+    (tmp_path / "vitcourse" / "layers" / "parts.py").write_text("another", encoding="utf-8")
     assert fingerprint(entry) == before
     for file in files:
         (tmp_path / file).write_text("another", encoding="utf-8")
