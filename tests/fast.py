@@ -79,7 +79,7 @@ def main() -> int:
     except ValueError as error:
         parser.error(f"{error}; say with --since what to compare with")
     taken, left = fitting(concerned(files, seconds), seconds)
-    failed = [name for name in (["check"], ["format", "--check"]) if _ruff(*name)]
+    failed = [" ".join(["ruff", *name]) for name in (["check"], ["format", "--check"]) if _ruff(*name)]
     taken.sort(key=lambda entry: -seconds.get(entry, UNMEASURED))  # the longest first: so both cores end together
     with ThreadPoolExecutor(2) as pool:
         for entry, done in zip(taken, pool.map(_quietly, taken), strict=True):
@@ -90,6 +90,8 @@ def main() -> int:
     print(f"{len(files)} files changed, {len(taken)} of {len(taken) + len(left)} test files and lessons run")
     if left:
         print(f"left to make test: {', '.join(left)}")
+    if failed:
+        print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
 
 

@@ -257,6 +257,13 @@ def test_predict_takes_a_folder(folder, weights, capsys):
     assert sum(guess["probability"] for guess in records[0]["top"]) == pytest.approx(1, abs=1e-5)
 
 
+def test_a_folder_has_the_pictures_that_a_data_set_would_read(weights, capsys, tmp_path):
+    for name in ("a.gif", "b.PNG", "c.webp", "._d.png", "e.txt", "sub"):
+        (tmp_path / name).mkdir() if name == "sub" else Image.new("RGB", (8, 8)).save(tmp_path / name, format="png")
+    assert main(["predict", str(weights), str(tmp_path), "--format", "json"]) == 0
+    assert [Path(record["file"]).name for record in json_of(capsys)] == ["a.gif", "b.PNG", "c.webp"]
+
+
 def test_nothing_but_broken_files_is_no_sheet(weights, capsys, tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     assert main(["predict", str(weights), str(tmp_path / "a.png"), "--sheet", str(tmp_path / "s.png")]) == 1

@@ -294,6 +294,16 @@ def test_a_wrong_function_is_told_precisely_and_does_not_stop_the_notebook(capsy
     assert names["patches"] is patches
 
 
+def test_an_exercise_whose_cell_was_not_run_is_named(capsys, monkeypatch):
+    monkeypatch.setattr(exercises, "_met", [])
+    cell = patches_cell("return Gate(3)(image)")
+    run_cell(cell)
+    assert "— Gate is another exercise of this lesson: run its cell first" in " ".join(capsys.readouterr().out.split())
+    run_cell(gate_cell(), "demo.Gate")
+    run_cell(cell)
+    assert "run its cell first" not in " ".join(capsys.readouterr().out.split())  # it was: the name is lost otherwise
+
+
 WRONG_CLASS = {
     "missing": (
         {"init": "self.lin = nn.Linear(dim, dim)"},
@@ -642,7 +652,7 @@ def test_checking_gives_pytorchs_settings_back():
 def test_blanks_are_found_in_functions_within_functions():
     def answer(x):
         def inner():
-            raise TODO
+            raise TODO  # noqa: F821
 
         return inner
 

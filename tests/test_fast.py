@@ -35,6 +35,17 @@ def test_what_does_not_fit_is_left_and_the_first_always_fits():
     assert fast.fitting("bcde", seconds) == (["b", "c", "e"], ["d"])
 
 
+def test_what_failed_is_named_at_the_end(monkeypatch, capsys):
+    monkeypatch.setattr(fast, "changed", lambda since: {"tests/test_cli.py"})
+    monkeypatch.setattr(fast, "_ruff", lambda *command: int(command[0] == "format"))
+    monkeypatch.setattr(
+        fast, "_quietly", lambda entry: subprocess.CompletedProcess(entry, entry != fast.DOCTESTS, "why")
+    )
+    monkeypatch.setattr("sys.argv", ["fast"])
+    assert fast.main() == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "failed: ruff format --check, tests/test_cli.py"
+
+
 def test_changes_are_those_since_the_branch_began(tmp_path, monkeypatch):
     def git(*arguments):
         identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
@@ -61,13 +72,14 @@ def test_a_fingerprint_changes_with_any_of_its_files_and_with_no_other(tmp_path,
 
     entry = notebooks()[0]
     files = sources(entry)
-    assert len(files) > 5 and "vitcourse/layers.py" not in files
+    assert len(files) > 5 and not any("/layers/" in file for file in files)
     monkeypatch.setattr(stems, "ROOT", tmp_path)
     for file in files:
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(file, encoding="utf-8")
     before = fingerprint(entry)
-    (tmp_path / "vitcourse" / "layers.py").write_text("another", encoding="utf-8")
+    (tmp_path / "vitcourse" / "layers").mkdir()
+    (tmp_path / "vitcourse" / "layers" / "parts.py").write_text("another", encoding="utf-8")
     assert fingerprint(entry) == before
     for file in files:
         (tmp_path / file).write_text("another", encoding="utf-8")

@@ -1230,6 +1230,20 @@ def test_a_recipe_may_have_a_method(trained, tmp_path, capsys):
     )  # whose arguments it has not
 
 
+def test_the_file_says_which_model_is_tuned(trained, tmp_path, capsys):
+    out = tmp_path / "r"
+    options = [*RUN[4:], "--method", "lora", "--quiet"]
+    assert main([*options, "--weights", str(trained), "--out-dir", str(out)]) == 0
+    assert "random weights" not in capsys.readouterr().err
+    tuned, before = create_model(out / "final.safetensors"), create_model(trained)
+    assert {n for n in changed(before.state_dict(), state(tuned)) if n in before.state_dict()} <= {
+        "head.weight",
+        "head.bias",
+    }
+    assert main([*options, "--weights", str(out / "adapter.safetensors"), "--out-dir", str(tmp_path / "s")]) == 1
+    assert "what fine-tuning has changed, and not the model" in capsys.readouterr().err
+
+
 def test_a_method_without_weights_is_told(tmp_path, capsys):
     assert main([*RUN, "--method", "linear", "--out-dir", str(tmp_path / "r"), "--quiet"]) == 0
     assert "starts from random weights; --weights names trained ones" in capsys.readouterr().err

@@ -312,7 +312,8 @@ def test_the_command_line_pretrains_evaluates_and_fine_tunes(name, tmp_path, cap
     assert create_model(file, num_classes=10)(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
     again = load_weights(create_model("vit_tiny", **kept["model_args"]), file)
     assert torch.equal(weights(again), weights(encoder))
-    assert main([*RUN, "--weights", file, "--out-dir", f"{out}-tuned"]) == 0
+    assert main([*RUN[4:], "--weights", file, "--out-dir", f"{out}-tuned"]) == 0  # the file says which model it is of
+    assert read_metadata(f"{out}-tuned/final.safetensors")["model_args"] == {**kept["model_args"], "num_classes": 10}
     capsys.readouterr()
     assert vitcourse_main(["predict", file, str(tmp_path)]) == 1
     assert main([*RUN, "--objective", name, *FLAGS[name].split(), "--out-dir", out]) == 1

@@ -1,5 +1,7 @@
 """Models by name."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -53,6 +55,20 @@ def test_unknown_names_come_with_the_nearest(name, suggestion):
 def test_an_unknown_name_like_no_other_says_where_to_look():
     with pytest.raises(ValueError, match=r"model 'zzz' is unknown; vitcourse\.list_models\(\) names all"):
         create_model("zzz")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("vit_tiny", {"depth": "x"}, "argument 'depth' of model 'vit_tiny' must be int, got 'x'"),
+        ("vit_tiny", {"init_values": "x"}, "'init_values' of model 'vit_tiny' must be float | None, got 'x'"),
+        ("swin_tiny", {"depths": "2,2"}, "'depths' of model 'swin_tiny' must be Sequence[int], got '2,2'"),
+        ("coatnet_0", {"stem_dim": "64"}, "'stem_dim' of model 'coatnet_0' must be int, got '64'"),
+    ],
+)
+def test_text_where_none_belongs_names_the_argument(name, arguments, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        create_model(name, **arguments)
 
 
 def test_unknown_arguments_come_with_the_nearest():

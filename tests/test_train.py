@@ -768,6 +768,12 @@ def test_out_of_memory_gives_advice(error):
         ("--model vit_tiny --data fashion_mnits", "did you mean"),
         ("--model vit_tiny --data fashion_mnist_subset --optimizer adan", "optimizer 'adan' is unknown"),
         ("--model vit_tiny --model-args dept=2 --data fashion_mnist_subset", "did you mean 'depth'"),
+        (
+            "--model vit_tiny --model-args depth=x --data fashion_mnist_subset",
+            "'depth' of model 'vit_tiny' must be int",
+        ),
+        ("--weights timm:vit_tiny_patch16_224 --data fashion_mnist_subset", "--model is missing, and --weights timm:"),
+        ("--weights gone.safetensors --data fashion_mnist_subset", "weights file gone.safetensors does not exist"),
         ("--model vit_tiny --data fashion_mnist_subset --objective mae --method lora", "leave one out"),
         (
             "--model vit_tiny --model-args num_classes=7,img_size=28,patch_size=7 --data fashion_mnist_subset",

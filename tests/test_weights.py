@@ -153,6 +153,18 @@ def test_torchvisions_unknown_weights_are_named(name):
         load_weights(small(), f"torchvision:{name}")
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit_tiny_patch16_224x", "has no weights 'vit_tiny_patch16_224x': .*did you mean '"),
+        ("vit_tiny_patch16_224.nope", "has no weights 'vit_tiny_patch16_224.nope': .*nope"),
+    ],
+)
+def test_weights_that_timm_has_not_are_named(name, message):
+    with pytest.raises(ValueError, match=message):
+        small(weights=f"timm:{name}")
+
+
 def test_a_missing_peer_says_what_to_install(monkeypatch):
     def absent(name):
         raise ImportError(f"No module named {name!r}")

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from torch import nn
 
@@ -176,9 +176,13 @@ def takes_argument(name: str, argument: str) -> bool:
 
 def _check_arguments(name: str, entry: _Entry, arguments: Mapping[str, Any]) -> None:
     parameters = inspect.signature(entry.build).parameters
-    for argument in arguments:
+    for argument, value in arguments.items():
         if not takes_argument(name, argument):
             raise TypeError(f"model {name!r} has no argument {argument!r}{nearest(argument, parameters)}")
+        kind = parameters[argument].annotation if argument in parameters else Any
+        if isinstance(value, str) and not _admits_text(kind):  # as a slip on the command line leaves it
+            wanted = inspect.formatannotation(kind).replace("collections.abc.", "")
+            raise TypeError(f"argument {argument!r} of model {name!r} must be {wanted}, got {value!r}")
     if missing := _missing(entry, arguments):
         raise TypeError(f"model {name!r} needs {', '.join(missing)}; create_model(FILE) has them from the file")
 
@@ -188,3 +192,9 @@ def _missing(entry: _Entry, arguments: Mapping[str, Any]) -> list[str]:
     parameters, given = inspect.signature(entry.build).parameters.values(), {*entry.defaults, *arguments}
     needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     return [p.name for p in needed if p.name not in given]
+
+
+def _admits_text(kind: Any) -> bool:
+    """Whether a string is what an annotation asks for, or may be: not every annotation says."""
+    kinds = (kind, *get_args(kind))
+    return kind in (Any, inspect.Parameter.empty) or any(k is str or isinstance(k, str) for k in kinds)

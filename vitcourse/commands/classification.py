@@ -107,14 +107,19 @@ def report(result: dict[str, Any]) -> str:
         f"accuracy {result['accuracy']:.4f}{top5}   loss {result['loss']:.4f}",
         "",
     ]
-    seen = [row for row in result["classes"] if row["images"]]
-    width = max(len(row["name"]) for row in seen)
-    lines += [f"{row['name']:<{width}}  {row['accuracy']:.4f}  ({row['correct']} of {row['images']})" for row in seen]
+    lines += report_classes(result)
     if mistakes := _mistakes(result)[:3]:
         names = [row["name"] for row in result["classes"]]
         told = "; ".join(f"{names[i]} as {names[j]} ({count})" for count, i, j in mistakes)
         lines += ["", f"most often mistaken: {told}"]
     return "\n".join(lines)
+
+
+def report_classes(result: dict[str, Any]) -> list[str]:
+    """A line for each class that had images, with the accuracies below each other."""
+    seen = [row for row in result["classes"] if row["images"]]
+    width = max(len(row["name"]) for row in seen)
+    return [f"{row['name']:<{width}}  {row['accuracy']:.4f}  ({row['correct']} of {row['images']})" for row in seen]
 
 
 def _mistakes(result: dict[str, Any]) -> list[tuple[int, int, int]]:

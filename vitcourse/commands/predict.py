@@ -57,9 +57,9 @@ def _files(names: list[str]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        from torchvision.datasets.folder import IMG_EXTENSIONS
+        from vitcourse.data.sources import is_picture
 
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMG_EXTENSIONS)
+        inside = sorted(p for p in path.iterdir() if is_picture(p.name))
         if not inside:
             raise ValueError(f"folder {path} has no pictures in it; give files, or a folder that has")
         found += inside
@@ -84,7 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_weights(parser)
-    parser.add_argument("files", metavar="FILE", nargs="+", help="a picture, or a folder of pictures")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="a picture, or a folder with pictures right in it")
     parser.add_argument("--top", type=positive, default=5, help="classes per picture, likeliest first (%(default)s)")
     parser.add_argument("--format", choices=("csv", "json"), help="by default what --out ends in, or else csv")
     parser.add_argument("--out", metavar="FILE", help="write there instead of to stdout, a .csv or .json")

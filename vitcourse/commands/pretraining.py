@@ -79,11 +79,7 @@ def report(result: dict[str, Any]) -> str:
             f"effective rank {result['effective_rank']:.1f} of {result['dimensions']}",
             "",
             "accuracy of the linear probe:",
-            *(
-                f"{row['name']}  {row['accuracy']:.4f}  ({row['correct']} of {row['images']})"
-                for row in result["classes"]
-                if row["images"]
-            ),
+            *classification.report_classes(result),
         ]
     )
 
@@ -96,7 +92,7 @@ def draw(result: dict[str, Any]) -> Figure:
 def predict(model: nn.Module, files: Sequence[Path], options: argparse.Namespace) -> list[dict[str, Any]]:
     raise ValueError(
         "these weights were trained without labels and know no classes; fine-tune them first: vitcourse train "
-        "--weights FILE --model … --data …"
+        "--weights FILE --data …"
     )
 
 

@@ -67,10 +67,19 @@ def _line(spec: Check, verdict: Verdict) -> str:
     line = f"✗ {spec.short_name}: {verdict.text}"
     if verdict.mistake:
         return f"{line} — {verdict.mistake.message}"
+    if skipped := _not_run(spec, verdict.attempt):
+        return f"{line} — {skipped} is another exercise of this lesson: run its cell first"
     if verdict.telling or not spec.hints:
         return line
     _shown[spec.name] = max(_shown.get(spec.name, 0), 1)
     return f"{line} — hint: {spec.hints[0]}"
+
+
+def _not_run(spec: Check, attempt: Attempt) -> str:
+    """The exercise of the same lesson that an answer calls, if the notebook has not met it yet; else ""."""
+    missing = attempt.error.name if isinstance(attempt.error, NameError) else ""
+    full = f"{spec.topic}.{missing}"
+    return missing if full in checks.CHECKS and full not in _met else ""
 
 
 def last_attempt(name: str | None = None) -> Attempt:

@@ -73,7 +73,8 @@ def read_image(source: Picture, in_chans: int | None = None) -> tv_tensors.Image
             with Image.open(_opened(source)) as file:
                 picture = _decode(file)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{_name(source)} is missing; restore it, or open the data set anew") from error
+        remedy = "restore it, name another, or open the data set anew"
+        raise FileNotFoundError(f"{_name(source)} is missing; {remedy}") from error
     except _DAMAGED as error:
         raise ValueError(f"{_name(source)} is not a usable image: {error}; replace it, or delete it") from error
     return v2.functional.to_image(picture.convert({1: "L", 3: "RGB", None: picture.mode}[in_chans]))

@@ -245,9 +245,13 @@ def _image_files(folder: Path) -> list[str]:
     files = []
     for base, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        images = (name for name in names if name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith("."))
-        files += [os.path.join(base, name) for name in images]
+        files += [os.path.join(base, name) for name in names if is_picture(name)]
     return sorted(files)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is taken for a picture when a folder is read."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 def _found(folder: Path) -> str:

@@ -42,5 +42,6 @@ def finish(options: argparse.Namespace, model: nn.Module, config: TrainConfig, o
         print(
             f"{file} holds the encoder, {whole} all that was trained\n"
             f"what it has learnt:  vitcourse evaluate {file} --data {options.data}\n"
-            f"to fine-tune it:     vitcourse train --weights {file} …, or create_model({file!r}, num_classes=…)"
+            f"to fine-tune it:     vitcourse train --weights {file} --data {options.data}\n"
+            f"in Python:           create_model({file!r}, num_classes=…)"
         )

@@ -60,12 +60,16 @@ def run(argv: list[str]) -> None:
         raise ValueError(
             f"--method fine-tunes with labels, and --objective {options.objective} learns without; leave one out"
         )
-    named = options.model if supervised else f"{options.objective}-{options.model}"
+    named = options.model or model_in_file(options.weights)
+    named = named if supervised else f"{options.objective}-{named}"
     out_dir = options.out_dir or f"runs/{named}-{options.data.partition(':')[0]}"
     splits, about = choose_splits(options, recipe, out_dir)
     classes = len(splits.train.classes) if supervised else 0
     model_args = {"num_classes": classes, "in_chans": splits.train.in_chans, **model_args}
-    model = create_model(options.model, weights=options.weights, **model_args)
+    if options.model:
+        model = create_model(options.model, weights=options.weights, **model_args)
+    else:
+        model = create_model(options.weights, **model_args)
     if options.weights is None:
         of_data = {"mean": splits.train.mean, "std": splits.train.std, "crop_pct": 1.0}
         model.preprocess = replace(model.preprocess, **of_data).for_model(model)
@@ -107,6 +111,25 @@ def run(argv: list[str]) -> None:
         results = measure_on_test(out_dir, fit_size(splits.test, model, config, train=False), config)
         if is_main and not options.quiet:
             _print_test(results)
+
+
+def model_in_file(path: str) -> str:
+    """The name of the model that a weights file was saved from.
+
+    Raises:
+        ValueError: it does not say.
+        FileNotFoundError: no such file.
+    """
+    from vitcourse.weights import read_metadata
+
+    saved = read_metadata(path) if path.endswith(".safetensors") else {}
+    if "adapter" in saved:
+        raise ValueError(
+            f"--weights {path} holds what fine-tuning has changed, and not the model; give that one's file"
+        )
+    if "model" not in saved:
+        raise ValueError(f"--model is missing, and --weights {path} does not say which model it is for; name it")
+    return saved["model"]
 
 
 def _tell_method(task: Any, options: argparse.Namespace) -> None:
@@ -171,7 +194,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, TrainConfig, dict[str, A
     known = first.parse_known_args(argv)[0]
     recipe = load_recipe(known.recipe) if known.recipe else {}
     objective = known.objective or recipe.get("objective", SUPERVISED)
-    options = make_parser(recipe, objective).parse_args(argv)
+    parser = make_parser(recipe, objective)
+    options = parser.parse_args(argv)
+    if not (options.model or options.weights):
+        parser.error("--model is missing: name a model, or a file with --weights that says which it is for")
     return options, TrainConfig(**{**recipe.get("train", {}), **given(options, config_fields())}), recipe
 
 
@@ -197,7 +223,9 @@ def make_parser(recipe: dict[str, Any], objective: str = SUPERVISED) -> argparse
         help="what is learned: the classes, or without labels; --objective NAME --help lists what can be chosen then "
         "(%(default)s)",
     )
-    parser.add_argument("--model", default=recipe.get("model"), required="model" not in recipe, help="name of a model")
+    parser.add_argument(
+        "--model", default=recipe.get("model"), help="name of a model; by default the one of the file in --weights"
+    )
     parser.add_argument(
         "--model-args",
         type=_model_args,
@@ -228,8 +256,8 @@ def make_parser(recipe: dict[str, Any], objective: str = SUPERVISED) -> argparse
         "--val",
         choices=VALIDATION,
         help="what validates and chooses best.safetensors: the data set's val split, a part of train, the test images "
-        "(which else are looked at once, at the end), or nothing; val where there is one, else train "
-        f"({recipe.get('val')})",
+        "(which else are looked at once, at the end), or nothing "
+        f"({recipe.get('val', 'val where there is one, else train')})",
     )
     parser.add_argument(
         "--val-share",

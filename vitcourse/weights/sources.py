@@ -77,7 +77,12 @@ def _preprocess_of(module: nn.Module) -> Preprocess | None:
 
 
 def _from_timm(name: str) -> Source:
-    return _of_module(_peer("timm").create_model(name, pretrained=True))
+    timm = _peer("timm")
+    try:
+        return _of_module(timm.create_model(name, pretrained=True))
+    except RuntimeError as error:  # an unknown model or tag, or one without weights
+        known = [] if name in timm.list_models() else timm.list_models(pretrained=True)
+        raise ValueError(f"timm has no weights {name!r}: {error}{nearest(name, known)}") from error
 
 
 def _from_torchvision(name: str) -> Source:
