@@ -32,10 +32,11 @@ def swin_transformer(rng):
         .call(rng.normal(1, 1, 15, 15))
         .on("maps no larger than a window")
     )
+    deep = {"depths": (2, 1, 1), "embed_dim": 4, "num_heads": (1, 2, 1), "window_size": 6}
     yield (
-        build(img_size=24, patch_size=2, in_chans=1, num_classes=7, depths=(2, 1), window_size=6, **sizes)
+        build(img_size=24, patch_size=2, in_chans=1, num_classes=7, **deep)
         .call(rng.normal(1, 1, 24, 24))
-        .on("windows of six")
+        .on("three stages, and windows of six")
     )
 
 
