@@ -1,16 +1,16 @@
-"""The comparisons of lesson 04 that it has no time to train: the shipped ViT, fine-tuned for pictures taken otherwise.
+"""The comparisons of lesson 04 that it has no time to train: the shipped ViT, fine-tuned for another camera's pictures.
 
-    python -m benchmarks.lesson_finetuning            every run that runs/lesson_finetuning.jsonl lacks, then the results
+    python -m benchmarks.lesson_finetuning            every run that runs/lesson_finetuning.jsonl lacks, then results
     python -m benchmarks.lesson_finetuning --runs 20  twenty of them, to share a machine; results of who is finished
 
-The old task is Fashion-MNIST, which the model was trained on. The new ones are the same pictures taken by another camera:
+The old task is Fashion-MNIST, which the model was trained on. The new ones are the same pictures taken otherwise:
 ``tilted`` by 30 degrees, ``noisy`` (Gaussian, σ = 40 of 255), and ``far`` (upside down and inverted). Labels mean the
 same, so that the head is kept, and one model can be asked for both tasks.
 
 Every entry has the same budget: 300 steps of 20 pictures, at its own best rate. "tune" rows: one seed, judged by 1 000
 training pictures that no run trains on. While the best rate lies at the end of its range, the range grows. "test" rows:
-the chosen rate, three seeds (other pictures, other order, other prompts), judged by the test pictures, which nothing was
-chosen by. The originals of all training pictures, not of the test pictures, were seen in pre-training.
+the chosen rate, three seeds (other pictures, other order, other prompts), judged by the test pictures, by which nothing
+was chosen. The originals of all training pictures, not of the test pictures, were seen in pre-training.
 """
 
 import time
