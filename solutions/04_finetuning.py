@@ -295,7 +295,7 @@ def deep_first(parts, stages):
 # light is frozen. Left, deep first: only the head in stage 1, then a staircase that grows to the left. Right, shallow first:
 # the head and the stem in stage 1, then a staircase that grows to the right. Beside each row its backward cost.
 parts = list(parts_of(shipped()))
-names = [part.replace("blocks.", "block ").replace("patch_embed", "stem") for part in parts]
+names = ["stem", *(f"block {i + 1}" for i in range(len(parts) - 3)), "norm", "head"]
 by_name = {name: torch.zeros(4, len(parts), dtype=torch.bool) for name in ("deep first", "shallow first")}
 by_name["deep first"] = deep_first(len(parts), 4)
 for row, stage in enumerate(finetuning.shallow_first(shipped(), 4)):
