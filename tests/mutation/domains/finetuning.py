@@ -36,7 +36,8 @@ def slices_of(rng: Draws, width: int) -> dict[str, tuple[int, int]]:
 @domain("finetuning.LoRALinear")
 def lora_linear(rng: Draws) -> list[Case]:
     width, inside, rank = rng.size(1, 5), rng.size(1, 7), rng.size(1, 3)
-    base = nn.Linear(inside, 3 * width).double()
+    base = nn.Linear(inside, 3 * width).to(rng.dtype)
+    base.load_state_dict({"weight": rng.normal(3 * width, inside), "bias": rng.normal(3 * width)})
     more = {} if rng.sometimes(0.4) else {"alpha": rng.choice([0.5, 1.0, 4.0])}
     module = build(base, slices_of(rng, width), rank, **more)
     calls = rng.size(1, 3)
