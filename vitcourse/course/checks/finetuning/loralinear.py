@@ -33,6 +33,8 @@ def lora_linear(rng):
     slices = {"q": (0, 4), "v": (8, 12)}
     yield build(_linear(rng, 5, 12), slices, rank=2, alpha=3.0).call(rng.normal(3, 7, 5))
     yield build(_linear(rng, 6, 9), {"k": (3, 6)}, rank=3, alpha=1.0).call(rng.normal(1, 2, 6)).on("an update of k")
+    every = {"q": (0, 2), "k": (2, 4), "v": (4, 6)}
+    yield build(_linear(rng, 4, 6), every, rank=3, alpha=2.0).call(rng.normal(2, 5, 4)).on("updates of all three")
     yield build(_linear(rng, 3, 5), {"all": (0, 5)}, rank=1).call(rng.normal(4, 3)).on("one slice, and alpha left out")
 
 

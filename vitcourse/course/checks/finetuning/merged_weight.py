@@ -49,6 +49,7 @@ def merged_weight_cases(rng):
 
     yield given(12, 5, 2, {"q": (0, 4), "v": (8, 12)}, 1.5)
     yield given(9, 4, 1, {"k": (3, 6)}, 0.25).on("an update of k, by rank 1")
+    yield given(6, 7, 2, {"q": (0, 2), "k": (2, 4), "v": (4, 6)}, 2.0).on("all three")
     yield given(6, 6, 3, {"all": (0, 6)}, 1.0).on("a square matrix")
 
 
