@@ -80,7 +80,7 @@ class Entry:
 COUNTED = (SCRATCH, "full", "linear", "lora", "vpt_deep")
 ENTRIES = [Entry(method) for method in (SCRATCH, *METHODS)]
 ENTRIES += [Entry(method, images=images) for images in (50, 1000) for method in COUNTED]
-ENTRIES += [Entry(method, task) for task in ("noisy", "far") for method in (SCRATCH, "full", "linear", "lora")]
+ENTRIES += [Entry(method, task) for task in ("noisy", "far") for method in COUNTED]
 ENTRIES += [Entry(part, task) for task in ("tilted", "noisy", "far") for part in PARTS]
 
 

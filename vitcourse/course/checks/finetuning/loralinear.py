@@ -104,7 +104,7 @@ class _(_WrongUpdate):
 @lora_linear.mistake("shared-a", "all updates share the first A; each slice has its own")
 class _(_WrongUpdate):
     def update(self, x, name):
-        return x @ next(iter(self.lora_A.values())).T @ self.lora_B[name].T
+        return x @ self.lora_A[next(iter(self.slices))].T @ self.lora_B[name].T
 
 
 @lora_linear.mistake("non-linear", "something non-linear stands between A and B, so the update cannot be merged into W")
