@@ -16,7 +16,7 @@ from vitcourse.course.checks import call, check
         "Stack them: (M, N). Which axes must be added, so that each row meets each other row?",
         "The mean of a comparison is a share, once it is a float.",
     ],
-    exempt=dict.fromkeys(("batch", "single", "larger", "smaller"), "predictions are classes of N pictures"),
+    exempt={"batch": "predictions are classes of N pictures", "single": "predictions are classes of N pictures"},
 )
 def agreement_cases(rng):
     yield call([rng.integers(0, 3, (16,)) for _ in range(4)])

@@ -33,7 +33,10 @@ def backward_macs(forward: Tensor, trained: Tensor) -> Tensor:
         "Is anything trained before layer i? A running sum over `trained` knows, less the layer itself.",
         "Each of the two answers is 0 or 1, and costs as much as the forward pass.",
     ],
-    exempt=dict.fromkeys(("batch", "single", "integers"), "the numbers are counts of one chain of layers"),
+    exempt={
+        "batch": "the numbers are counts of one chain of layers",
+        "single": "the numbers are counts of one chain of layers",
+    },
 )
 def backward_cases(rng):
     def counts(n):

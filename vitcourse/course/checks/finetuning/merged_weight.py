@@ -36,10 +36,12 @@ def merged_weight(
         "B A has the shape of the rows that it belongs to.",
         "A new matrix: what was there must still be there afterwards. `clone` makes one.",
     ],
-    exempt=dict.fromkeys(
-        ("batch", "single", "larger", "smaller", "integers"),
-        "the matrices belong together, and their sizes are those of a layer",
-    ),
+    exempt={
+        "batch": "the matrices belong together, and their sizes are those of a layer",
+        "single": "the matrices belong together, and their sizes are those of a layer",
+        "larger": "the matrices belong together, and their sizes are those of a layer",
+        "smaller": "the matrices belong together, and their sizes are those of a layer",
+    },
 )
 def merged_weight_cases(rng):
     def given(out, width, rank, slices, scale):
