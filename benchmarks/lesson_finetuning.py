@@ -164,7 +164,8 @@ def train(run: Row) -> Row:
     model = start()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     if method == SCRATCH:
-        model = vitcourse.create_model(model.name, **model.model_args)
+        prepared, model = model.preprocess, vitcourse.create_model(model.name, **model.model_args)
+        model.preprocess = prepared  # it is to see the same pixels
         how = finetune(model, "full")
     elif method in PARTS:
         how = finetune(model, Staged(schedule=[Stage((*PARTS[method], "head"))]))
