@@ -813,15 +813,15 @@ plt.show()
 # What came out, beside what was expected:
 #
 # * **The start is worth a lot.** Full fine-tuning reaches 75.5<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") --> %, training from scratch 64.4<!--= percent(lesson_finetuning, method="scratch", task="tilted", images=200, stage="test") --> %: a
-#   lead of 11.1<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="scratch", task="tilted", images=200, stage="test") --> points, as expected. Layer decay and LoRA are within the 3<!--~ prediction --> points
+#   lead of 11.0<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="scratch", task="tilted", images=200, stage="test") --> points, as expected. Layer decay and LoRA are within the 3<!--~ prediction --> points
 #   that we gave them;<!--? max(abs(percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="layer_decay", task="tilted", images=200, stage="test")), abs(percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="lora", task="tilted", images=200, stage="test"))) < 3 --> since the seeds of full
 #   fine-tuning alone lie 4.0<!--= 100 * (max(values(lesson_finetuning, method="full", task="tilted", images=200, stage="test")) - min(values(lesson_finetuning, method="full", task="tilted", images=200, stage="test"))) --> points apart, nothing is decided between the three.
-# * **Two misses.** The linear probe is 7.7<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="linear", task="tilted", images=200, stage="test") --> points behind, not ten, and deep prompts are *not* ahead of
+# * **Two misses.** The linear probe is 7.6<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="linear", task="tilted", images=200, stage="test") --> points behind, not ten, and deep prompts are *not* ahead of
 #   shallow ones (69.1<!--= percent(lesson_finetuning, method="vpt_deep", task="tilted", images=200, stage="test") --> and 69.7<!--= percent(lesson_finetuning, method="vpt_shallow", task="tilted", images=200, stage="test") --> %). BitFit, with about as many parameters as deep prompts,
 #   beats both.<!--? percent(lesson_finetuning, method="bitfit", task="tilted", images=200, stage="test") > max(percent(lesson_finetuning, method="vpt_deep", task="tilted", images=200, stage="test"), percent(lesson_finetuning, method="vpt_shallow", task="tilted", images=200, stage="test")) + 1 -->
 # * **Staged.** Shallow first is at the top, 76.5<!--= percent(lesson_finetuning, method="shallow_first", task="tilted", images=200, stage="test") --> %, no more than a point ahead of full
 #   fine-tuning,<!--? 0 < percent(lesson_finetuning, method="shallow_first", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") < 1.2 --> but with seeds that lie 0.6<!--= 100 * (max(values(lesson_finetuning, method="shallow_first", task="tilted", images=200, stage="test")) - min(values(lesson_finetuning, method="shallow_first", task="tilted", images=200, stage="test"))) --> points apart
-#   instead of four. Deep first is 2.9<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="deep_first", task="tilted", images=200, stage="test") --> points *behind* it. Our pictures have changed and their names
+#   instead of four. Deep first is 2.8<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="deep_first", task="tilted", images=200, stage="test") --> points *behind* it. Our pictures have changed and their names
 #   have not, and that is the case for the shallow end.
 # * **Forgetting.** The model as shipped has 92.6<!--= 100 * values(lesson_finetuning, "path")[0][0]["old"] --> % of the old pictures. LoRA keeps 86.4<!--= percent(lesson_finetuning, "old_accuracy", method="lora", task="tilted", images=200) -->, layer decay
 #   89.1<!--= percent(lesson_finetuning, "old_accuracy", method="layer_decay", task="tilted", images=200) -->, full fine-tuning 74.9<!--= percent(lesson_finetuning, "old_accuracy", method="full", task="tilted", images=200) -->: fewer points lost by LoRA, as expected. But look at the two at the
@@ -857,14 +857,14 @@ plt.show()
 
 # %% [markdown]
 # **Labels.** With 50, 200 and 1 000<!--~ setting --> labels full fine-tuning leads training from scratch by 13.2<!--= percent(lesson_finetuning, method="full", task="tilted", images=50, stage="test") - percent(lesson_finetuning, method="scratch", task="tilted", images=50, stage="test") -->,
-# 11.1<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="scratch", task="tilted", images=200, stage="test") --> and 13.4<!--= percent(lesson_finetuning, method="full", task="tilted", images=1000, stage="test") - percent(lesson_finetuning, method="scratch", task="tilted", images=1000, stage="test") --> points: within this range
+# 11.0<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="scratch", task="tilted", images=200, stage="test") --> and 13.4<!--= percent(lesson_finetuning, method="full", task="tilted", images=1000, stage="test") - percent(lesson_finetuning, method="scratch", task="tilted", images=1000, stage="test") --> points: within this range
 # the lead does not shrink. (Everybody has the same 200 steps. Who trains from scratch on a thousand pictures would want more of them.) LoRA is
 # 8.5<!--= percent(lesson_finetuning, method="full", task="tilted", images=50, stage="test") - percent(lesson_finetuning, method="lora", task="tilted", images=50, stage="test") --> points behind full fine-tuning with 50 labels, and 2.8<!--= percent(lesson_finetuning, method="full", task="tilted", images=1000, stage="test") - percent(lesson_finetuning, method="lora", task="tilted", images=1000, stage="test") -->
 # with 1 000. The papers say that LoRA is for few labels; here its 7 114<!--= values(lesson_finetuning, "trainable", method="lora", stage="test")[0] -->
 # parameters are the safer choice for the *old* task, not for the new one.
 #
 # **Distance.** The lead over scratch is 28.4<!--= percent(lesson_finetuning, method="full", task="noisy", images=200, stage="test") - percent(lesson_finetuning, method="scratch", task="noisy", images=200, stage="test") --> points for noise,
-# 11.1<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="scratch", task="tilted", images=200, stage="test") --> for the tilt and 4.9<!--= percent(lesson_finetuning, method="full", task="far", images=200, stage="test") - percent(lesson_finetuning, method="scratch", task="far", images=200, stage="test") --> for pictures that are upside down
+# 11.0<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="scratch", task="tilted", images=200, stage="test") --> for the tilt and 4.9<!--= percent(lesson_finetuning, method="full", task="far", images=200, stage="test") - percent(lesson_finetuning, method="scratch", task="far", images=200, stage="test") --> for pictures that are upside down
 # and inverted. We had expected less than three there: even a checkpoint that has never seen such a picture knows something about it. And the
 # farther away, the more is forgotten: full fine-tuning keeps 81.9<!--= percent(lesson_finetuning, "old_accuracy", method="full", task="noisy", images=200) -->, 74.9<!--= percent(lesson_finetuning, "old_accuracy", method="full", task="tilted", images=200) --> and
 # 59.3<!--= percent(lesson_finetuning, "old_accuracy", method="full", task="far", images=200) --> % of the old pictures (a loss of more than 20<!--? 100 * values(lesson_finetuning, "path")[0][0]["old"] - percent(lesson_finetuning, "old_accuracy", method="full", task="far", images=200) > 20 --> points at the far end, as
@@ -889,8 +889,18 @@ axes[0].legend(fontsize=9)
 plt.show()
 
 # %% [markdown]
-# *(To be written: does the rule of Lee et al. hold for our cameras, noise at the stem, meaning at the end? Mind that deeper parts are
-# cheaper, by section 2.)*
+# For noise it is the stem, with 84.5<!--= percent(lesson_finetuning, method="part: stem", task="noisy", images=200, stage="test") --> % as good as all parts
+# together,<!--? abs(percent(lesson_finetuning, method="part: stem", task="noisy", images=200, stage="test") - percent(lesson_finetuning, method="full", task="noisy", images=200, stage="test")) < 1 --> and the last block is worst: the rule of Lee et al., and what we
+# expected. For the two other cameras it is the **first block**: 77.4<!--= percent(lesson_finetuning, method="part: first block", task="tilted", images=200, stage="test") --> % on tilted pictures and
+# 74.7<!--= percent(lesson_finetuning, method="part: first block", task="far", images=200, stage="test") --> on inverted ones, *ahead* of full fine-tuning by 2.0<!--= percent(lesson_finetuning, method="part: first block", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") --> and
+# 7.0<!--= percent(lesson_finetuning, method="part: first block", task="far", images=200, stage="test") - percent(lesson_finetuning, method="full", task="far", images=200, stage="test") --> points, with a fifth of its weights, and both times it keeps about
+# 89 % of the old pictures.<!--? all(88.5 < percent(lesson_finetuning, "old_accuracy", method="part: first block", task=task) < 89.5
+# for task in ("tilted", "far")) --> Where two hundred pictures have to
+# move half a million weights, most of what moves had better stay. Nothing else in this lesson gives so much for so little, and it is no method
+# with a name: a list of which part is trained. (One more thing that only a sweep can tell: for inverted pictures the stem alone is good at the
+# price of everything old, 18.6<!--= percent(lesson_finetuning, "old_accuracy", method="part: stem", task="far", images=200) --> %.)
+#
+# Deeper parts are cheaper, by section 2. Here the cheap ones are the wrong ones.
 #
 # ### The line and the agreement, with three seeds
 
@@ -922,7 +932,7 @@ print(f"two seeds of full fine-tuning agree on {100 * between_seeds[0, 1]:.0f} %
 # %% [markdown]
 # **The line** is the cheapest thing in this lesson. At its middle the model has 74.7<!--= 100 * sum(path[5]["new"] for path in values(lesson_finetuning, "path")) / 3 --> % of
 # the new pictures, where the fine-tuned end has 75.5<!--= 100 * sum(path[10]["new"] for path in values(lesson_finetuning, "path")) / 3 -->, and
-# 89.6<!--= 100 * sum(path[5]["old"] for path in values(lesson_finetuning, "path")) / 3 --> % of the old ones, where the end has 74.9<!--= 100 * sum(path[10]["old"] for path in values(lesson_finetuning, "path")) / 3 -->.
+# 89.4<!--= 100 * sum(path[5]["old"] for path in values(lesson_finetuning, "path")) / 3 --> % of the old ones, where the end has 74.9<!--= 100 * sum(path[10]["old"] for path in values(lesson_finetuning, "path")) / 3 -->.
 # Nearly all of the forgetting is undone by one line of arithmetic, and nothing had to be trained again.
 #
 # **The agreement** has a yardstick in the last line: if two methods agree as often as two seeds of one method do, then the *method* makes no other
@@ -975,8 +985,9 @@ plt.show()
 # | settings to search | one rate | rate, decay | rate, schedule | rate, rank | rate, count, depth: touchy | **α alone**, no training |
 #
 # The honest summary: with one task and a GPU that holds it, fine-tune everything, with layer decay, and look at the WiSE line
-# afterwards. With many tasks, or a model that hardly fits, LoRA. Begin with the linear probe in any case: it takes a minute, and says
-# how far away the new task is.
+# afterwards. Where the pictures have changed and their meaning has not, try a shallow part alone first: with few labels it was ahead of
+# everything in our sweep. With many tasks, or a model that hardly fits, LoRA. Begin with the linear probe in any case: it takes a minute,
+# and says how far away the new task is.
 #
 # ## Stretch problems
 #
