@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from vitcourse import create_model, load_weights
+from vitcourse import create_model, load_weights, notices
 from vitcourse.commands import main as vitcourse_main
 from vitcourse.data import open_dataset
 from vitcourse.pretraining import (
@@ -297,6 +297,14 @@ FLAGS = {
     "lejepa": "--hidden-dim 8 --out-dim 4 --directions 4 --sigreg 0.1",
     "beit": "--vocab-size 8 --code-dim 2 --tokenizer-dim 4 --tokenizer-depth 0 --tokenizer-epochs 1 --min-block 2",
 }
+
+
+def test_a_decoder_heavier_than_its_encoder_is_named(capsys):
+    notices.say_once.cache_clear()
+    make_objective("mae", encoder(), decoder_dim=8, decoder_depth=1, decoder_heads=2)
+    assert not capsys.readouterr().err
+    make_objective("mae", encoder())
+    assert "decoder_dim, decoder_depth and decoder_heads make it lighter" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", FLAGS)

@@ -232,6 +232,10 @@ def _finite(output: Any) -> bool:
 
 def _same(a: Case, b: Case) -> bool:
     def equal(x: Any, y: Any) -> bool:
+        if isinstance(x, dict) and isinstance(y, dict):
+            return x.keys() == y.keys() and all(equal(x[key], y[key]) for key in x)
+        if isinstance(x, list | tuple) and isinstance(y, list | tuple):
+            return len(x) == len(y) and all(map(equal, x, y))
         return torch.equal(x, y) if isinstance(x, Tensor) and isinstance(y, Tensor) else x is y or x == y
 
     return all(map(equal, _slots(a), _slots(b)))

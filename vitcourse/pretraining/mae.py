@@ -6,6 +6,7 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
+from vitcourse.notices import say_once
 from vitcourse.train.augment import uniform
 from vitcourse.train.task import Part
 from vitcourse.vit import Block, VisionTransformer, image_to_patch, patch_to_image, sincos_2d
@@ -249,4 +250,10 @@ def make(encoder: VisionTransformer, options: MaeOptions) -> tuple[MaskedAutoenc
         options.decoder_depth,
         options.decoder_heads,
     )
+    encoding, decoding = (sum(p.numel() for p in part.parameters()) for part in (model.encoder, model.decoder))
+    if decoding > encoding:  # the defaults are those of a ViT-B, whose decoder is a third of it
+        say_once(
+            f"the decoder has {decoding:,d} parameters, the encoder {encoding:,d}; decoder_dim, decoder_depth and "
+            "decoder_heads make it lighter"
+        )
     return model, MaskedAutoencoding(options)
