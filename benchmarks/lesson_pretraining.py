@@ -1,6 +1,6 @@
 """The comparisons of lesson 03 that it has no time to train: six starts of one small ViT, and what each is worth.
 
-    python -m benchmarks.lesson_pretraining            every run that runs/lesson_pretraining.jsonl lacks, then the results
+    python -m benchmarks.lesson_pretraining            what runs/lesson_pretraining.jsonl lacks, then the results
     python -m benchmarks.lesson_pretraining --runs 20  twenty of them, to share a machine
 
 The shipped weights that some parts read come first. They are what the recipes leave, trained on all 60 000 images of
@@ -20,15 +20,18 @@ Fashion-MNIST, one seed, about half an hour on one core each:
 Rows of ``results/lesson_pretraining.json``: what a run is called by, and what it measured. All accuracies are shares of
 the embedded 2 000 test images, or of those of the classes that are named.
 
-    {"part": "labels", "images": 1000, "seed": 0}                        accuracy; from scratch, so many labels
-    {"part": "rate", "start": "mae", "k": 10, "lr": 1e-3, "seed": -1}    accuracy on 1 000 held-out training images
-    {"part": "transfer", "start": "mae", "method": "linear", "k": 10, "seed": 0}           accuracy; k 0: all 10 000
-    {"part": "depth", "start": "mae", "block": 3, "seed": 0}             accuracy of a ridge probe behind that block
-    {"part": "amount", "images": 700, "seed": 0}                         accuracy_linear, accuracy_fine_tune; unseen
-    {"part": "unseen", "start": "mae", "method": "linear", "k": 10, "seed": 0}             accuracy; three unseen classes
-    {"part": "moco", "variant": "no momentum", "seed": 0}                accuracy_knn, effective_rank, alignment,
-    {"part": "lejepa", "variant": "no SIGReg", "seed": 0}                uniformity, train_loss, chance, spectrum (a list
-    {"part": "mae", "variant": "ratio 0.5", "seed": 0}                   of singular values over the norm of the features)
+    {"part": "labels rate", "images": 1000, "lr": 1e-3, "seed": -1}   accuracy on 1 000 held-out training images
+    {"part": "labels", "images": 1000, "lr": 1e-3, "seed": 0}         accuracy; from scratch, with so many labels
+    {"part": "rate", "start": "mae", "k": 10, "lr": 1e-3, "seed": -1} accuracy on 1 000 held-out training images
+    {"part": "transfer", "start": "mae", "method": "linear", "k": 10, "seed": 0}
+                                                                      accuracy; k 0: all images; "lr" where fine-tuned
+    {"part": "depth", "start": "mae", "block": 3, "seed": 0}          accuracy of a ridge probe behind that block
+    {"part": "amount", "images": 700, "seed": 0}                      accuracy_linear, accuracy_fine_tune; new classes
+    {"part": "unseen", "start": "mae", "method": "linear", "k": 10, "seed": 0}
+                                                                      accuracy on three classes that it has never seen
+    {"part": "moco", "variant": "no momentum", "seed": 0}             accuracy_knn, effective_rank, alignment, uniformity,
+    {"part": "lejepa", "variant": "no SIGReg", "seed": 0}             train_loss, chance, spectrum: a list of singular
+    {"part": "mae", "variant": "ratio 0.5", "seed": 0}                values over the norm of the features
 
 ``start`` is one of random, supervised, moco, beit, mae, lejepa. Every row has ``cpu_seconds``. The rate of each
 fine-tuning is the best of its start and number of labels on held-out images, so that none is handicapped by another's.
@@ -115,31 +118,33 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 
 def wanted(rows: list[Row]) -> Iterator[Row]:
     """Every run, those whose weights are shipped first; a fine-tuning comes after the rates of its start are known."""
+    yield from ({"part": "labels rate", "images": n, "lr": lr, "seed": -1} for n in LABELS for lr in RATES)
     for start in STARTS:
         for k in (*SHOTS, ALL):
             for lr in RATES:
                 yield {"part": "rate", "start": start, "k": k, "lr": lr, "seed": -1}
     for seed in SEEDS:
-        yield from ({"part": "labels", "images": n, "seed": seed} for n in LABELS)
+        for n in LABELS:
+            yield {"part": "labels", "images": n, "lr": best_rate(rows, part="labels rate", images=n), "seed": seed}
         for start in STARTS:
             for k in (*SHOTS, ALL):
                 named = {"part": "transfer", "start": start, "k": k, "seed": seed}
                 yield from ({**named, "method": method} for method in FROZEN)
-                yield {**named, "method": "fine-tune", "lr": best_rate(rows, start, k)}
+                yield {**named, "method": "fine-tune", "lr": best_rate(rows, part="rate", start=start, k=k)}
             yield from ({"part": "depth", "start": start, "block": b, "seed": seed} for b in range(ENCODER["depth"]))
         yield from ({"part": "amount", "images": n, "seed": seed} for n in AMOUNTS)
         for start in STARTS:
             for k in SHOTS:
-                methods = (*FROZEN, "fine-tune")
                 named = {"part": "unseen", "start": start, "k": k, "seed": seed}
-                yield from ({**named, "method": method} for method in methods)
+                yield from ({**named, "method": method} for method in FROZEN)
+                yield {**named, "method": "fine-tune", "lr": best_rate(rows, part="rate", start=start, k=k)}
         for part, variants in VARIANTS.items():
             yield from ({"part": part, "variant": name, "seed": seed} for name in variants)
 
 
-def best_rate(rows: list[Row], start: str, k: int) -> float:
+def best_rate(rows: list[Row], **where: Any) -> float:
     """The rate that did best on held-out images; the smaller of equals."""
-    found = [row for row in rows if (row["part"], row.get("start"), row.get("k")) == ("rate", start, k)]
+    found = [row for row in rows if where.items() <= row.items()]
     return max(found, key=lambda row: (row["accuracy"], -row["lr"]))["lr"]
 
 
@@ -195,20 +200,25 @@ def tuning(k: int, lr: float, seed: int, images: int) -> TrainConfig:
 # ---------------------------------------------------------------------------------------------------------- the parts
 
 
-def labels(run: Row) -> Row:
-    """From scratch, with as many steps as the largest number of images gets in 10 passes, at most 300 passes."""
-    train_set = images_of()
-    if run["images"] < len(train_set):
-        train_set = few_images(train_set, run["images"] // 10, run["seed"])
-    model = fresh_encoder(run["seed"])
+def from_scratch(images: int, lr: float, seed: int, train_set: ImageDataset, test_set: ImageDataset) -> float:
+    """As many steps as 10 000 images get in 10 passes, but at most 300 passes."""
+    if images < len(train_set):
+        train_set = few_images(train_set, images // 10, seed)
+    model = fresh_encoder(seed)
     model.reset_classifier(10)
     steps = min(10 * 10000, 300 * len(train_set)) // 50
     epochs = -(-steps // (len(train_set) // 50))
-    config = TrainConfig(
-        epochs=epochs, max_steps=steps, batch_size=50, lr=1e-3, warmup=0.1, hflip=True, seed=run["seed"]
-    )
+    config = TrainConfig(epochs=epochs, max_steps=steps, batch_size=50, lr=lr, warmup=0.1, hflip=True, seed=seed)
     fit(model, train_set, None, config, progress=False)
-    return {"accuracy": evaluate(model, images_of("test"), config)["val_accuracy"], "steps": steps}
+    return evaluate(model, test_set, config)["val_accuracy"]
+
+
+def labels(run: Row) -> Row:
+    return {"accuracy": from_scratch(run["images"], run["lr"], run["seed"], images_of(), images_of("test"))}
+
+
+def labels_rate(run: Row) -> Row:
+    return {"accuracy": from_scratch(run["images"], run["lr"], 0, *hold_out(images_of(), 0.1, seed=0))}
 
 
 def rate(run: Row) -> Row:
@@ -270,12 +280,13 @@ def pretrained_on_seven(start: str, seed: int) -> nn.Module:
 def unseen(run: Row) -> Row:
     _, train, test = classes_apart()
     model = pretrained_on_seven(run["start"], run["seed"])
-    (row,) = few_shot(model, train, test, (run["k"],), (run["seed"],), (run["method"],))
+    config = tuning(run["k"], run.get("lr", 1e-3), run["seed"], 3 * run["k"])
+    (row,) = few_shot(model, train, test, (run["k"],), (run["seed"],), (run["method"],), config)
     return {"accuracy": row["accuracy"]}
 
 
 def ablation(run: Row) -> Row:
-    """One objective with one of its options changed: what its features are like, and what 20 neighbours find in them."""
+    """One objective with one of its options changed: its features, and what 20 neighbours find in them."""
     options = VARIANTS[run["part"]][run["variant"]]
     model, history = pretrain(run["part"], images_of(), run["seed"], **options)
     train, test = (extract_features(model, images_of(split)) for split in ("train", "test"))
@@ -294,7 +305,15 @@ def spectrum(x: Tensor) -> list[float]:
 
 
 PARTS = {
-    **{"labels": labels, "rate": rate, "transfer": transfer, "depth": depth, "amount": amount, "unseen": unseen},
+    **{
+        "labels": labels,
+        "labels rate": labels_rate,
+        "rate": rate,
+        "transfer": transfer,
+        "depth": depth,
+        "amount": amount,
+        "unseen": unseen,
+    },
     **dict.fromkeys(VARIANTS, ablation),
 }
 
