@@ -351,7 +351,7 @@ expect("multiply–adds of the encoder, 12 of 49 seen over all", cost[12][0] / c
 # and six passes. Grey mush at first, then a blurred shape of the right kind, then edges.
 study = subset(clothing, 2000 if session.quick else 10000)
 samples = torch.stack([next(image for image, label in unseen if label == kind) for kind in (0, 3, 7, 9)])
-mean, std = study.dataset.mean[0], study.dataset.std[0]
+mean, std = clothing.mean[0], clothing.std[0]
 samples = ((samples.float() / 255 - mean) / std).to(device)
 fixed_noise = torch.rand(4, 49, generator=torch.Generator().manual_seed(3)).to(device)
 mae, task = MAE(fresh_encoder()).to(device), MaskedAutoencoding(MaeOptions(norm_pix=False, min_crop=1.0))
@@ -502,3 +502,565 @@ class Contrast(pretraining.MomentumContrast):
 
 
 short = TrainConfig(epochs=4, batch_size=100, lr=1e-3, warmup=0.1, hflip=True)
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+crowd = subset(clothing, 1000)
+moco, _ = pretraining.make_objective("moco", fresh_encoder(), **vars(options))
+history = fit(moco.to(device), crowd, None, short, task=Contrast(options), progress=False)
+for row in history:
+    print(
+        f"pass {row['epoch']}: loss {row['train_loss']:.3f}, chance {row['chance']:.3f}, "
+        f"effective rank {row['effective_rank']:.1f} of 96"
+    )
+
+# %%
+expect("loss over chance after four passes", history[-1]["train_loss"] / history[-1]["chance"], at_most=0.95)
+theirs = pretraining.info_nce(q, pairs["as wanted"][1], 0.2)
+expect(
+    "difference of your loss from the library's",
+    (info_nce(q, pairs["as wanted"][1], 0.2) - theirs).abs().max(),
+    at_most=1e-5,
+)
+
+# %% [markdown]
+# ## 3 Collapse, and how to see it
+#
+# The loss above falls. Does the encoder learn? A falling loss says little: of embeddings that all agree because they are all *the same*
+# the first half of the InfoNCE sum is perfect, and other losses have no second half. Three numbers, without a label:
+#
+# * **Alignment**: how far apart two views of a picture are (Wang and Isola 2020). Smaller is better, and 0 after a collapse.
+# * **Uniformity**: how evenly the embeddings cover the sphere. 0 after a collapse, −4 at best.
+# * **Effective rank**: along how many directions the features differ at all. *Complete* collapse: none. *Dimensional* collapse, which is
+#   the common one and the quiet one: a few of a hundred.
+#
+# The last one comes from the singular values of the centred features. Make them shares $p_i = \sigma_i / \sum_j \sigma_j$, and take the
+# exponential of their entropy (Roy and Vetterli 2007): of $r$ equal values it is exactly $r$.
+#
+# $$ \text{rank}(X) = \exp\Big(-\sum_i p_i \log p_i\Big) $$
+#
+# ### Exercise 6 · `effective_rank`
+# *Difficulty 3 of 5, about 15 minutes.* Whoever trains without labels looks at this number before any other.
+#
+# Two places want care. A share of 0 has $0 \log 0 = 0$, not NaN. And features that are all the same have only rounding left after
+# centring: values below `torch.finfo(torch.float32).eps * max(N, D)` times the largest singular value of the features *before* centring
+# count as none; if none is left, the rank is 0.
+
+
+# %%
+@exercise("pretraining.effective_rank")
+def effective_rank(features):
+    """Features (N, D) -> a Python float between 0 and min(N - 1, D)."""
+    # <solution>
+    features = features.detach().float()
+    values = torch.linalg.svdvals(features - features.mean(0))
+    noise = torch.finfo(torch.float32).eps * max(features.shape) * torch.linalg.matrix_norm(features, 2)
+    values = values[values > noise]
+    if not len(values):
+        return 0.0
+    shares = values / values.sum()
+    return math.exp(-(shares * shares.log()).sum().item())
+    # </solution>
+
+
+# %%
+# alt: Left, three clouds of points in two dimensions: round, long and thin, and a single point. Right, their singular values as bars, with
+# the effective rank in the title of each: near two, near one, and zero.
+torch.manual_seed(0)
+cloud = torch.randn(300, 2)
+clouds = {"round": cloud, "a line": cloud * torch.tensor([1.0, 0.05]), "a point": torch.full((300, 2), 0.5)}
+fig, axes = plot.panels(1, 3, width=2.6, height=2.6)
+for ax, (name, points) in zip(axes, clouds.items(), strict=True):
+    ax.scatter(*points.T, s=4)
+    ax.set(title=f"{name}: {effective_rank(points):.2f}", xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
+plt.show()
+expect("effective rank of ten equal directions", effective_rank(torch.eye(11)), close_to=10.0, tol=1e-3)
+
+# %% [markdown]
+# ## 4 LeJEPA: prevent it by a test
+#
+# MoCo prevents collapse by its other pictures. BYOL and DINO did so with a teacher, a stopped gradient, a predictor, centring: a machine
+# whose parts one may not take out, and of which nobody could say for long why it works. LeJEPA (Balestriero and LeCun 2025) asks what the
+# embeddings *should* be distributed like, answers **an isotropic Gaussian**, and adds to the loss how far they are from it. No teacher,
+# no predictor, no stopped gradient, and one weight $\lambda$:
+#
+# $$ (1 - \lambda)\; \underbrace{\mathrm{mean}\, \lVert z_v - \bar z \rVert^2}_{\text{the views agree}} \;+\; \lambda\; \mathrm{SIGReg}(z). $$
+#
+# How does one measure whether points in 64 dimensions are Gaussian? *Along lines.* A distribution is a standard Gaussian exactly if its
+# shadow on every line is one. Draw some hundred random directions $a$, project, and compare each shadow with the bell by its **characteristic
+# function**: the mean of $e^{i t\, x \cdot a}$ over the points should be $e^{-t^2/2}$ for every $t$ (the test of Epps and Pulley):
+#
+# $$ T = N \int \Big| \frac1N \sum_n e^{i t\, x_n \cdot a} - e^{-t^2/2} \Big|^2 e^{-t^2/2}\, dt. $$
+#
+# Cosines are bounded, so no outlier can blow it up; and all of it is a mean over the points, so several GPUs need only add up.
+#
+# ### Exercise 7 · `sigreg`
+# *Difficulty 4 of 5, about 25 minutes.* The newest answer to collapse, in six lines.
+#
+# `quadrature(x)` gives the knots `t` (K,), the Gaussian's characteristic function `phi` at them, and the weights of the integral, the factor
+# $e^{-t^2/2}$ among them. $e^{i\varphi} = \cos\varphi + i \sin\varphi$, and the squared size of a complex number is the sum of the squares
+# of its parts; `phi` has no imaginary one. Return the mean of $T$ over the directions.
+
+
+# %%
+@exercise("pretraining.sigreg")
+def sigreg(x, directions):
+    """Embeddings (..., N, D), unit vectors (D, M) -> a number: how far the embeddings are from a standard Gaussian."""
+    t, phi, weights = quadrature(x)
+    # <solution>
+    angles = (x @ directions)[..., None] * t  # (..., N, M, K)
+    real, imaginary = angles.cos().mean(-3), angles.sin().mean(-3)  # (..., M, K)
+    distance = (real - phi).square() + imaginary.square()
+    return x.shape[-2] * (distance @ weights).mean()
+    # </solution>
+
+
+# %%
+# alt: Left, real parts of four characteristic functions over t from 0 to 3: the Gaussian's bell, a sample that follows it, a constant line at
+# one for collapsed points, and a steeper bell for points that are too wide. Right, SIGReg of each for growing numbers of points, both
+# axes logarithmic: flat for a Gaussian sample, rising in proportion for the others.
+generator = torch.Generator().manual_seed(0)
+directions = random_directions(16, 64, generator)
+kinds = {
+    "Gaussian": lambda n: torch.randn(n, 16, generator=generator),
+    "twice as wide": lambda n: 2 * torch.randn(n, 16, generator=generator),
+    "all in one point": lambda n: torch.zeros(n, 16),
+    "in half of the dimensions": lambda n: torch.randn(n, 16, generator=generator) * (torch.arange(16) < 8) * 2**0.5,
+}
+t, phi, _ = quadrature(torch.zeros(1))
+counts = (32, 128, 512, 2048)
+fig, axes = plot.panels(1, 2, width=4.2, height=3.0)
+axes[0].plot(t, phi, "k:", label="the bell")
+for name, draw in kinds.items():
+    shadow = draw(512) @ directions[:, 0]
+    axes[0].plot(t, (shadow[:, None] * t).cos().mean(0), label=name)
+    axes[1].loglog(counts, [sigreg(draw(n), directions) for n in counts], "o-", label=name)
+axes[1].axhline(gaussian_level(), color="black", linestyle=":")
+axes[0].set(xlabel="t", ylabel="characteristic function", title="one direction, 512 points")
+axes[1].set(xlabel="points", ylabel="SIGReg", title="64 directions")
+axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+plt.show()
+expect(
+    "SIGReg of 2048 Gaussian points over its expectation",
+    sigreg(kinds["Gaussian"](2048), directions) / gaussian_level(),
+    close_to=1.0,
+    tol=0.35,
+)
+
+# %% [markdown]
+# A Gaussian sample has the same value whatever its size, 1.05: that is the **chance level** of this term, and it cannot be trained
+# below it by much. Everything else grows with the number of points.
+#
+# Now the experiment, live. The same encoder, views and steps, twice: with SIGReg, and with nothing but the wish that views agree. The course
+# watches the embeddings while it trains, and says so on stderr when they collapse.
+
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# alt: Left, effective rank of the embeddings after each pass: with SIGReg it stays high, without it falls towards a few directions. Right, singular
+# values of the embeddings in the end, on a logarithmic axis: a gentle slope with SIGReg, a cliff without.
+class Gaussianity(GaussianEmbedding):
+    """The library's task, with your test."""
+
+    def loss(self, model, batch):
+        views, directions = batch
+        z, weight = model(*views), self.options.sigreg  # (V, B, D)
+        agree = (z - z.mean(0)).square().mean()
+        total = (1 - weight) * agree + (weight * sigreg(z, directions) if weight else 0)
+        return total * len(views[0]), len(views[0])
+
+
+settings = {"min_crop": 0.3, "blur": 0.0, "solarize": 0.0, "hidden_dim": 256, "out_dim": 32, "directions": 128}
+looked_at = (pictures[:256].to(device) - mean) / std
+embeddings, ranks, losses = {}, {}, {}
+for name, weight in {"with SIGReg": 0.05, "without": 0.0}.items():
+    chosen = pretraining.LejepaOptions(**settings, sigreg=weight)
+    model, _ = pretraining.make_objective("lejepa", fresh_encoder(), **vars(chosen))
+    ranks[name] = []
+
+    def look(row, model=model, name=name):
+        with torch.no_grad():
+            embeddings[name] = model.eval()(looked_at)[0].cpu()
+        ranks[name].append(effective_rank(embeddings[name]))
+
+    losses[name] = fit(
+        model.to(device), crowd, None, short, task=Gaussianity(chosen), on_epoch_end=look, progress=False
+    )
+fig, axes = plot.panels(1, 2, width=4.0, height=2.8)
+for name, z in embeddings.items():
+    axes[0].plot(range(1, 5), ranks[name], "o-", label=name)
+    axes[1].semilogy(torch.linalg.svdvals(z - z.mean(0)) / len(z) ** 0.5, label=name)
+axes[0].set(xlabel="pass", ylabel="effective rank of 32", ylim=(0, 32), xticks=range(1, 5))
+axes[1].set(xlabel="direction", ylabel="standard deviation")
+axes[1].legend()
+plt.show()
+for name, history in losses.items():
+    print(f"{name:12s} loss {history[-1]['train_loss']:.4f}, chance {history[-1]['chance']:.4f}")
+
+# %%
+spreads = {name: (z - z.mean(0)).square().sum(1).mean().sqrt().item() for name, z in embeddings.items()}
+expect("spread of the embeddings, with SIGReg over without", spreads["with SIGReg"] / spreads["without"], at_least=3.0)
+
+# %% [markdown]
+# Read the losses once more: the collapsed run has the *lower* one, by far. **A loss of self-supervision cannot be compared between methods,
+# and a low one proves nothing.** Look at the spectrum.
+#
+# ## 5 BEiT: words for patches
+#
+# MAE predicts pixels and blurs. BEiT (Bao et al. 2021) makes it a question with a fixed number of answers, as in language: first a
+# **tokenizer** learns a *visual vocabulary*, so that each patch has a word; then the ViT is asked which words are hidden. It may be undecided
+# between two of them without painting their mean.
+#
+# The tokenizer is a VQ-VAE: an encoder makes a vector $z$ of each patch, $z$ is replaced by the nearest of $K$ **codes**, and a decoder paints
+# the patch from the code. The trouble is in the middle: *nearest* has no gradient. The way out is a small lie, the **straight-through
+# estimator**: forward, the code; backward, as if nothing had happened.
+#
+# ### Exercise 8 · `straight_through`
+# *Difficulty 2 of 5, about 10 minutes.* One line that stands in every model with discrete parts, quantized networks (lesson 06) among them.
+#
+# The output is equal to `quantized`; all of the gradient goes to `z`, none to `quantized`.
+
+
+# %%
+@exercise("pretraining.straight_through")
+def straight_through(z, quantized):
+    """Two tensors of one shape -> the second one's values, with the first one's gradient."""
+    # <solution>
+    return z + (quantized - z).detach()
+    # </solution>
+
+
+# %% [markdown]
+# Nobody hands the codes a gradient either. They are running means of the vectors that chose them, as in k-means, and here a second trouble
+# waits: a code that nobody chooses never moves again, it is **dead**, and after some hundred steps most of a codebook may be. So the number
+# of codes in use is printed while it trains, and dead codes are put where some vector of the batch is.
+
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# alt: Left, share of the codebook in use after each pass, with dead codes revived and without: near all with it, a part without. Right, the
+# 64 codes most used, each painted as a patch of 4 by 4 pixels: flat greys, edges in several directions, corners.
+class Tokenizer(pretraining.VQTokenizer):
+    """The library's, with your gradient."""
+
+    def forward(self, images):
+        z = self.encode(images)
+        ids = pretraining.nearest_code(z, self.codebook.codes)
+        return self.decode(straight_through(z, self.codebook.codes[ids])), z, ids
+
+
+words = {"min_crop": 1.0, "vocab_size": 256, "code_dim": 16, "tokenizer_dim": 64, "tokenizer_depth": 1}
+sizes = {"patch_size": 4, "in_chans": 1, "vocab_size": 256, "code_dim": 16, "embed_dim": 64, "depth": 1}
+usage, tokenizers = {}, {}
+for name, steps in {"dead codes revived": 20, "left dead": 0}.items():
+    torch.manual_seed(0)
+    tokenizers[name] = Tokenizer(**sizes, revive_after=steps).to(device)
+    task = pretraining.Tokenization(pretraining.BeitOptions(**words, revive_after=steps))
+    usage[name] = fit(tokenizers[name], crowd, None, short, task=task, progress=False)
+tokenizer = tokenizers["dead codes revived"].eval()
+
+fig = plt.figure(figsize=(9.5, 3.2))
+left, right = fig.subfigures(1, 2, width_ratios=(1, 1))
+ax = left.subplots()
+for name, history in usage.items():
+    ax.plot([row["epoch"] for row in history], [100 * row["code_use"] for row in history], "o-", label=name)
+ax.set(xlabel="pass", ylabel="codes in use, %", ylim=(0, 103), xticks=range(1, 5))
+ax.legend()
+often = tokenizer.codebook.counts.argsort(descending=True)[:64]
+with torch.no_grad():
+    patches = tokenizer.decode(tokenizer.codebook.codes[often].view(8, 8, 1, -1).flatten(0, 1)[:, None]).cpu()
+ax = right.subplots()
+page = rearrange(F.pad(patches, (0, 1, 0, 1), value=patches.max()), "(r c) 1 h w -> (r h) (c w)", r=8)
+plot.show_image(ax, page, "the visual vocabulary", cmap="gray")
+plt.show()
+
+# %%
+used = {name: history[-1]["code_use"] for name, history in usage.items()}
+expect("share of the codes in use, revived", used["dead codes revived"], at_least=0.5)
+expect(
+    "more of them than where they are left dead, in points",
+    100 * (used["dead codes revived"] - used["left dead"]),
+    at_least=10.0,
+)
+
+# %% [markdown]
+# What is masked matters, too. Single patches can be guessed from their neighbours, so BEiT hides **blocks**: rectangles of random size and shape,
+# until 40 % are gone.<!--~ paper --> And unlike MAE the encoder *sees a token* at each hidden place: the sequence is as long as ever.
+
+# %%
+# alt: Six masks on a grid of 7 by 7 patches. The first three by blocks, rectangles that hang together; the other three at random, single
+# patches all over.
+fig, axes = plot.panels(1, 6, width=1.6, height=1.9)
+for number, ax in enumerate(axes):
+    if number < 3:
+        mask = torch.from_numpy(pretraining.block_mask(7, 7, 19, 4, random.Random(number)))
+    else:
+        mask = random_masking(torch.rand(1, 49, generator=torch.Generator().manual_seed(number)), 30).mask.view(7, 7)
+    ax.imshow(mask, cmap="Greys", vmin=0, vmax=1.3)
+    ax.set(xticks=[], yticks=[], title="blocks" if number < 3 else "at random")
+plt.show()
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+beit, task = pretraining.make_objective("beit", fresh_encoder(), mask_ratio=0.4, min_block=4, **words)
+beit.adopt_tokenizer(tokenizer)
+history = fit(beit.to(device), crowd, None, short, task=task, progress=False)
+for row in history:
+    print(
+        f"pass {row['epoch']}: loss {row['train_loss']:.3f}, chance {row['chance']:.3f}, "
+        f"by frequency alone {math.log(row['code_perplexity']):.3f}"
+    )
+
+# %%
+expect("loss over that of whoever guesses blindly", history[-1]["train_loss"] / history[-1]["chance"], at_most=0.95)
+
+# %% [markdown]
+# $\log K$ is the chance of whoever knows nothing, and too easily beaten: black background is one word, and frequent. The logarithm of the
+# codes' *perplexity* is what one pays who knows only how frequent they are. Below that something has been learnt about *this* picture.
+#
+# ## 6 Six starts, side by side
+#
+# None of the runs above is long enough to judge a method by. The course ships five encoders of the same size, each trained by its recipe
+# on all 60 000 pictures for about the same time, half an hour on one core<!--~ setting -->; the sixth start is none at all. One of the
+# five, the supervised one, has seen the labels of these very classes: it is no competitor, but the mark that shows what labels
+# would bring. How good are the features
+#
+# * **frozen**: a linear probe, 20 nearest neighbours, ridge regression on what the encoder gives out, and
+# * **fine-tuned**: all weights trained on, from there?
+#
+# The two are always shown together, since they **rank the methods differently**. A probe asks whether classes already lie apart along
+# lines; fine-tuning, whether they are *near* something good. Our expectation, before the sweep: frozen, MoCo and LeJEPA lead MAE and BEiT by
+# at least 5 points with ten labels a class; fine-tuned, the four are within 3 points of each other, and all of them ahead of the random
+# start by at least 5; with all 10 000 labels hardly any of it is left.<!--~ prediction -->
+
+# %%
+# alt: Two panels, frozen (linear probe) on the left and fine-tuned on the right: accuracy against labelled pictures of each class, from 1 to
+# all 1000 on a logarithmic axis, one line for each of six starts, with the range over three seeds.
+SHOTS = (1, 5, 10, 50, 0)  # 0: all, 1 000 of each class
+NAMES = {
+    "random": "none",
+    "supervised": "supervised",
+    "moco": "MoCo v3",
+    "beit": "BEiT",
+    "mae": "MAE",
+    "lejepa": "LeJEPA",
+}
+fig, axes = plot.panels(1, 2, width=4.4, height=3.6)
+for ax, (method, title) in zip(
+    axes, {"linear": "frozen, linear probe", "fine-tune": "fine-tuned"}.items(), strict=True
+):
+    for start, name in NAMES.items():
+        values = [runs(part="transfer", start=start, method=method, k=k) for k in SHOTS]
+        plot.spread(
+            ax, [k or 1000 for k in SHOTS], values, label=name, linestyle="--" if start == "supervised" else "-"
+        )
+    ax.set(xscale="log", xlabel="labelled pictures of each class", ylabel="accuracy, %", title=title, ylim=(20, 100))
+    ax.set_xticks([k or 1000 for k in SHOTS], [k or "1 000" for k in SHOTS])
+    ax.minorticks_off()
+axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+plt.show()
+
+
+def table(k):
+    """All methods of measuring, for all starts, in per cent."""
+    print(f"{k or 1000} labelled pictures of each class, %      linear   20 neighbours   ridge   fine-tuned")
+    for start, name in NAMES.items():
+        values = [runs(part="transfer", start=start, method=m, k=k) for m in ("linear", "knn", "ridge", "fine-tune")]
+        print(f"{name:40s}" + "".join(f"{np.mean(v):8.1f} ± {np.ptp(v) / 2:.1f}" for v in values))
+
+
+table(10)
+table(0)
+
+# %% [markdown]
+# *What came out is written here when the sweep has run, against the expectation above, misses included.*
+#
+# ## 7 New classes, and how much was seen before
+#
+# The honest test of a start is what it does for classes that it **has never seen**. The sweep pre-trained all five once more, three seeds, on
+# seven of the ten classes (7 000 pictures, some minutes each), and then gave each a few pictures of the other three: trousers, sandals,
+# bags. Now the supervised start is a competitor: its labels were others.
+
+# %%
+# alt: Left: accuracy on three new classes with ten pictures of each, bars for six starts, frozen and fine-tuned next to each other, a dot for
+# each seed. Right: accuracy on the new classes against the number of labelled pictures in supervised pre-training, 70 to 7 000.
+fig = plt.figure(figsize=(11, 3.8))
+left, right = fig.subfigures(1, 2, width_ratios=(1.8, 1))
+for ax, (method, title) in zip(
+    left.subplots(1, 2), {"linear": "frozen, linear probe", "fine-tune": "fine-tuned"}.items(), strict=True
+):
+    plot.bars(ax, {name: runs(part="unseen", start=start, method=method, k=10) for start, name in NAMES.items()})
+    ax.set(xlabel="accuracy, %", title=title, xlim=(0, 115))
+AMOUNTS = (70, 700, 7000)
+ax = right.subplots()
+for key, label in {"accuracy_linear": "frozen, linear probe", "accuracy_fine_tune": "fine-tuned"}.items():
+    plot.spread(ax, AMOUNTS, [runs(key, part="amount", images=n) for n in AMOUNTS], label=label)
+ax.set(xscale="log", xlabel="labelled pictures before", ylabel="accuracy, %", title="supervised pre-training")
+ax.set_xticks(AMOUNTS, [f"{n:,d}" for n in AMOUNTS])
+ax.minorticks_off()
+ax.legend()
+plt.show()
+
+# %% [markdown]
+# The right panel is the argument of the first ViT in small: Dosovitskiy et al. 2021 had 300 million labelled pictures (JFT-300M), and
+# showed that a ViT falls behind a convolutional network with little pre-training and passes it with much. Labels of *other* classes help,
+# as long as there are many of them.
+#
+# *What came out is written here when the sweep has run.*
+#
+# ## 8 Which layer transfers? And what does it look like?
+#
+# A probe may stand behind any block. Supervision ends in classes, so its last block should be its best. MAE ends in something from which
+# *pixels* can be painted, which classes need not lie apart in. Our expectation: best behind the last block for the supervised start, MoCo and
+# LeJEPA; not later than the third of four for MAE.<!--~ prediction -->
+
+# %%
+# alt: Accuracy of a ridge probe on the mean patch token behind each of four blocks, one line for each of six starts, range over three seeds.
+fig, (ax,) = plot.panels(1, 1, width=5.6, height=3.4)
+for start, name in NAMES.items():
+    values = [runs(part="depth", start=start, block=b) for b in range(4)]
+    plot.spread(ax, range(1, 5), values, label=name, linestyle="--" if start == "supervised" else "-")
+ax.set(xlabel="behind block", ylabel="accuracy of a ridge probe, %", xticks=range(1, 5), title="2 000 labels, frozen")
+ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+plt.show()
+
+# %% [markdown]
+# And to the eye: the three largest principal components of an encoder's patch tokens, as red, green and blue. Places of one colour are alike
+# to the encoder. First on four pieces of clothing, side by side, then on a photograph, which is nothing that it has ever seen; positions are
+# interpolated to its larger grid, as in lesson 00.
+
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# alt: Six columns, one for each start; four pieces of clothing and a photo of a man with a camera in the rows, each patch coloured by the
+# first three principal components of its token.
+def shipped(start):
+    if start == "random":
+        return fresh_encoder().eval()
+    file = paths.data_dir() / "weights" / f"fashion_mnist_{start}.safetensors"
+    return getattr(vitcourse.create_model(file), "encoder", None) or vitcourse.create_model(file).eval()
+
+
+@torch.no_grad()
+def coloured(encoder, images):
+    """(B, C, H, W) -> (B, 3, h, w) in 0..1: principal components of all their patch tokens together."""
+    maps = encoder.to(device).eval().feature_maps(images)[0]
+    tokens = rearrange(maps, "b d h w -> (b h w) d")
+    tokens = tokens - tokens.mean(0)
+    components = tokens @ torch.linalg.svd(tokens, full_matrices=False)[2][:3].T
+    low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
+    shades = ((components - low) / (high - low)).clamp(0, 1)
+    return rearrange(shades, "(b h w) c -> b c h w", b=len(images), h=maps.shape[2]).cpu()
+
+
+man = F.interpolate(photo("photographer").float()[None, :1] / 255, size=(112, 112), mode="area")
+man = ((man - mean) / std).to(device)
+fig, axes = plot.panels(3, 1 + len(NAMES), width=1.5, height=1.6)
+rows = axes.reshape(3, -1)
+for row, image in zip(rows, (samples[1], samples[2], man[0]), strict=True):
+    plot.show_image(row[0], image.cpu(), cmap="gray")
+for column, (start, name) in enumerate(NAMES.items(), start=1):
+    encoder = shipped(start)
+    for row, image in zip(rows, (*coloured(encoder, samples[1:3]), *coloured(encoder, man)), strict=True):
+        plot.show_image(row[column], image, name if row is rows[0] else "")
+plt.show()
+
+# %% [markdown]
+# The shipped MAE can still paint, since its decoder came along. This is what half an hour adds to your six passes:
+
+# %%
+# NBVAL_IGNORE_OUTPUT
+# alt: Four pieces of clothing: the picture, what is seen of it, your model's painting, and the shipped model's, whose edges are sharper.
+painter = vitcourse.create_model(paths.data_dir() / "weights" / "fashion_mnist_mae.safetensors").to(device).eval()
+fig, axes = plot.panels(4, 4, width=1.5, height=1.6)
+for i, row in enumerate(axes.reshape(4, -1)):
+    shown = {
+        "picture": samples[i],
+        "seen": torch.where(hidden[i], 0.0, samples[i]),
+        "six passes": mae.reconstruct(samples, fixed_noise)[0][i],
+        "shipped": painter.reconstruct(samples, fixed_noise)[0][i],
+    }
+    for ax, (title, image) in zip(row, shown.items(), strict=True):
+        plot.show_image(ax, image.cpu(), title if i == 0 else "", vmin=-mean / std, vmax=(1 - mean) / std)
+plt.show()
+
+# %% [markdown]
+# ## 9 Taken apart
+#
+# Which part of a method does the work? Each was trained with one part missing, three seeds, on 10 000 pictures, some minutes a run. Expected:
+# without momentum MoCo loses at least 3 points, without predictor less than that; a trained patch projection makes no difference at this
+# size, since what it cures has been seen in large models only; LeJEPA without SIGReg is no better than the random start; MAE is best at
+# 0.75.<!--~ prediction -->
+
+# %%
+# alt: Left: accuracy of 20 nearest neighbours for each variant of MoCo, LeJEPA and MAE, bars with a dot for each seed. Right: spectra of the
+# features on a logarithmic axis: variants that collapse fall off a cliff.
+parts = {"moco": "MoCo v3", "lejepa": "LeJEPA", "mae": "MAE"}
+variants = {part: list(dict.fromkeys(r["variant"] for r in results["rows"] if r["part"] == part)) for part in parts}
+fig = plt.figure(figsize=(11, 7.5))
+for area, (part, name) in zip(fig.subfigures(3, 1, height_ratios=(5, 3, 5)), parts.items(), strict=True):
+    left, right = area.subplots(1, 2, width_ratios=(1, 1))
+    plot.bars(left, {v: runs("accuracy_knn", part=part, variant=v) for v in variants[part]})
+    left.set(xlabel="accuracy of 20 neighbours, %", title=name, xlim=(0, 100))
+    for variant, colour in zip(variants[part], plot.COLOURS, strict=False):
+        for row in (r for r in results["rows"] if (r["part"], r.get("variant")) == (part, variant)):
+            right.semilogy(row["spectrum"], color=colour, label=variant if row["seed"] == 0 else None)
+    right.set(xlabel="direction", ylabel="share of the norm", ylim=(1e-6, 1))
+    right.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+plt.show()
+print("                                        effective rank   alignment   uniformity")
+for part in parts:
+    for v in variants[part]:
+        values = [
+            np.mean(runs(key, part=part, variant=v)) / 100 for key in ("effective_rank", "alignment", "uniformity")
+        ]
+        print(f"{parts[part] + ', ' + v:40s}" + "".join(f"{value:13.2f}" for value in values))
+
+# %% [markdown]
+# *What came out is written here when the sweep has run. What shows no effect is reported as that.*
+#
+# ## 10 When would you choose it?
+#
+# | | supervised | MoCo v3 | BEiT | MAE | LeJEPA |
+# | --- | --- | --- | --- | --- | --- |
+# | needs | labels, many | large batches, a second encoder | a tokenizer, trained first | **pictures** | **pictures** |
+# | what prevents collapse | the labels | other pictures, momentum, predictor | fixed targets | fixed targets | **a test, in the loss** |
+# | depends on augmentation | little | **very much**: the views are the task | little | **hardly** | very much |
+# | cost of a step, against one pass of the encoder forward and back | **1** | 2, and 2 forward of the copy | 1, and the tokenizer | **a quarter**, and a small decoder | as many as there are views |
+# | memory | one encoder | two encoders | encoder and tokenizer | **a quarter of the tokens** | one encoder, all views |
+# | its features, frozen (the papers say) | good, for classes near its own | **good** | weak | weak | **good** |
+# | fine-tuned (the papers say) | good | good | **very good** | **very good** | good |
+# | dense maps (lesson 07) | fair | fair | good | **good** | good |
+# | any backbone | **yes** | **yes** | plain ViT | plain ViT: others cannot leave patches out | **yes** |
+# | knobs that can break it | few | temperature, momentum, batch, rate | tokenizer | **few** | **one weight**, views |
+#
+# In one line: first look for a checkpoint that was trained on pictures like yours (DINOv2 and v3, SigLIP 2, MAE, EVA). Have you pictures of
+# your own kind, many of them and without labels, and will fine-tune: MAE. Want features to use as they are: a joint embedding. And whatever
+# you take, measure it frozen *and* fine-tuned, beside a random start with rates of its own.
+#
+# ## Stretch problems
+#
+# 1. Shuffle the positions of the mask tokens in your decoder. What does it paint? And if they get none?
+# 2. Put the loss on *all* patches. The paper loses by it: can you measure that here?
+# 3. Write BEiT's `block_mask` yourself, by algorithm 1 of the paper, and train MAE with it. At which ratio is it as hard as random masking at 0.75?
+# 4. Train MoCo with colour and brightness left alone (`jitter=0`). What do its neighbours have in common now?
+# 5. `smallest_batch` of MoCo is 2. Plot `effective_rank` and nearest neighbours against batches of 8, 32, 128 and 512. Is it the number of
+#    other pictures, or the learning rate?
+# 6. Let LeJEPA see small crops (`local_views=4, local_size=16`). Which costs more, and what does it buy?
+# 7. Replace SIGReg by VICReg's terms: a hinge on the standard deviation of each dimension, and squared covariances. Is one direction at a time
+#    enough to see a ring?
+# 8. Give BEiT MAE's pixels of each patch as its target, in place of words (SimMIM, Xie et al. 2022).
+#
+# ## Papers
+#
+# * He et al. 2022, [Masked Autoencoders Are Scalable Vision Learners](https://arxiv.org/abs/2111.06377).
+# * Chen et al. 2021, [An Empirical Study of Training Self-Supervised Vision Transformers](https://arxiv.org/abs/2104.02057): MoCo v3.
+# * Bao et al. 2021, [BEiT](https://arxiv.org/abs/2106.08254), and van den Oord et al. 2017, [VQ-VAE](https://arxiv.org/abs/1711.00937).
+# * Balestriero and LeCun 2025, [LeJEPA](https://arxiv.org/abs/2511.08544): SIGReg.
+# * van den Oord et al. 2018, [CPC](https://arxiv.org/abs/1807.03748): InfoNCE; Chen et al. 2020, [SimCLR](https://arxiv.org/abs/2002.05709).
+# * Grill et al. 2020, [BYOL](https://arxiv.org/abs/2006.07733); Caron et al. 2021, [DINO](https://arxiv.org/abs/2104.14294); Oquab et al. 2023,
+#   [DINOv2](https://arxiv.org/abs/2304.07193): a teacher in place of other pictures.
+# * Wang and Isola 2020, [Alignment and Uniformity](https://arxiv.org/abs/2005.10242); Jing et al. 2022,
+#   [Dimensional Collapse](https://arxiv.org/abs/2110.09348); Garrido et al. 2023, [RankMe](https://arxiv.org/abs/2210.02885).
+# * Bardes et al. 2022, [VICReg](https://arxiv.org/abs/2105.04906); Assran et al. 2023, [I-JEPA](https://arxiv.org/abs/2301.08243).
+# * Dosovitskiy et al. 2021, [An Image is Worth 16x16 Words](https://arxiv.org/abs/2010.11929): what 300 million labels bring.
