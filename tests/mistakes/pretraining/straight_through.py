@@ -38,7 +38,7 @@ variant("z-alone")(lambda z, quantized: z - quantized.detach() + quantized)
 variant("mean")(lambda z, quantized: z - 0.5 * z.detach() + 0.5 * quantized.detach())
 
 
-@variant("not-detached")
+@variant("codes-alone")
 def cancels(z, quantized):
     return quantized - z + z
 
@@ -52,4 +52,4 @@ unknown(lambda z, quantized: z.detach() + (z - quantized))
 unknown(lambda z, quantized: 2 * z - (2 * z).detach() + quantized.detach())
 unknown(lambda z, quantized: z.detach() + (z - quantized).detach() + 0 * z)
 unknown(lambda z, quantized: quantized.detach() - z + z.detach())
-unknown(lambda z, quantized: z.clone())
+variant("z-alone")(lambda z, quantized: z.clone())

@@ -25,7 +25,7 @@ def random_masking(rng):
 
 
 def _sorted(noise):
-    return noise.argsort(1, stable=True)
+    return noise.argsort(dim=1, stable=True)
 
 
 def _masked(noise, visible, order=_sorted, restore=_sorted, keep=None, mask=None):
@@ -54,7 +54,7 @@ _catalogue(
 _catalogue(
     "most-noise",
     "the patches with the most noise are kept; it should be those with the least",
-    order=lambda noise: noise.argsort(1, descending=True, stable=True),
+    order=lambda noise: noise.argsort(dim=1, descending=True, stable=True),
 )
 _catalogue(
     "mask-inverted",

@@ -21,7 +21,8 @@ def straight_through(rng):
 
 
 @straight_through.mistake(
-    "codes-alone", "the values are right, but no gradient reaches `z`: all of it goes to the codes"
+    "codes-alone",
+    "the values are right, but all of the gradient goes to the codes, and none reaches `z`: is anything detached?",
 )
 def _(z, quantized):
     return quantized * 1
@@ -30,11 +31,6 @@ def _(z, quantized):
 @straight_through.mistake("both", "`z` and the codes both get the gradient; the codes should get none")
 def _(z, quantized):
     return quantized + (z - z.detach())
-
-
-@straight_through.mistake("not-detached", "z cancels, its gradient with it: nothing is detached")
-def _(z, quantized):
-    return z + (quantized - z)
 
 
 @straight_through.mistake("all-detached", "nothing gets a gradient")
