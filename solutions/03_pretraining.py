@@ -61,6 +61,8 @@ def fresh_encoder(seed=0, **changes):
     return vitcourse.create_model("vit_tiny", **{**ENCODER, "num_classes": 0, **changes}).to(device)
 
 
+prepared = fresh_encoder().preprocess
+mean, std = prepared.mean[0], prepared.std[0]  # what these encoders' pixels are normalised by
 few_labels = {}
 for count in (100, 2000):
     recipe = TrainConfig(
@@ -351,7 +353,6 @@ expect("multiply–adds of the encoder, 12 of 49 seen over all", cost[12][0] / c
 # and six passes. Grey mush at first, then a blurred shape of the right kind, then edges.
 study = subset(clothing, 2000 if session.quick else 10000)
 samples = torch.stack([next(image for image, label in unseen if label == kind) for kind in (0, 3, 7, 9)])
-mean, std = clothing.mean[0], clothing.std[0]
 samples = ((samples.float() / 255 - mean) / std).to(device)
 fixed_noise = torch.rand(4, 49, generator=torch.Generator().manual_seed(3)).to(device)
 mae, task = MAE(fresh_encoder()).to(device), MaskedAutoencoding(MaeOptions(norm_pix=False, min_crop=1.0))
@@ -448,7 +449,7 @@ axes[0].set(xlabel="keys", ylabel="queries")
 fig.colorbar(picture, ax=list(axes), label="cosine", shrink=0.7)
 plt.show()
 print(f"chance for 8 pictures: {0.4 * math.log(8):.2f}")
-print(f"a batch of one: {info_nce(q[:1], torch.randn(1, 64), 0.2).item():.2f}, whatever the model does")
+print(f"a batch of one: {abs(info_nce(q[:1], torch.randn(1, 64), 0.2).item()):.2f}, whatever the model does")
 
 # %% [markdown]
 # Two things to keep: embeddings that are all the same have *exactly* the chance level, and a batch of one has a loss of 0, silently. (The
@@ -755,6 +756,7 @@ usage, tokenizers = {}, {}
 for name, steps in {"dead codes revived": 20, "left dead": 0}.items():
     torch.manual_seed(0)
     tokenizers[name] = Tokenizer(**sizes, revive_after=steps).to(device)
+    tokenizers[name].preprocess = prepared  # it is to see the same pixels as the ViT
     task = pretraining.Tokenization(pretraining.BeitOptions(**words, revive_after=steps))
     usage[name] = fit(tokenizers[name], crowd, None, short, task=task, progress=False)
 tokenizer = tokenizers["dead codes revived"].eval()
