@@ -564,8 +564,8 @@ def effective_rank(features):
 
 
 # %%
-# alt: Left, three clouds of points in two dimensions: round, long and thin, and a single point. Right, their singular values as bars, with
-# the effective rank in the title of each: near two, near one, and zero.
+# alt: Three clouds of points in two dimensions with their effective rank above: round, near two; long and thin, little more than one; a
+# single point, zero.
 torch.manual_seed(0)
 cloud = torch.randn(300, 2)
 clouds = {"round": cloud, "a line": cloud * torch.tensor([1.0, 0.05]), "a point": torch.full((300, 2), 0.5)}
