@@ -156,7 +156,7 @@ plot.draw_grid(axes[0], (28, 28), 4)
 for ax, ratio in zip(axes[1:], (0.25, 0.5, 0.75, 0.9), strict=True):
     keep, _, mask = random_masking(noise, int(49 * (1 - ratio)))
     hidden = repeat(mask.view(7, 7), "h w -> (h p) (w q)", p=4, q=4)
-    plot.show_image(ax, torch.where(hidden, 0.5, pullover[0]), f"{keep.shape[1]} are seen", vmin=0, vmax=1)
+    plot.show_image(ax, torch.where(hidden, 0.5, pullover), f"{keep.shape[1]} are seen", vmin=0, vmax=1)
 plt.show()
 
 # %% [markdown]
@@ -799,6 +799,8 @@ for number, ax in enumerate(axes):
         mask = random_masking(torch.rand(1, 49, generator=torch.Generator().manual_seed(number)), 30).mask.view(7, 7)
     ax.imshow(mask, cmap="Greys", vmin=0, vmax=1.3)
     ax.set(xticks=[], yticks=[], title="blocks" if number < 3 else "at random")
+    for line in ax.spines.values():
+        line.set_visible(True)
 plt.show()
 
 # %%
