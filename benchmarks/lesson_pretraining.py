@@ -29,7 +29,7 @@ the embedded 2 000 test images, or of those of the classes that are named.
     {"part": "amount", "images": 700, "seed": 0}                      accuracy_linear, accuracy_fine_tune; new classes
     {"part": "unseen", "start": "mae", "method": "linear", "k": 10, "seed": 0}
                                                                       accuracy on three classes that it has never seen
-    {"part": "moco", "variant": "no momentum", "seed": 0}             accuracy_knn, effective_rank, alignment, uniformity
+    {"part": "moco", "variant": "no momentum", "seed": 0}            accuracy_knn, effective_rank, alignment, uniformity
     {"part": "lejepa", "variant": "no SIGReg", "seed": 0}             train_loss, chance, spectrum: a list of singular
     {"part": "mae", "variant": "ratio 0.5", "seed": 0}                values over the norm of the features
 

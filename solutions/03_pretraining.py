@@ -50,7 +50,6 @@ device = session.device
 # %%
 ENCODER = {"img_size": 28, "patch_size": 4, "in_chans": 1, "embed_dim": 96, "depth": 4, "num_heads": 4}
 ENCODER |= {"pos_embed": "sincos", "class_token": False, "global_pool": "avg"}
-STARTS = ("random", "supervised", "moco", "beit", "mae", "lejepa")
 clothing, unseen = (open_dataset("fashion_mnist_subset", split) for split in ("train", "test"))
 judges = subset(unseen, 500)
 
