@@ -8,13 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Subset
 
-from vitcourse.devices import device_of, kept_random_state, resolve_device, seed_all, widest_float
 from vitcourse.inference import MeanStd, evaluating, find_mean_std
 from vitcourse.train.augment import augment, seed_of
 from vitcourse.train.batches import Share, eval_batches
 from vitcourse.train.classification import check_image
 from vitcourse.train.config import TrainConfig
-from vitcourse.train.runtime import autocast
 from vitcourse.train.task import Part, Reduce, Task, check_not_empty
 from vitcourse.vit import VisionTransformer
 from vitcourse.weights import unwrap
@@ -244,30 +242,14 @@ class PreTraining(Task):
         Where samples of a batch are compared, batches are of the training's size, and a smaller last one is left out;
         ``val_loss`` is None where no batch is left.
         """
-        config = config or self.config
-        device = device_of(model) or resolve_device(config.device)
-        totals = torch.zeros(2, dtype=widest_float(device), device=device)
-        with (
-            kept_random_state(),
-            evaluating(model),
-            evaluating(self.own_modules()),
-            torch.inference_mode(),
-            autocast(device, config.precision),
-        ):
-            seed_all(config.seed)
-            for batch in self._evaluation_batches(dataset, share or Share(), config, device):
-                total, count = self.loss(model, batch)
-                totals += torch.stack([torch.as_tensor(value).detach().to(totals) for value in (total, count)])
-        total, count = reduce(totals).tolist()
-        return {"val_loss": total / count if count else None}
+        with evaluating(self.own_modules()):
+            return super().evaluate(model, dataset, config or self.config, share=share, reduce=reduce)
 
     def own_modules(self) -> nn.Module:
         """The task's own modules, to be put in evaluation mode with the model."""
         return nn.ModuleList()
 
-    def _evaluation_batches(
-        self, dataset: Dataset, share: Share, config: TrainConfig, device: torch.device
-    ) -> Iterator[Any]:
+    def batches(self, dataset: Dataset, share: Share, config: TrainConfig, device: torch.device) -> Iterator[Any]:
         size = min(config.batch_size if self.couples_batch else config.eval_batch_size, len(dataset))
         chunks = [c for c in torch.arange(len(dataset)).split(size) if len(c) == size or not self.couples_batch]
         mine = [c for c in chunks if len(c) >= self.smallest_batch][share.rank :: share.world]

@@ -187,13 +187,13 @@ class Task:
         with kept_random_state(), evaluating(model), torch.inference_mode(), autocast(device, config.precision):
             seed_all(config.seed)  # masks that a loss draws are the same in every evaluation
             for batch in self.batches(dataset, share or Share(), config, device):
-                totals += _pair(*self.loss(model, self.prepare(batch, None)), like=totals)
+                totals += _pair(*self.loss(model, batch), like=totals)
         total, count = reduce(totals).tolist()
         return {"val_loss": total / count if count else None}
 
     def batches(self, dataset: Dataset, share: Share, config: TrainConfig, device: torch.device) -> Iterator[Any]:
-        """Every sample of ``dataset`` once, over all processes together, in batches on the device."""
-        return eval_batches(dataset, share, config, device, self)
+        """Every sample of ``dataset`` once, over all processes together, in batches as ``loss`` takes them."""
+        return (self.prepare(batch, None) for batch in eval_batches(dataset, share, config, device, self))
 
 
 class AroundTask(Task):
