@@ -4,7 +4,7 @@
     python -m benchmarks.lesson_pretraining --runs 20  twenty of them, to share a machine
 
 The shipped weights that some parts read come first. They are what the recipes leave, trained on all 60 000 images of
-Fashion-MNIST, one seed, about half an hour on one core each:
+Fashion-MNIST, one seed, a quarter of an hour on one core each:
 
     for name in supervised mae moco beit lejepa; do
         python -m vitcourse train --recipe fashion_mnist_$name --data-root DIR --out runs/$name
@@ -20,11 +20,9 @@ Fashion-MNIST, one seed, about half an hour on one core each:
 Rows of ``results/lesson_pretraining.json``: what a run is called by, and what it measured. All accuracies are shares of
 the embedded 2 000 test images, or of those of the classes that are named.
 
-    {"part": "labels rate", "images": 1000, "lr": 1e-3, "seed": -1}   accuracy on 1 000 held-out training images
-    {"part": "labels", "images": 1000, "lr": 1e-3, "seed": 0}         accuracy; from scratch, with so many labels
     {"part": "rate", "start": "mae", "k": 10, "lr": 1e-3, "seed": -1} accuracy on 1 000 held-out training images
     {"part": "transfer", "start": "mae", "method": "linear", "k": 10, "seed": 0}
-                                                                      accuracy; k 0: all images; "lr" where fine-tuned
+                                                                      accuracy; with "lr" where it is fine-tuned
     {"part": "depth", "start": "mae", "block": 3, "seed": 0}          accuracy of a ridge probe behind that block
     {"part": "amount", "images": 700, "seed": 0}                      accuracy_linear, accuracy_fine_tune; new classes
     {"part": "unseen", "start": "mae", "method": "linear", "k": 10, "seed": 0}
@@ -34,7 +32,8 @@ the embedded 2 000 test images, or of those of the classes that are named.
     {"part": "mae", "variant": "ratio 0.5", "seed": 0}                values over the norm of the features
 
 ``start`` is one of random, supervised, moco, beit, mae, lejepa. Every row has ``cpu_seconds``. The rate of each
-fine-tuning is the best of its start and number of labels on held-out images, so that none is handicapped by another's.
+fine-tuning is the best of its start on held-out images, with 10 labels a class for few, with 200 for 200, so that none is
+handicapped by another's. All are fine-tuned for 150 steps of at most 32 images, on 200 of each class for 300.
 """
 
 import time
@@ -62,7 +61,7 @@ from vitcourse.pretraining import (
     ridge_probe,
     split_classes,
 )
-from vitcourse.pretraining.transfer import probe_accuracy
+from vitcourse.pretraining.transfer import Features, probe_accuracy
 from vitcourse.train import TrainConfig, fit
 from vitcourse.train.evaluation import evaluate
 from vitcourse.vit import VisionTransformer
@@ -72,14 +71,15 @@ ENCODER = {
     **{"img_size": 28, "patch_size": 4, "in_chans": 1, "embed_dim": 96, "depth": 4, "num_heads": 4},
     **{"pos_embed": "sincos", "class_token": False, "global_pool": "avg"},
 }
-LABELS = (100, 300, 1000, 3000, 10000)
-SHOTS, ALL = (1, 5, 10, 50), 0
+SHOTS = (1, 5, 10, 50, 200)
 FROZEN = ("knn", "ridge", "linear")
-RATES = (3e-4, 1e-3, 3e-3)
+RATES, TUNED = (3e-4, 1e-3, 3e-3), (10, 200)  # numbers of labels that rates are chosen at
 UNSEEN = (1, 5, 8)  # trouser, sandal, bag: none of them has a twin among the other seven
 AMOUNTS = (70, 700, 7000)  # images of the seven other classes
+SEEN = 2800  # images of these that a start is trained on for new classes
+ABLATED, DEPTH = 2000, 2  # images that each variant is trained on, and its blocks
 
-# The recipes' options, and passes over 10 000 images: about five minutes on one core each, by the recipes' times.
+# The recipes' options and passes, over few images.
 VIEWS = {"min_crop": 0.3, "blur": 0.0, "solarize": 0.0}
 OPTIONS: dict[str, dict[str, Any]] = {
     "moco": {**VIEWS, "hidden_dim": 256, "out_dim": 64},
@@ -94,11 +94,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 TRAINING = {
-    "supervised": TrainConfig(epochs=20, batch_size=128, lr=2e-3, warmup=0.1, hflip=True),
-    "moco": TrainConfig(epochs=4, batch_size=128, lr=1e-3, warmup=0.1, hflip=True),
-    "lejepa": TrainConfig(epochs=5, batch_size=128, lr=1e-3, warmup=0.1, hflip=True),
-    "mae": TrainConfig(epochs=14, batch_size=64, lr=2e-3, warmup=0.1, beta2=0.95, hflip=True),
-    "beit": TrainConfig(epochs=7, batch_size=64, lr=1e-3, warmup=0.1, hflip=True),
+    "supervised": TrainConfig(epochs=10, batch_size=64, lr=2e-3, warmup=0.1, hflip=True),
+    "moco": TrainConfig(epochs=6, batch_size=128, lr=1e-3, warmup=0.1, hflip=True),
+    "lejepa": TrainConfig(epochs=8, batch_size=128, lr=1e-3, warmup=0.1, hflip=True),
+    "mae": TrainConfig(epochs=16, batch_size=64, lr=2e-3, warmup=0.1, beta2=0.95, hflip=True),
+    "beit": TrainConfig(epochs=10, batch_size=64, lr=1e-3, warmup=0.1, hflip=True),
 }
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "moco": {
@@ -110,36 +110,36 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "lejepa": {"λ 0.05": {}, "λ 0.2": {"sigreg": 0.2}, "no SIGReg": {"sigreg": 0.0}},
     "mae": {
-        **{f"ratio {ratio:g}": {"mask_ratio": ratio} for ratio in (0.25, 0.5, 0.75, 0.9)},
+        **{f"ratio {ratio:g}": {"mask_ratio": ratio} for ratio in (0.5, 0.75, 0.9)},
         "ratio 0.75, norm_pix": {"norm_pix": True},
     },
 }
 
 
 def wanted(rows: list[Row]) -> Iterator[Row]:
-    """Every run, those whose weights are shipped first; a fine-tuning comes after the rates of its start are known."""
-    yield from ({"part": "labels rate", "images": n, "lr": lr, "seed": -1} for n in LABELS for lr in RATES)
+    """Every run; a fine-tuning comes after the rates of its start are known."""
     for start in STARTS:
-        for k in (*SHOTS, ALL):
+        for k in TUNED:
             for lr in RATES:
                 yield {"part": "rate", "start": start, "k": k, "lr": lr, "seed": -1}
     for seed in SEEDS:
-        for n in LABELS:
-            yield {"part": "labels", "images": n, "lr": best_rate(rows, part="labels rate", images=n), "seed": seed}
-        for start in STARTS:
-            for k in (*SHOTS, ALL):
-                named = {"part": "transfer", "start": start, "k": k, "seed": seed}
-                yield from ({**named, "method": method} for method in FROZEN)
-                yield {**named, "method": "fine-tune", "lr": best_rate(rows, part="rate", start=start, k=k)}
-            yield from ({"part": "depth", "start": start, "block": b, "seed": seed} for b in range(ENCODER["depth"]))
-        yield from ({"part": "amount", "images": n, "seed": seed} for n in AMOUNTS)
         for start in STARTS:
             for k in SHOTS:
-                named = {"part": "unseen", "start": start, "k": k, "seed": seed}
-                yield from ({**named, "method": method} for method in FROZEN)
-                yield {**named, "method": "fine-tune", "lr": best_rate(rows, part="rate", start=start, k=k)}
+                yield from measured(rows, part="transfer", start=start, k=k, seed=seed)
+            yield from ({"part": "depth", "start": start, "block": b, "seed": seed} for b in range(ENCODER["depth"]))
+        for start in STARTS:
+            for k in SHOTS[:-1]:
+                yield from measured(rows, part="unseen", start=start, k=k, seed=seed)
+        yield from ({"part": "amount", "images": n, "seed": seed} for n in AMOUNTS)
         for part, variants in VARIANTS.items():
             yield from ({"part": part, "variant": name, "seed": seed} for name in variants)
+
+
+def measured(rows: list[Row], **named: Any) -> Iterator[Row]:
+    """A start by each method."""
+    yield from ({**named, "method": method} for method in FROZEN)
+    tuned = max(k for k in TUNED if k <= max(named["k"], TUNED[0]))
+    yield {**named, "method": "fine-tune", "lr": best_rate(rows, part="rate", start=named["start"], k=tuned)}
 
 
 def best_rate(rows: list[Row], **where: Any) -> float:
@@ -155,9 +155,9 @@ def images_of(split: str = "train") -> ImageDataset:
     return open_dataset("fashion_mnist_subset", split)
 
 
-def fresh_encoder(seed: int) -> VisionTransformer:
+def fresh_encoder(seed: int, **changes: Any) -> VisionTransformer:
     torch.manual_seed(seed)
-    return create_model("vit_tiny", **ENCODER, num_classes=0)
+    return create_model("vit_tiny", **{**ENCODER, **changes}, num_classes=0)
 
 
 def shipped(start: str) -> nn.Module:
@@ -168,13 +168,13 @@ def shipped(start: str) -> nn.Module:
 
 
 @cache
-def features(start: str, split: str) -> Any:
+def features(start: str, split: str) -> Features:
     return extract_features(shipped(start), images_of(split))
 
 
-def pretrain(start: str, train_set: ImageDataset, seed: int, **options: Any) -> tuple[nn.Module, list[Row]]:
+def pretrain(start: str, train_set: Any, seed: int, depth: int = 4, **options: Any) -> tuple[nn.Module, list[Row]]:
     """An encoder trained on ``train_set`` by one of the objectives, and its history."""
-    encoder = fresh_encoder(seed)
+    encoder = fresh_encoder(seed, depth=depth)
     if start == "random":
         return encoder, []
     config = replace(TRAINING[start], seed=seed, eval_every=TRAINING[start].epochs)
@@ -188,67 +188,60 @@ def pretrain(start: str, train_set: ImageDataset, seed: int, **options: Any) -> 
 
 
 def few_images(train_set: ImageDataset, k: int, seed: int) -> ImageDataset:
-    return train_set if k == ALL else train_set.take(few_shot_split(train_set.targets, k, seed).tolist())
+    return train_set.take(few_shot_split(train_set.targets, k, seed).tolist())
 
 
-def tuning(k: int, lr: float, seed: int, images: int) -> TrainConfig:
-    """50 passes over few images, 10 over all."""
-    epochs = 10 if k == ALL else 50
-    return TrainConfig(epochs=epochs, lr=lr, batch_size=min(64, images), warmup=0.1, hflip=True, seed=seed)
+def tuning(images: int, lr: float, seed: int) -> TrainConfig:
+    """150 steps of at most 32 images; twice as many where there are 2 000."""
+    batch, steps = min(32, images), 150 if images < 2000 else 300
+    return TrainConfig(
+        epochs=-(-steps // (images // batch)),
+        max_steps=steps,
+        lr=lr,
+        batch_size=batch,
+        warmup=0.1,
+        hflip=True,
+        seed=seed,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- the parts
 
 
-def from_scratch(images: int, lr: float, seed: int, train_set: ImageDataset, test_set: ImageDataset) -> float:
-    """As many steps as 10 000 images get in 10 passes, but at most 300 passes."""
-    if images < len(train_set):
-        train_set = few_images(train_set, images // 10, seed)
-    model = fresh_encoder(seed)
-    model.reset_classifier(10)
-    steps = min(10 * 10000, 300 * len(train_set)) // 50
-    epochs = -(-steps // (len(train_set) // 50))
-    config = TrainConfig(epochs=epochs, max_steps=steps, batch_size=50, lr=lr, warmup=0.1, hflip=True, seed=seed)
-    fit(model, train_set, None, config, progress=False)
-    return evaluate(model, test_set, config)["val_accuracy"]
-
-
-def labels(run: Row) -> Row:
-    return {"accuracy": from_scratch(run["images"], run["lr"], run["seed"], images_of(), images_of("test"))}
-
-
-def labels_rate(run: Row) -> Row:
-    return {"accuracy": from_scratch(run["images"], run["lr"], 0, *hold_out(images_of(), 0.1, seed=0))}
-
-
 def rate(run: Row) -> Row:
     rest, held = hold_out(images_of(), 0.1, seed=0)
     few = few_images(rest, run["k"], 0)
-    config = tuning(run["k"], run["lr"], 0, len(few))
+    config = tuning(len(few), run["lr"], 0)
     return {"accuracy": evaluate(fine_tune(shipped(run["start"]), few, config), held, config)["val_accuracy"]}
 
 
 def transfer(run: Row) -> Row:
-    start, k, seed = run["start"], run["k"], run["seed"]
-    if run["method"] == "fine-tune":
-        few = few_images(images_of(), k, seed)
-        config = tuning(k, run["lr"], seed, len(few))
-        tuned = fine_tune(shipped(start), few, config)
-        return {"accuracy": evaluate(tuned, images_of("test"), config)["val_accuracy"]}
-    train, test = features(start, "train"), features(start, "test")
-    if k != ALL:
-        train = train.take(few_shot_split(train.y.tolist(), k, seed))
+    frozen = tuple(features(run["start"], split) for split in ("train", "test"))
+    return {"accuracy": few_shots(run, shipped(run["start"]), frozen, (images_of(), images_of("test")))}
+
+
+def few_shots(run: Row, model: nn.Module, frozen: Any, images: Any) -> float:
+    """Accuracy on the second of ``frozen`` or ``images``, of k of each class of the first, by one method."""
+    k, seed, (train, test) = run["k"], run["seed"], frozen
+    few = train.take(few_shot_split(train.y.tolist(), k, seed))
     if run["method"] == "knn":
-        return {"accuracy": knn_accuracy(train, test, k=20 if k == ALL else min(20, k))}
-    probe = ridge_probe(train) if run["method"] == "ridge" else linear_probe(train, seed=seed)
-    return {"accuracy": probe_accuracy(probe, test)}
+        return knn_accuracy(few, test, k=min(20, k))
+    if run["method"] != "fine-tune":
+        return probe_accuracy(ridge_probe(few) if run["method"] == "ridge" else linear_probe(few, seed=seed), test)
+    config = tuning(len(few.y), run["lr"], seed)
+    return evaluate(fine_tune(model, few_images(images[0], k, seed), config), images[1], config)["val_accuracy"]
 
 
 def depth(run: Row) -> Row:
     """A ridge probe on 2 000 images behind one block."""
-    few = subset(images_of(), 2000, seed=run["seed"])
-    train, test = (features_by_depth(shipped(run["start"]), data)[run["block"]] for data in (few, images_of("test")))
+    train, test = (behind_blocks(run["start"], split, run["seed"])[run["block"]] for split in ("train", "test"))
     return {"accuracy": probe_accuracy(ridge_probe(train), test)}
+
+
+@cache
+def behind_blocks(start: str, split: str, seed: int) -> list[Features]:
+    images = subset(images_of(), 2000, seed=seed) if split == "train" else images_of("test")
+    return features_by_depth(shipped(start), images)
 
 
 def classes_apart() -> tuple[ImageDataset, ImageDataset, ImageDataset]:
@@ -264,32 +257,34 @@ def amount(run: Row) -> Row:
         seen = few_images(seen, run["images"] // 7, run["seed"])
     encoder = fresh_encoder(run["seed"])
     encoder.reset_classifier(len(seen.classes))
-    steps = min(20 * 7000, 300 * len(seen)) // 35
+    steps = 500
     config = replace(TRAINING["supervised"], batch_size=35, epochs=-(-steps // (len(seen) // 35)), max_steps=steps)
     fit(encoder, seen, None, replace(config, seed=run["seed"]), progress=False)
-    found = few_shot(encoder, unseen, test, (10,), (run["seed"],), ("linear", "fine-tune"))
+    found = few_shot(
+        encoder, unseen, test, (10,), (run["seed"],), ("linear", "fine-tune"), tuning(30, 1e-3, run["seed"])
+    )
     return {f"accuracy_{row['method'].replace('-', '_')}": row["accuracy"] for row in found} | {"steps": steps}
 
 
 @cache
-def pretrained_on_seven(start: str, seed: int) -> nn.Module:
-    """Kept for the sixteen transfers that need it; a sweep that goes on trains it once more."""
-    return pretrain(start, classes_apart()[0], seed)[0]
+def taught_seven(start: str, seed: int) -> tuple[nn.Module, Features, Features]:
+    """The encoder, and its features of the other classes; a sweep that goes on trains it once more."""
+    seen, train, test = classes_apart()
+    model = pretrain(start, subset(seen, SEEN), seed)[0]
+    return model, extract_features(model, train), extract_features(model, test)
 
 
 def unseen(run: Row) -> Row:
-    _, train, test = classes_apart()
-    model = pretrained_on_seven(run["start"], run["seed"])
-    config = tuning(run["k"], run.get("lr", 1e-3), run["seed"], 3 * run["k"])
-    (row,) = few_shot(model, train, test, (run["k"],), (run["seed"],), (run["method"],), config)
-    return {"accuracy": row["accuracy"]}
+    model, train, test = taught_seven(run["start"], run["seed"])
+    _, images, test_images = classes_apart()
+    return {"accuracy": few_shots(run, model, (train, test), (images, test_images))}
 
 
 def ablation(run: Row) -> Row:
     """One objective with one of its options changed: its features, and what 20 neighbours find in them."""
     options = VARIANTS[run["part"]][run["variant"]]
-    model, history = pretrain(run["part"], images_of(), run["seed"], **options)
-    train, test = (extract_features(model, images_of(split)) for split in ("train", "test"))
+    model, history = pretrain(run["part"], subset(images_of(), ABLATED), run["seed"], DEPTH, **options)
+    train, test = (extract_features(model, subset(images_of(split), 2000)) for split in ("train", "test"))
     kept = ("train_loss", "chance", "effective_rank", "alignment", "uniformity")
     return {
         "accuracy_knn": knn_accuracy(train, test),
@@ -306,8 +301,6 @@ def spectrum(x: Tensor) -> list[float]:
 
 PARTS = {
     **{
-        "labels": labels,
-        "labels rate": labels_rate,
         "rate": rate,
         "transfer": transfer,
         "depth": depth,
