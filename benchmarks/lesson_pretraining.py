@@ -157,7 +157,9 @@ def images_of(split: str = "train") -> ImageDataset:
 
 def fresh_encoder(seed: int, **changes: Any) -> VisionTransformer:
     torch.manual_seed(seed)
-    return create_model("vit_tiny", **{**ENCODER, **changes}, num_classes=0)
+    encoder = create_model("vit_tiny", **{**ENCODER, **changes}, num_classes=0)
+    encoder.preprocess = replace(encoder.preprocess, mean=images_of().mean, std=images_of().std)
+    return encoder
 
 
 def shipped(start: str) -> nn.Module:

@@ -18,6 +18,7 @@ import json
 import math
 import random
 import time
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -56,7 +57,9 @@ judges = subset(unseen, 500)
 
 def fresh_encoder(seed=0, **changes):
     torch.manual_seed(seed)
-    return vitcourse.create_model("vit_tiny", **{**ENCODER, "num_classes": 0, **changes}).to(device)
+    encoder = vitcourse.create_model("vit_tiny", **{**ENCODER, "num_classes": 0, **changes}).to(device)
+    encoder.preprocess = replace(encoder.preprocess, mean=clothing.mean, std=clothing.std)
+    return encoder
 
 
 prepared = fresh_encoder().preprocess
