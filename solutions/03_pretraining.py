@@ -150,15 +150,15 @@ plt.show()
 # %% [markdown]
 # ### What is to be painted?
 #
-# The pixels, by their squared error. Which patches count? Only the hidden ones: those that are seen need no model. But a bright patch
-# differs from a dark one mostly by its mean, which its neighbours give away, and a flat patch has hardly any error. So MAE predicts
-# each patch *normalised by itself*: minus its mean, over its standard deviation. What is left is its structure.
+# The pixels, by their squared error. Which patches count? Only the hidden ones: those that are seen need no model. But what differs most
+# from patch to patch is brightness, and that the neighbours give away. So MAE predicts each patch *normalised by itself*: minus its mean,
+# over its standard deviation. What is left is its structure.
 #
 # $$ t = \frac{x - \mu_\text{patch}}{\sqrt{\sigma^2_\text{patch} + 10^{-6}}} $$
 #
 # ### Exercise 2 · `patch_targets`
-# *Difficulty 2 of 5, about 5 minutes.* The sum decides what the encoder learns. With it the authors' ViT-L is better, with and without
-# fine-tuning.<!--~ paper -->
+# *Difficulty 2 of 5, about 5 minutes.* What is asked for decides what is learnt: with normalised targets the authors' ViT-L became better,
+# frozen and fine-tuned.<!--~ paper -->
 #
 # `image_to_patch` is yours from lesson 00. The variance is the unbiased one, PyTorch's default, as in the authors' code.
 
@@ -177,9 +177,9 @@ def patch_targets(images, patch_size, norm_pix=True):
 
 
 # %% [markdown]
-# What would somebody pay who has learnt nothing? Who always says the mean, 0, has the variance left: about 1 for normalised patches. That
-# is the **chance level**. Keep one for each loss that you read: "my loss is 0.9, is that good?" has no answer without it. But look at
-# *your* pictures first:
+# What is the loss of a model that has learnt nothing? One that always says the mean, 0, is left with the variance: about 1 for normalised
+# patches. That is the **chance level**. Keep one for each loss that you read: "my loss is 0.9, is that good?" has no answer without it.
+# But look at *your* pictures first:
 
 # %%
 pictures = torch.stack([image for image, _ in judges]).float() / 255
@@ -277,7 +277,7 @@ expect("relative difference from the library's", (ours - expected).abs().max() /
 # The library's own predictions and loss equal those of `transformers`' `ViTMAEForPreTraining`, given the same noise; a test holds
 # that. (If you port weights: LayerNorm's epsilon is $10^{-12}$ there, and its ViT has [CLS].)
 #
-# **Is the encoder really shorter?** Multiply–adds can be counted, time is measured, both for encoder and decoder:
+# **Is the sequence really shorter?** The encoder's multiply–adds can be counted, and the time of encoder and decoder can be measured:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -286,7 +286,7 @@ expect("relative difference from the library's", (ours - expected).abs().max() /
 from torch.utils.flop_counter import FlopCounterMode
 
 
-def milliseconds(work, repeats=7):
+def milliseconds(work, repeats=5):
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -336,28 +336,29 @@ expect("multiply–adds of the encoder, 12 of 49 seen over all", cost[12][0] / c
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# alt: Four pieces of clothing in four rows: the picture, what is seen of it, and what the model paints before training, after one, three
-# and six passes. Grey mush at first, then a blurred shape of the right kind, then edges.
+# alt: Four pieces of clothing in four rows: the picture, what is seen of it, and what the model paints before training, after one, two and
+# four passes. Noise at first, then one grey cloud for all, then a blur that is upright for shirt and dress and lies flat for the shoe.
 study = subset(clothing, 2000 if session.quick else 10000)
 samples = torch.stack([next(image for image, label in unseen if label == kind) for kind in (0, 3, 7, 9)])
 samples = ((samples.float() / 255 - mean) / std).to(device)
 fixed_noise = torch.rand(4, 49, generator=torch.Generator().manual_seed(3)).to(device)
-mae, task = MAE(fresh_encoder()).to(device), MaskedAutoencoding(MaeOptions(norm_pix=False, min_crop=1.0))
+LIVE = {"depth": 2}  # half of the blocks from here on, to fit into a minute
+mae, task = MAE(fresh_encoder(**LIVE)).to(device), MaskedAutoencoding(MaeOptions(norm_pix=False, min_crop=1.0))
 painted = {0: mae.reconstruct(samples, fixed_noise)[0]}
 
 
 def look(row):
-    if row["epoch"] in (1, 3, 6):
+    if row["epoch"] in (1, 2, 4):
         painted[row["epoch"]] = mae.reconstruct(samples, fixed_noise)[0]
 
 
-recipe = TrainConfig(epochs=6, batch_size=50, lr=2e-3, warmup=0.1, beta2=0.95, hflip=True)
+recipe = TrainConfig(epochs=4, batch_size=25, lr=3e-3, warmup=0.1, beta2=0.95, hflip=True)
 history = fit(mae, study, None, recipe, task=task, on_epoch_end=look, progress=False)
 hidden = mae.reconstruct(samples, fixed_noise)[1]
 fig, axes = plot.panels(4, 2 + len(painted), width=1.5, height=1.6)
 for i, row in enumerate(axes.reshape(4, -1)):
     shown = {"picture": samples[i], "seen": torch.where(hidden[i], 0.0, samples[i])}
-    shown |= {f"{epoch} passes": image[i] for epoch, image in painted.items()}
+    shown |= {f"{epoch} pass" + "es" * (epoch != 1): image[i] for epoch, image in painted.items()}
     for ax, (title, image) in zip(row, shown.items(), strict=True):
         plot.show_image(ax, image.cpu(), title if i == 0 else "", vmin=-mean / std, vmax=(1 - mean) / std)
 plt.show()
@@ -365,11 +366,13 @@ for row in history:
     print(f"pass {row['epoch']}: loss {row['train_loss']:.3f}, chance {row['chance']:.3f}")
 
 # %%
-expect("loss after six passes over chance", history[-1]["train_loss"] / history[-1]["chance"], at_most=0.75)
+expect("loss after four passes over chance", history[-1]["train_loss"] / history[-1]["chance"], at_most=0.75)
 
 # %% [markdown]
-# It paints the shape of a shoe long before its laces: squared error punishes a detail in the wrong place twice, so what is uncertain is painted
-# as its mean, a blur. **A blurred picture is no fault of the encoder.** What it has to know is *that this is a shoe, and where it is*.
+# First it paints the same cloud for all, the mean of the data set; then one that is upright for a dress and lies flat for a shoe. The blur
+# does not go away, however long one trains (section 8 shows it): squared error punishes a detail in the wrong place twice, once where it is
+# and once where it should be, so what is uncertain is painted as its mean. **A blurred picture is no fault of the encoder.** What that has
+# to know is *that this is a shoe, and where it is*.
 #
 # ## 2 MoCo v3: which two are one?
 #
@@ -418,7 +421,7 @@ def info_nce(queries, keys, temperature):
 
 # %%
 # alt: Three matrices of cosines between eight queries and eight keys, with a colour bar from minus one to one. Of equal embeddings all are one;
-# of random ones all are near 0; of a trained model the diagonal is bright. Above each, its loss.
+# of random ones all are near 0; as wanted, the diagonal is near one and the rest near 0. Above each, its loss.
 torch.manual_seed(0)
 q = torch.randn(8, 64)
 pairs = {
@@ -486,16 +489,15 @@ class Contrast(pretraining.MomentumContrast):
 
     def after_step(self, model, step, total):
         self.move_keys(model, momentum_at(step + 1, total, self.options.key_momentum))
-        if (step + 1) % 10 == 0:
+        if (step + 1) % 20 == 0:
             self.probe.watch(model, step + 1)  # says so on stderr if something collapses
 
 
-short = TrainConfig(epochs=3, batch_size=100, lr=1e-3, warmup=0.1, hflip=True)
+short = TrainConfig(epochs=4, batch_size=50, lr=2e-3, warmup=0.1, hflip=True)
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-crowd = subset(clothing, 1000)
-LIVE = {"depth": 2}  # half of the blocks, to fit into a minute
+crowd = subset(clothing, 600)
 moco, _ = pretraining.make_objective("moco", fresh_encoder(**LIVE), **vars(options))
 history = fit(moco.to(device), crowd, None, short, task=Contrast(options), progress=False)
 for row in history:
@@ -505,7 +507,7 @@ for row in history:
     )
 
 # %%
-expect("loss over chance after three passes", history[-1]["train_loss"] / history[-1]["chance"], at_most=0.95)
+expect("loss after four passes over chance", history[-1]["train_loss"] / history[-1]["chance"], at_most=0.95)
 theirs = pretraining.info_nce(q, pairs["as wanted"][1], 0.2)
 expect(
     "difference of your loss from the library's",
@@ -516,15 +518,16 @@ expect(
 # %% [markdown]
 # ## 3 Collapse, and how to see it
 #
-# The loss above falls. Does the encoder learn? A falling loss says little: of embeddings that all agree because they are all *the same*
-# the first half of the InfoNCE sum is perfect, and other losses have no second half. Three numbers, without a label:
+# The loss above falls. Does the encoder learn? A falling loss says little. Views of a picture agree perfectly if all embeddings are *the
+# same*; InfoNCE asks for more than that, but other losses do not. Four numbers tell, without a label:
 #
-# * **Alignment**: how far apart two views of a picture are (Wang and Isola 2020). Smaller is better, and 0 after a collapse.
-# * **Uniformity**: how evenly the embeddings cover the sphere. 0 after a collapse, −4 at best.
-# * **Effective rank**: along how many directions the features differ at all. *Complete* collapse: none. *Dimensional* collapse, which is
-#   the common one and the quiet one: a few of a hundred.
+# * **Spread**: how far the features are from their mean, on average. After a *complete* collapse it is 0, or nearly so.
+# * **Effective rank**: along how many directions the features differ. After a *dimensional* collapse, which is the common one and the quiet
+#   one, a few of a hundred.
+# * **Alignment**: how far apart two views of a picture are (Wang and Isola 2020). Smaller is better, and 0 after a complete collapse.
+# * **Uniformity**: how evenly the features cover the sphere. 0 after a complete collapse, −4 at best.
 #
-# The last one comes from the singular values of the centred features. Make them shares $p_i = \sigma_i / \sum_j \sigma_j$, and take the
+# The rank comes from the singular values of the centred features. Make them shares $p_i = \sigma_i / \sum_j \sigma_j$, and take the
 # exponential of their entropy (Roy and Vetterli 2007): of $r$ equal values it is exactly $r$.
 #
 # $$ \text{rank}(X) = \exp\Big(-\sum_i p_i \log p_i\Big) $$
@@ -565,14 +568,17 @@ for ax, (name, points) in zip(axes, clouds.items(), strict=True):
     ax.set(title=f"{name}: {effective_rank(points):.2f}", xlim=(-3, 3), ylim=(-3, 3), aspect="equal")
 plt.show()
 expect("effective rank of ten equal directions", effective_rank(torch.eye(11)), close_to=10.0, tol=1e-3)
+expect("and of the same, a thousand times smaller", effective_rank(torch.eye(11) / 1000), close_to=10.0, tol=1e-3)
 
 # %% [markdown]
+# The last line is a warning: shares do not tell *how much* features differ, only how evenly. No one of the four numbers is enough.
+#
 # ## 4 LeJEPA: prevent it by a test
 #
-# MoCo prevents collapse by its other pictures. BYOL and DINO did so with a teacher, a stopped gradient, a predictor, centring: a machine
-# whose parts one may not take out, and of which nobody could say for long why it works. LeJEPA (Balestriero and LeCun 2025) asks what the
-# embeddings *should* be distributed like, answers **an isotropic Gaussian**, and adds to the loss how far they are from it. No teacher,
-# no predictor, no stopped gradient, and one weight $\lambda$:
+# MoCo prevents collapse by its other pictures. BYOL and DINO do so with a teacher, a stopped gradient, a predictor, centring: parts that
+# work together, and of which it is hard to say why. LeJEPA (Balestriero and LeCun 2025) asks how embeddings *should* be distributed,
+# answers **as an isotropic Gaussian**, and adds to the loss how far they are from it. No teacher, no predictor, no stopped gradient, and
+# one weight $\lambda$:
 #
 # $$ (1 - \lambda)\; \underbrace{\mathrm{mean}\, \lVert z_v - \bar z \rVert^2}_{\text{the views agree}} \;+\; \lambda\; \mathrm{SIGReg}(z). $$
 #
@@ -606,9 +612,9 @@ def sigreg(x, directions):
 
 
 # %%
-# alt: Left, real parts of four characteristic functions over t from 0 to 3: the Gaussian's bell, a sample that follows it, a constant line at
-# one for collapsed points, and a steeper bell for points that are too wide. Right, SIGReg of each for growing numbers of points, both
-# axes logarithmic: flat for a Gaussian sample, rising in proportion for the others.
+# alt: Left, real parts of characteristic functions over t from 0 to 3: the Gaussian's bell, dotted; a Gaussian sample and points in half of the
+# dimensions, which both follow it; a constant line at one for collapsed points, and a steeper bell for points that are too wide. Right,
+# SIGReg of each for growing numbers of points, both axes logarithmic: near one for a Gaussian sample, rising for the others.
 generator = torch.Generator().manual_seed(0)
 directions = random_directions(16, 64, generator)
 kinds = {
@@ -630,16 +636,19 @@ axes[0].set(xlabel="t", ylabel="characteristic function", title="one direction, 
 axes[1].set(xlabel="points", ylabel="SIGReg", title="64 directions")
 axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
-expect(
-    "SIGReg of 2048 Gaussian points over its expectation",
-    sigreg(kinds["Gaussian"](2048), directions) / gaussian_level(),
-    close_to=1.0,
-    tol=0.35,
-)
+samples_of = {n: np.mean([sigreg(kinds["Gaussian"](n), directions).item() for _ in range(100)]) for n in (32, 256)}
+for n, mean_of in samples_of.items():
+    expect(
+        f"SIGReg of {n} Gaussian points, mean of 100, over {gaussian_level():.2f}",
+        mean_of / gaussian_level(),
+        close_to=1.0,
+        tol=0.2,
+    )
 
 # %% [markdown]
-# A Gaussian sample has the same value whatever its size, 1.05: that is the **chance level** of this term, and it cannot be trained
-# below it by much. Everything else grows with the number of points.
+# A Gaussian sample has the same value on average whatever its size, 1.05: that is the **chance level** of this term. Everything else grows
+# with the number of points. Look at the points that lie in half of the dimensions, too: one line hardly tells them from a Gaussian (left),
+# many lines do (right).
 #
 # Now the experiment, live. The same encoder, views and steps, twice: with SIGReg, and with nothing but the wish that views agree. The course
 # watches the embeddings while it trains, and says so on stderr when they collapse.
@@ -647,8 +656,9 @@ expect(
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# alt: Left, effective rank of the embeddings after each pass: with SIGReg it stays high, without it falls towards a few directions. Right, singular
-# values of the embeddings in the end, on a logarithmic axis: a gentle slope with SIGReg, a cliff without.
+# alt: Left, spread of the embeddings after each pass, on a logarithmic axis: with SIGReg it comes near to that of a Gaussian, without it
+# falls to a small part of that. Right, standard deviations along the principal directions in the end, on a logarithmic axis: without
+# SIGReg all of them lie far below.
 class Gaussianity(GaussianEmbedding):
     """The library's task, with your test."""
 
@@ -662,38 +672,47 @@ class Gaussianity(GaussianEmbedding):
 
 settings = {"min_crop": 0.3, "blur": 0.0, "solarize": 0.0, "hidden_dim": 256, "out_dim": 32, "directions": 128}
 looked_at = (pictures[:256].to(device) - mean) / std
-lejepa, embeddings, ranks, losses = {}, {}, {}, {}
+lejepa, embeddings, spreads, losses = {}, {}, {}, {}
 for name, weight in {"with SIGReg": 0.05, "without": 0.0}.items():
     chosen = pretraining.LejepaOptions(**settings, sigreg=weight)
     model = lejepa[name] = pretraining.make_objective("lejepa", fresh_encoder(**LIVE), **vars(chosen))[0]
-    ranks[name] = []
+    spreads[name] = []
 
     def look(row, model=model, name=name):
         with torch.no_grad():
-            embeddings[name] = model.eval()(looked_at)[0].cpu()
-        ranks[name].append(effective_rank(embeddings[name]))
+            z = embeddings[name] = model.eval()(looked_at)[0].cpu()
+        spreads[name].append((z - z.mean(0)).square().sum(1).mean().sqrt().item())
 
     losses[name] = fit(
         model.to(device), crowd, None, short, task=Gaussianity(chosen), on_epoch_end=look, progress=False
     )
-fig, axes = plot.panels(1, 2, width=4.0, height=2.8)
+fig, axes = plot.panels(1, 2, width=4.2, height=3.0)
 for name, z in embeddings.items():
-    axes[0].plot(range(1, 4), ranks[name], "o-", label=name)
-    axes[1].semilogy(torch.linalg.svdvals(z - z.mean(0)) / len(z) ** 0.5, label=name)
-axes[0].set(xlabel="pass", ylabel="effective rank of 32", ylim=(0, 32), xticks=range(1, 4))
-axes[1].set(xlabel="direction", ylabel="standard deviation")
-axes[1].legend()
+    axes[0].semilogy(range(1, 5), spreads[name], "o-", label=name)
+    axes[1].semilogy(range(1, 33), torch.linalg.svdvals(z - z.mean(0)) / len(z) ** 0.5, label=name)
+axes[0].axhline(32**0.5, color="black", linestyle=":")
+axes[1].axhline(1, color="black", linestyle=":", label="Gaussian")
+axes[0].set(xlabel="pass", ylabel="spread of the embeddings", xticks=range(1, 5))
+axes[1].set(xlabel="principal direction", ylabel="standard deviation")
+axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 for name, history in losses.items():
-    print(f"{name:12s} loss {history[-1]['train_loss']:.4f}, chance {history[-1]['chance']:.4f}")
+    row = history[-1]
+    print(
+        f"{name:12s} loss {row['train_loss']:.4f}, chance {row['chance']:.4f}, spread {spreads[name][-1]:.3f}, "
+        f"effective rank {effective_rank(embeddings[name]):.1f} of 32"
+    )
 
 # %%
-spreads = {name: (z - z.mean(0)).square().sum(1).mean().sqrt().item() for name, z in embeddings.items()}
-expect("spread of the embeddings, with SIGReg over without", spreads["with SIGReg"] / spreads["without"], at_least=3.0)
+expect("spread, without SIGReg over with", spreads["without"][-1] / spreads["with SIGReg"][-1], at_most=0.1)
+last = {name: history[-1]["train_loss"] for name, history in losses.items()}
+expect("loss, without SIGReg over with", last["without"] / last["with SIGReg"], at_most=0.1)
+expect("loss with SIGReg over chance", last["with SIGReg"] / losses["with SIGReg"][-1]["chance"], at_most=0.8)
 
 # %% [markdown]
 # Read the losses once more: the collapsed run has the *lower* one, by far. **A loss of self-supervision cannot be compared between methods,
-# and a low one proves nothing.** Look at the spectrum.
+# and a low one proves nothing.** And read the ranks: what little is left of a collapsed run may still point in many directions. Look at the
+# spread, or at the whole spectrum.
 #
 # ## 5 BEiT: words for patches
 #
@@ -722,14 +741,16 @@ def straight_through(z, quantized):
 
 # %% [markdown]
 # Nobody hands the codes a gradient either. They are running means of the vectors that chose them, as in k-means, and here a second trouble
-# waits: a code that nobody chooses never moves again, it is **dead**, and after some hundred steps most of a codebook may be. So the number
-# of codes in use is printed while it trains, and dead codes are put where some vector of the batch is.
+# waits: a code that nobody chooses never moves again. It is **dead**, and of a random codebook most codes are from the start. So dead codes are
+# put where some vector of the batch is, the first time before anything has been learnt; and whoever trains a tokenizer should look at how
+# many codes are in use.
 
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# alt: Left, share of the codebook in use after each pass, with dead codes revived and without: near all with it, a part without. Right, the
-# 64 codes most used, each painted as a patch of 4 by 4 pixels: flat greys, edges in several directions, corners.
+# alt: Left, how often each code is chosen for the patches of unseen pictures, most frequent first, on a logarithmic axis: with dead codes revived
+# nearly all 256 are in use, left dead some dozen. Right, the 64 most frequent codes, each as the mean of the patches that it stands for:
+# flat greys, edges in several directions, corners.
 class Tokenizer(pretraining.VQTokenizer):
     """The library's, with your gradient."""
 
@@ -741,38 +762,37 @@ class Tokenizer(pretraining.VQTokenizer):
 
 words = {"min_crop": 1.0, "vocab_size": 256, "code_dim": 16, "tokenizer_dim": 64, "tokenizer_depth": 1}
 sizes = {"patch_size": 4, "in_chans": 1, "vocab_size": 256, "code_dim": 16, "embed_dim": 64, "depth": 1}
-usage, tokenizers = {}, {}
-for name, steps in {"dead codes revived": 20, "left dead": 0}.items():
+tokenizers, chosen = {}, {}
+for name, steps in {"dead codes revived": 10, "left dead": 0}.items():
     torch.manual_seed(0)
     tokenizers[name] = Tokenizer(**sizes, revive_after=steps).to(device)
     tokenizers[name].preprocess = prepared  # it is to see the same pixels as the ViT
     task = pretraining.Tokenization(pretraining.BeitOptions(**words, revive_after=steps))
-    usage[name] = fit(tokenizers[name], crowd, None, short, task=task, progress=False)
-tokenizer = tokenizers["dead codes revived"].eval()
+    fit(tokenizers[name], crowd, None, short, task=task, progress=False)
+    ids = tokenizers[name].eval().tokenize((pictures.to(device) - mean) / std).cpu().flatten()
+    chosen[name] = torch.bincount(ids, minlength=256)
+tokenizer = tokenizers["dead codes revived"]
 
 fig = plt.figure(figsize=(9.5, 3.2))
 left, right = fig.subfigures(1, 2, width_ratios=(1, 1))
 ax = left.subplots()
-for name, history in usage.items():
-    ax.plot([row["epoch"] for row in history], [100 * row["code_use"] for row in history], "o-", label=name)
-ax.set(xlabel="pass", ylabel="codes in use, %", ylim=(0, 103), xticks=range(1, 4))
+for name, counts in chosen.items():
+    ax.semilogy(counts.sort(descending=True).values.clamp(min=0.5), label=name)
+ax.set(xlabel="codes, most frequent first", ylabel="patches of unseen pictures", ylim=(0.7, None))
 ax.legend()
-often = tokenizer.codebook.counts.argsort(descending=True)[:64]
-with torch.no_grad():
-    patches = tokenizer.decode(tokenizer.codebook.codes[often].view(8, 8, 1, -1).flatten(0, 1)[:, None]).cpu()
-ax = right.subplots()
-page = rearrange(F.pad(patches, (0, 1, 0, 1), value=patches.max()), "(r c) 1 h w -> (r h) (c w)", r=8)
-plot.show_image(ax, page, "the visual vocabulary", cmap="gray")
+ids = tokenizer.tokenize((pictures.to(device) - mean) / std).cpu().flatten()
+patches = rearrange(image_to_patch(pictures, 4), "b n (h w) -> (b n) h w", h=4)
+often = chosen["dead codes revived"].argsort(descending=True)[:64]
+meant = torch.stack([patches[ids == code].mean(0) for code in often])
+page = rearrange(F.pad(meant, (0, 1, 0, 1), value=0.5), "(r c) h w -> (r h) (c w)", r=8)
+plot.show_image(right.subplots(), page, "64 words of the visual vocabulary", cmap="gray", vmin=0, vmax=1)
 plt.show()
+used = {name: (counts > 0).float().mean() for name, counts in chosen.items()}
+print(", ".join(f"{name}: {share:.0%} in use" for name, share in used.items()))
 
 # %%
-used = {name: history[-1]["code_use"] for name, history in usage.items()}
-expect("share of the codes in use, revived", used["dead codes revived"], at_least=0.5)
-expect(
-    "more of them than where they are left dead, in points",
-    100 * (used["dead codes revived"] - used["left dead"]),
-    at_least=10.0,
-)
+expect("share of the codes in use, revived", used["dead codes revived"], at_least=0.6)
+expect("share of the codes in use, left dead", used["left dead"], at_most=0.3)
 
 # %% [markdown]
 # What is masked matters, too. Single patches can be guessed from their neighbours, so BEiT hides **blocks**: rectangles of random size and shape,
@@ -811,22 +831,24 @@ expect("loss over that of whoever guesses blindly", history[-1]["train_loss"] / 
 # $\log K$ is the chance of whoever knows nothing, and too easily beaten: black background is one word, and frequent. The logarithm of the
 # codes' *perplexity* is what one pays who knows only how frequent they are. Below that something has been learnt about *this* picture.
 #
-# **What have these minutes taught?** Twenty nearest neighbours among a thousand labelled pictures vote on each unseen one, by the features of
-# the encoders that you have just trained, frozen, and of one that has not been trained at all:
+# **What have these minutes taught?** Twenty nearest neighbours among six hundred labelled pictures vote on each unseen one, by the features of
+# the encoders that you have just trained, frozen, of one that has not been trained at all, and by the pixels as they are:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-taught = {"none": fresh_encoder(**LIVE), "MAE": mae.encoder, "MoCo v3": moco.encoder, "BEiT": beit.encoder}
+taught = {"untrained": fresh_encoder(**LIVE), "MAE": mae.encoder, "MoCo v3": moco.encoder, "BEiT": beit.encoder}
 taught["LeJEPA"] = lejepa["with SIGReg"].encoder
+taught["pixels"] = nn.Flatten().to(device)
 live = {}
 for name, encoder in taught.items():
     live[name] = 100 * knn_accuracy(extract_features(encoder, crowd), extract_features(encoder, judges))
     print(f"{name:10s} {live[name]:.1f} %")
+expect("untrained, in per cent; guessing has 10", live["untrained"], at_least=25.0)
 
 # %% [markdown]
-# Do not read a ranking into it: one seed, some seconds each, MAE with twice the blocks, and a random encoder is a better start for neighbours than one would think, since
-# its features keep what is alike in the pixels together. What it does show is that a judgement needs longer training, and more than one way
-# of asking.
+# Do not read a ranking into it: one seed, and some seconds of training each. An untrained encoder does far better than guessing, since pictures
+# with similar pixels get similar features. And the pixels themselves, compared without any encoder, are hard to beat in some seconds.
+# What the table does show: a judgement needs longer training, a baseline, and more than one way of asking.
 #
 # ## 6 Six starts, side by side
 #
@@ -945,7 +967,8 @@ def shipped(start):
     if start == "random":
         return fresh_encoder().eval()
     file = paths.data_dir() / "weights" / f"fashion_mnist_{start}.safetensors"
-    return getattr(vitcourse.create_model(file), "encoder", None) or vitcourse.create_model(file).eval()
+    model = vitcourse.create_model(file)
+    return getattr(model, "encoder", model).eval()  # MAE's decoder came along
 
 
 @torch.no_grad()
@@ -973,7 +996,7 @@ for column, (start, name) in enumerate(NAMES.items(), start=1):
 plt.show()
 
 # %% [markdown]
-# The shipped MAE can still paint, since its decoder came along. This is what half an hour adds to your six passes:
+# The shipped MAE can still paint, since its decoder came along. This is what longer training, and four blocks, add to your four passes:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -984,7 +1007,7 @@ for i, row in enumerate(axes.reshape(4, -1)):
     shown = {
         "picture": samples[i],
         "seen": torch.where(hidden[i], 0.0, samples[i]),
-        "six passes": mae.reconstruct(samples, fixed_noise)[0][i],
+        "yours": mae.reconstruct(samples, fixed_noise)[0][i],
         "shipped": painter.reconstruct(samples, fixed_noise)[0][i],
     }
     for ax, (title, image) in zip(row, shown.items(), strict=True):
