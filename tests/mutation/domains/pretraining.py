@@ -39,6 +39,7 @@ def decoder(rng: Draws) -> list[Case]:
         depth=rng.size(1, 3),
         num_heads=heads,
     )
+    module = module.train() if rng.sometimes(0.5) else module
     patches, calls = grid[0] * grid[1], []
     for _ in range(rng.size(1, 3)):
         b, seen = rng.size(1, 3), rng.size(1, patches)

@@ -22,12 +22,12 @@ from vitcourse.pretraining.mae import take
     exempt={
         "larger": "the positions are those of one grid",
         "smaller": "the positions are those of one grid",
-        "integers": "tokens are no bytes",
     },
 )
 def decoder(rng):
     small = build(5, 7, (2, 3), num_prefix_tokens=1, embed_dim=8, depth=3, num_heads=2)
     yield small.call(rng.normal(2, 1 + 3, 5), rng.normal(2, 6).argsort(dim=1))
+    yield small.call(rng.normal(4, 1 + 2, 5), rng.normal(4, 6).argsort(dim=1)).on("more images than patches seen")
     bare = build(in_dim=6, out_dim=3, grid_size=(3, 5), num_prefix_tokens=0, embed_dim=12, depth=1, num_heads=3)
     yield bare.call(rng.normal(1, 4, 6), rng.normal(1, 15).argsort(dim=1)).on("no prefix token, and one image")
     many = build(4, 2, (4, 2), num_prefix_tokens=2, embed_dim=4, depth=2, num_heads=1)

@@ -18,13 +18,18 @@ from vitcourse.course.checks import call, check
         "Shares sum to one. Their entropy is largest where they are equal: what is its exponential then?",
         "Throw the values away that are only rounding, before you make shares. What if none is left?",
     ],
-    exempt={"integers": "features are no bytes"},
+    gradients=False,
 )
 def effective_rank(rng):
     yield call(rng.normal(9, 5, dtype=torch.float32))
     yield call(rng.normal(4, 7, dtype=torch.float32) + 3).on("fewer images than dimensions, far from 0")
     yield call(torch.full((6, 3), 0.5)).on("features that are all the same")
     yield call(rng.normal(8, 2, dtype=torch.float32) @ rng.normal(2, 6, dtype=torch.float32)).on("two directions only")
+    yield call(torch.zeros(5, 4)).on("features that are all 0")
+    yield call(rng.normal(7, 4, dtype=torch.float32) / 256 + 4).on("features that differ little, far from 0")
+    last_bit = torch.full((9, 3), 4096.0)
+    last_bit[rng.integer(0, 9), rng.integer(0, 3)] += 2**-11
+    yield call(last_bit).on("features that differ in one last bit")
 
 
 def _rank(x, centre=lambda x: x - x.mean(0), power=1, finish=math.exp, floor=True, end=None):

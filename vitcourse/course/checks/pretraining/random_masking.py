@@ -16,7 +16,6 @@ from vitcourse.course.checks import call, check
         "argsort says who comes first, second, third. You need that, and the opposite question: where did patch 0 end up?",
         "The inverse of a permutation is the permutation that sorts it. And who is hidden can be read off the places.",
     ],
-    exempt={"integers": "noise is drawn, and who comes first of two equal numbers is left open"},
 )
 def random_masking(rng):
     yield call(rng.normal(3, 7), 4)

@@ -17,7 +17,6 @@ from vitcourse.pretraining.lejepa import quadrature
         "The mean over the points comes before anything is squared: of the cosines, and of the sines.",
         "Squared distance of two complex numbers; a weighted sum over the knots; times N; a mean over what is left.",
     ],
-    exempt={"integers": "embeddings are no bytes"},
 )
 def sigreg(rng):
     yield call(rng.normal(6, 5), _unit(rng.normal(5, 4)))
