@@ -712,7 +712,8 @@ expect("loss with SIGReg over chance", last["with SIGReg"] / losses["with SIGReg
 # %% [markdown]
 # Read the losses once more: the collapsed run has the *lower* one, by far. **A loss of self-supervision cannot be compared between methods,
 # and a low one proves nothing.** And read the ranks: what little is left of a collapsed run may still point in many directions. Look at the
-# spread, or at the whole spectrum.
+# spread, or at the whole spectrum. (Nor has the other run arrived: so few steps make its embeddings wide enough, but along some directions
+# only.)
 #
 # ## 5 BEiT: words for patches
 #
@@ -749,8 +750,8 @@ def straight_through(z, quantized):
 # %%
 # NBVAL_IGNORE_OUTPUT
 # alt: Left, how often each code is chosen for the patches of unseen pictures, most frequent first, on a logarithmic axis: with dead codes revived
-# nearly all 256 are in use, left dead some dozen. Right, the 64 most frequent codes, each as the mean of the patches that it stands for:
-# flat greys, edges in several directions, corners.
+# nearly all 256 are in use, left dead some dozen. Right, all codes in the same order, each as the mean of the patches that it stands for:
+# many that are black, flat greys, edges in several directions, corners.
 class Tokenizer(pretraining.VQTokenizer):
     """The library's, with your gradient."""
 
@@ -782,10 +783,10 @@ ax.set(xlabel="codes, most frequent first", ylabel="patches of unseen pictures",
 ax.legend()
 ids = tokenizer.tokenize((pictures.to(device) - mean) / std).cpu().flatten()
 patches = rearrange(image_to_patch(pictures, 4), "b n (h w) -> (b n) h w", h=4)
-often = chosen["dead codes revived"].argsort(descending=True)[:64]
-meant = torch.stack([patches[ids == code].mean(0) for code in often])
-page = rearrange(F.pad(meant, (0, 1, 0, 1), value=0.5), "(r c) h w -> (r h) (c w)", r=8)
-plot.show_image(right.subplots(), page, "64 words of the visual vocabulary", cmap="gray", vmin=0, vmax=1)
+often = chosen["dead codes revived"].argsort(descending=True)
+meant = torch.stack([patches[ids == code].mean(0) for code in often])  # NaN, and white, where there are none
+page = rearrange(F.pad(meant, (0, 1, 0, 1), value=math.nan), "(r c) h w -> (r h) (c w)", r=16)
+plot.show_image(right.subplots(), page, "the visual vocabulary", cmap="gray", vmin=0, vmax=1)
 plt.show()
 used = {name: (counts > 0).float().mean() for name, counts in chosen.items()}
 print(", ".join(f"{name}: {share:.0%} in use" for name, share in used.items()))
