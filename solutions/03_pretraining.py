@@ -507,7 +507,7 @@ for row in history:
     )
 
 # %%
-expect("loss after four passes over chance", history[-1]["train_loss"] / history[-1]["chance"], at_most=0.95)
+expect("loss after four passes over chance", history[-1]["train_loss"] / history[-1]["chance"], at_most=0.9)
 theirs = pretraining.info_nce(q, pairs["as wanted"][1], 0.2)
 expect(
     "difference of your loss from the library's",
@@ -533,7 +533,7 @@ expect(
 # $$ \text{rank}(X) = \exp\Big(-\sum_i p_i \log p_i\Big) $$
 #
 # ### Exercise 6 · `effective_rank`
-# *Difficulty 3 of 5, about 15 minutes.* Whoever trains without labels looks at this number before any other.
+# *Difficulty 3 of 5, about 15 minutes.* Whoever trains without labels keeps an eye on this number.
 #
 # Two places want care. A share of 0 has $0 \log 0 = 0$, not NaN. And features that are all the same have only rounding left after
 # centring: values below `torch.finfo(torch.float32).eps * max(N, D)` times the largest singular value of the features *before* centring
@@ -707,7 +707,7 @@ for name, history in losses.items():
 expect("spread, without SIGReg over with", spreads["without"][-1] / spreads["with SIGReg"][-1], at_most=0.1)
 last = {name: history[-1]["train_loss"] for name, history in losses.items()}
 expect("loss, without SIGReg over with", last["without"] / last["with SIGReg"], at_most=0.1)
-expect("loss with SIGReg over chance", last["with SIGReg"] / losses["with SIGReg"][-1]["chance"], at_most=0.8)
+expect("loss with SIGReg over chance", last["with SIGReg"] / losses["with SIGReg"][-1]["chance"], at_most=0.9)
 
 # %% [markdown]
 # Read the losses once more: the collapsed run has the *lower* one, by far. **A loss of self-supervision cannot be compared between methods,
@@ -826,11 +826,16 @@ for row in history:
     )
 
 # %%
-expect("loss over that of whoever guesses blindly", history[-1]["train_loss"] / history[-1]["chance"], at_most=0.95)
+last, blind = history[-1]["train_loss"], history[-1]["chance"]
+expect("loss over that of guessing blindly", last / blind, at_most=0.9)
+expect(
+    "loss over that of knowing how frequent each word is", last / math.log(history[-1]["code_perplexity"]), at_most=0.97
+)
 
 # %% [markdown]
-# $\log K$ is the chance of whoever knows nothing, and too easily beaten: black background is one word, and frequent. The logarithm of the
-# codes' *perplexity* is what one pays who knows only how frequent they are. Below that something has been learnt about *this* picture.
+# $\log K$ is the loss of a model that knows nothing, and it is too easily beaten: some words are far more frequent than others. The logarithm
+# of the codes' *perplexity* is the loss of a model that knows how frequent each of them is, and nothing of the picture. Below that,
+# something has been learnt about *this* picture.
 #
 # **What have these minutes taught?** Twenty nearest neighbours among six hundred labelled pictures vote on each unseen one, by the features of
 # the encoders that you have just trained, frozen, of one that has not been trained at all, and by the pixels as they are:
@@ -844,12 +849,17 @@ live = {}
 for name, encoder in taught.items():
     live[name] = 100 * knn_accuracy(extract_features(encoder, crowd), extract_features(encoder, judges))
     print(f"{name:10s} {live[name]:.1f} %")
-expect("untrained, in per cent; guessing has 10", live["untrained"], at_least=25.0)
+expect("untrained, in per cent; guessing has 10", live["untrained"], at_least=30.0)
+expect(
+    "points by which the pixels lead",
+    live["pixels"] - max(v for name, v in live.items() if name != "pixels"),
+    at_least=8.0,
+)
 
 # %% [markdown]
 # Do not read a ranking into it: one seed, and some seconds of training each. An untrained encoder does far better than guessing, since pictures
-# with similar pixels get similar features. And the pixels themselves, compared without any encoder, are hard to beat in some seconds.
-# What the table does show: a judgement needs longer training, a baseline, and more than one way of asking.
+# with similar pixels get similar features. And the pixels themselves, compared without any encoder, beat all of these. What the table
+# does show: a judgement needs baselines, longer training, and more than one way of asking.
 #
 # ## 6 Six starts, side by side
 #
