@@ -369,10 +369,10 @@ for row in history:
 expect("loss after four passes over chance", history[-1]["train_loss"] / history[-1]["chance"], at_most=0.75)
 
 # %% [markdown]
-# First it paints the same cloud for all, the mean of the data set; then one that is upright for a dress and lies flat for a shoe. The blur
-# does not go away, however long one trains (section 8 shows it): squared error punishes a detail in the wrong place twice, once where it is
-# and once where it should be, so what is uncertain is painted as its mean. **A blurred picture is no fault of the encoder.** What that has
-# to know is *that this is a shoe, and where it is*.
+# First it paints the same cloud for all, the mean of the data set; then one that is upright for a dress and lies flat for a shoe. Longer
+# training sharpens the outline (section 8 shows it), but not the laces: squared error punishes a detail in the wrong place twice, once where
+# it is and once where it should be, so what is uncertain is painted as its mean. **A blurred picture is no fault of the encoder.** What that
+# has to know is *that this is a shoe, and where it is*.
 #
 # ## 2 MoCo v3: which two are one?
 #
@@ -966,14 +966,14 @@ plt.show()
 
 # %% [markdown]
 # And to the eye: the three largest principal components of an encoder's patch tokens, as red, green and blue. Places of one colour are alike
-# to the encoder. First on four pieces of clothing, side by side, then on a photograph, which is nothing that it has ever seen; positions are
-# interpolated to its larger grid, as in lesson 00.
+# to the encoder. First on two pieces of clothing, then on a photograph, which is nothing that it has ever seen; positions are interpolated to
+# its larger grid, as in lesson 00. (Which colour stands for what is chance, and differs from encoder to encoder.)
 
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# alt: Six columns, one for each start; four pieces of clothing and a photo of a man with a camera in the rows, each patch coloured by the
-# first three principal components of its token.
+# alt: A dress, a shoe and a photo of a man with a camera in three rows: first the picture, then six columns, one for each start, with each
+# patch coloured by the first three principal components of its token.
 def shipped(start):
     if start == "random":
         return fresh_encoder().eval()
@@ -998,12 +998,13 @@ man = F.interpolate(photo("photographer").float()[None, :1] / 255, size=(112, 11
 man = ((man - mean) / std).to(device)
 fig, axes = plot.panels(3, 1 + len(NAMES), width=1.5, height=1.6)
 rows = axes.reshape(3, -1)
-for row, image in zip(rows, (samples[1], samples[2], man[0]), strict=True):
-    plot.show_image(row[0], image.cpu(), cmap="gray")
+for row, image, title in zip(rows, (samples[1], samples[2], man[0]), ("picture", "", ""), strict=True):
+    plot.show_image(row[0], image.cpu(), title, cmap="gray")
 for column, (start, name) in enumerate(NAMES.items(), start=1):
     encoder = shipped(start)
-    for row, image in zip(rows, (*coloured(encoder, samples[1:3]), *coloured(encoder, man)), strict=True):
-        plot.show_image(row[column], image, name if row is rows[0] else "")
+    images = (*coloured(encoder, samples[1:3]), *coloured(encoder, man))
+    for row, image, title in zip(rows, images, (name, "", ""), strict=True):
+        plot.show_image(row[column], image, title)
 plt.show()
 
 # %% [markdown]

@@ -1,4 +1,4 @@
-"""Lesson 03: noise and patches of any number, flat and faint ones; several views; features of any rank, 0 among them."""
+"""Lesson 03: noise, patches, flat and faint ones; several views; features of any rank, 0 among them."""
 
 import torch
 from torch import Tensor
