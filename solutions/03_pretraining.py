@@ -303,7 +303,7 @@ tokens = tokens.detach()
 print("seen   encoder MMACs   encoder ms   decoder ms")
 cost = {}
 for seen in (49, 24, 12, 4):
-    shuffle = random_masking(torch.rand(64, 49, device=device), seen)
+    shuffle = random_masking(torch.rand(len(tokens), 49, device=device), seen)
     part = take(tokens, shuffle.keep)
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         encoder.forward_tokens(part[:1], None)
@@ -688,7 +688,7 @@ for name, weight in {"with SIGReg": 0.05, "without": 0.0}.items():
     )
 fig, axes = plot.panels(1, 2, width=4.2, height=3.0)
 for name, z in embeddings.items():
-    axes[0].semilogy(range(1, 5), spreads[name], "o-", label=name)
+    axes[0].semilogy(range(1, len(spreads[name]) + 1), spreads[name], "o-", label=name)
     axes[1].semilogy(range(1, 33), torch.linalg.svdvals(z - z.mean(0)) / len(z) ** 0.5, label=name)
 axes[0].axhline(32**0.5, color="black", linestyle=":")
 axes[1].axhline(1, color="black", linestyle=":", label="Gaussian")
@@ -829,7 +829,7 @@ for row in history:
 last, blind = history[-1]["train_loss"], history[-1]["chance"]
 expect("loss over that of guessing blindly", last / blind, at_most=0.9)
 expect(
-    "loss over that of knowing how frequent each word is", last / math.log(history[-1]["code_perplexity"]), at_most=0.97
+    "loss over that of knowing how frequent each word is", last / math.log(history[-1]["code_perplexity"]), at_most=0.95
 )
 
 # %% [markdown]
