@@ -986,12 +986,12 @@ def shipped(start):
 def coloured(encoder, images):
     """(B, C, H, W) -> (B, 3, h, w) in 0..1: principal components of all their patch tokens together."""
     maps = encoder.to(device).eval().feature_maps(images)[0]
-    tokens = rearrange(maps, "b d h w -> (b h w) d")
+    tokens = rearrange(maps, "b d h w -> (b h w) d").cpu()
     tokens = tokens - tokens.mean(0)
     components = tokens @ torch.linalg.svd(tokens, full_matrices=False)[2][:3].T
     low, high = components.quantile(0.02, dim=0), components.quantile(0.98, dim=0)
     shades = ((components - low) / (high - low)).clamp(0, 1)
-    return rearrange(shades, "(b h w) c -> b c h w", b=len(images), h=maps.shape[2]).cpu()
+    return rearrange(shades, "(b h w) c -> b c h w", b=len(images), h=maps.shape[2])
 
 
 man = F.interpolate(photo("photographer").float()[None, :1] / 255, size=(112, 112), mode="area")
