@@ -337,7 +337,7 @@ expect("multiply–adds of the encoder, 12 of 49 seen over all", cost[12][0] / c
 # %%
 # NBVAL_IGNORE_OUTPUT
 # alt: Four pieces of clothing in four rows: the picture, what is seen of it, and what the model paints before training, after one, two and
-# four passes. Noise at first, then one grey cloud for all, then a blur that is upright for shirt and dress and lies flat for the shoe.
+# four passes. Noise at first, then much the same grey cloud for all, then a blur that is upright for shirt and dress and lies flat for the shoe.
 study = subset(clothing, 2000 if session.quick else 10000)
 samples = torch.stack([next(image for image, label in unseen if label == kind) for kind in (0, 3, 7, 9)])
 samples = ((samples.float() / 255 - mean) / std).to(device)
@@ -369,7 +369,7 @@ for row in history:
 expect("loss after four passes over chance", history[-1]["train_loss"] / history[-1]["chance"], at_most=0.75)
 
 # %% [markdown]
-# First it paints the same cloud for all, the mean of the data set; then one that is upright for a dress and lies flat for a shoe. Longer
+# First it paints much the same cloud for all, the mean of the data set; then one that is upright for a dress and lies flat for a shoe. Longer
 # training sharpens the outline (section 8 shows it), but not the laces: squared error punishes a detail in the wrong place twice, once where
 # it is and once where it should be, so what is uncertain is painted as its mean. **A blurred picture is no fault of the encoder.** What that
 # has to know is *that this is a shoe, and where it is*.
@@ -967,7 +967,8 @@ plt.show()
 # %% [markdown]
 # And to the eye: the three largest principal components of an encoder's patch tokens, as red, green and blue. Places of one colour are alike
 # to the encoder. First on two pieces of clothing, then on a photograph, which is nothing that it has ever seen; positions are interpolated to
-# its larger grid, as in lesson 00. (Which colour stands for what is chance, and differs from encoder to encoder.)
+# its larger grid, as in lesson 00. (Which colour stands for what is chance, and differs from encoder to encoder.) The
+# first column is the control: an encoder that has learnt nothing.
 
 
 # %%
