@@ -507,7 +507,7 @@ for row in history:
     )
 
 # %%
-expect("loss after four passes over chance", history[-1]["train_loss"] / history[-1]["chance"], at_most=0.9)
+expect("loss after four passes over chance", history[-1]["train_loss"] / history[-1]["chance"], at_most=0.92)
 theirs = pretraining.info_nce(q, pairs["as wanted"][1], 0.2)
 expect(
     "difference of your loss from the library's",
@@ -707,7 +707,7 @@ for name, history in losses.items():
 expect("spread, without SIGReg over with", spreads["without"][-1] / spreads["with SIGReg"][-1], at_most=0.1)
 last = {name: history[-1]["train_loss"] for name, history in losses.items()}
 expect("loss, without SIGReg over with", last["without"] / last["with SIGReg"], at_most=0.1)
-expect("loss with SIGReg over chance", last["with SIGReg"] / losses["with SIGReg"][-1]["chance"], at_most=0.9)
+expect("loss with SIGReg over chance", last["with SIGReg"] / losses["with SIGReg"][-1]["chance"], at_most=0.88)
 
 # %% [markdown]
 # Read the losses once more: the collapsed run has the *lower* one, by far. **A loss of self-supervision cannot be compared between methods,
@@ -829,7 +829,7 @@ for row in history:
 last, blind = history[-1]["train_loss"], history[-1]["chance"]
 expect("loss over that of guessing blindly", last / blind, at_most=0.9)
 expect(
-    "loss over that of knowing how frequent each word is", last / math.log(history[-1]["code_perplexity"]), at_most=0.95
+    "loss over that of knowing how frequent each word is", last / math.log(history[-1]["code_perplexity"]), at_most=0.96
 )
 
 # %% [markdown]
