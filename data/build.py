@@ -41,7 +41,6 @@ WEIGHTS = {
     "moco": "moco/final",
     "lejepa": "lejepa/final",
     "beit": "beit/final",
-    "tokenizer": "beit/tokenizer/final",
     "mae": "mae/pretrainer",
 }
 
@@ -102,12 +101,12 @@ def weights(runs: Path, source: Path) -> dict[str, bytes]:
         file = runs / f"{place}.safetensors"
         if file.exists():
             files[f"fashion_mnist_{name}.safetensors"] = file.read_bytes()
-            record = record_of(file, source)
+            record = record_of(file, runs / Path(place).parts[0] / "final.safetensors", source)
             files[f"fashion_mnist_{name}.json"] = (json.dumps(record, indent=1) + "\n").encode()
     return files
 
 
-def record_of(file: Path, source: Path) -> dict[str, object]:
+def record_of(file: Path, run: Path, source: Path) -> dict[str, object]:
     """Command and seed, and what the images say that nobody has trained on: of a classifier, the accuracy; of an
     encoder, what 20 nearest neighbours among the embedded training images find in its features."""
     import torch
@@ -115,26 +114,23 @@ def record_of(file: Path, source: Path) -> dict[str, object]:
 
     from vitcourse import create_model
     from vitcourse.data import open_dataset
-    from vitcourse.pretraining import VQTokenizer, extract_features, knn_accuracy
+    from vitcourse.pretraining import extract_features, knn_accuracy
     from vitcourse.train import evaluate
     from vitcourse.weights import read_metadata
 
-    model, described = create_model(file).eval(), file.with_name("final.safetensors")
-    metadata = read_metadata(described)
+    model, trained = create_model(file).eval(), read_metadata(run)
     whole, embedded = open_dataset("fashion_mnist", "test", root=source), open_dataset("fashion_mnist_subset", "test")
     if getattr(model, "num_classes", 0):
         tests = {
             "accuracy": evaluate(model, whole)["val_accuracy"],
             "accuracy_embedded": evaluate(model, embedded)["val_accuracy"],
         }
-    elif isinstance(model, VQTokenizer):
-        tests = {key: metadata[key] for key in ("val_loss", "code_use", "code_perplexity")}
     else:
         train = extract_features(model, open_dataset("fashion_mnist_subset"))
         tests = {"accuracy_knn_embedded": knn_accuracy(train, extract_features(model, embedded))}
     return {
-        "command": metadata["command"],
-        "seed": metadata["seed"],
+        "command": trained["command"],
+        "seed": trained["seed"],
         "parameters": sum(p.numel() for p in model.parameters()),
         **{name: round(value, 4) for name, value in tests.items()},
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},

@@ -864,9 +864,9 @@ expect(
 # ## 6 Six starts, side by side
 #
 # None of the runs above is long enough to judge a method by. The course ships five encoders of the same size, each trained by its recipe
-# on all 60 000 pictures for about the same time, a quarter of an hour on one core<!--~ setting -->; the sixth start is none at all. One of the
+# on 54 000<!--~ setting --> pictures for about the same time, nine to sixteen minutes on one core; the sixth start is none at all. One of the
 # five, the supervised one, has seen the labels of these very classes: it is no competitor, but the mark that shows what labels
-# would bring. How good are the features
+# would bring. And since raw pixels did so well above, they stand beside the frozen features. How good are the features
 #
 # * **frozen**: a linear probe, 20 nearest neighbours, ridge regression on what the encoder gives out, and
 # * **fine-tuned**: all weights trained on, from there?
