@@ -918,7 +918,7 @@ table(200)
 # ## 7 New classes, and how much was seen before
 #
 # The honest test of a start is what it does for classes that it **has never seen**. The sweep pre-trained all five once more, three seeds, on
-# seven of the ten classes (2 100<!--~ setting --> pictures, a minute or two each), and then gave each a few pictures of the other three: trousers, sandals,
+# seven of the ten classes (1 400<!--~ setting --> pictures, a minute each), and then gave each a few pictures of the other three: trousers, sandals,
 # bags. Now the supervised start is a competitor: its labels were others.
 
 # %%
