@@ -32,7 +32,7 @@ the embedded 2 000 test images, or of those of the classes that are named.
 
 ``start`` is one of random, supervised, moco, beit, mae, lejepa; or pixels: no encoder, only frozen. Every row has
 ``cpu_seconds``. The rate of each fine-tuning is the best of its start on held-out images, with 10 labels a class for
-few, with 200 for 200, so that none is handicapped by another's. All are fine-tuned for 120 steps of at most 32 images,
+few, with 200 for 200, so that none is handicapped by another's; the range grows while the best is at its end. All are fine-tuned for 120 steps of at most 32 images,
 on 200 of each class for 240.
 """
 
@@ -45,6 +45,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.lesson_tuning import RATES as ALL_RATES
+from benchmarks.lesson_tuning import widened
 from benchmarks.sweeps import SEEDS, Row, sweep
 from vitcourse import create_model, paths
 from vitcourse.data import ImageDataset, hold_out, open_dataset, subset
@@ -121,8 +123,10 @@ def wanted(rows: list[Row]) -> Iterator[Row]:
     """Every run; a fine-tuning comes after the rates of its start are known."""
     for start in STARTS:
         for k in TUNED:
-            for lr in RATES:
-                yield {"part": "rate", "start": start, "k": k, "lr": lr, "seed": -1}
+            named, rates, before = {"part": "rate", "start": start, "k": k}, RATES, None
+            while rates != before:
+                yield from ({**named, "lr": lr, "seed": -1} for lr in rates)
+                before, rates = rates, widened(rates, ALL_RATES, best_rate(rows, **named))
     for seed in SEEDS:
         for start in (*STARTS, PIXELS):
             for k in SHOTS:
