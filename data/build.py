@@ -3,10 +3,10 @@
     python data/build.py fashion_mnist --source DIR   # DIR/FashionMNIST/raw, as torchvision downloads it
     python data/build.py photos                       # needs scikit-image
     python data/build.py textures                     # needs scikit-image
-    python data/build.py weights --source DIR --run RUN  # RUN/final.safetensors, from python -m vitcourse.train
+    python data/build.py weights --source DIR --runs RUNS  # RUNS/vit/final.safetensors and others, as WEIGHTS has them
 
-Each command rewrites one folder beside this file, its SHA256SUMS included. Only the data's makers need this: the
-library reads the folders and never scikit-image.
+Each command rewrites one folder beside this file, its SHA256SUMS included; `weights` keeps those of which RUNS has no
+folder. Only the data's makers need this: the library reads the folders and never scikit-image.
 """
 
 import argparse
@@ -34,6 +34,15 @@ PHOTOS = {
     "rocket": "rocket",
 }
 TEXTURES = {"brick": "brick", "grass": "grass", "gravel": "gravel"}
+# What a run of ``vitcourse train`` leaves, and we keep as fashion_mnist_NAME: classifiers, encoders, and what paints.
+WEIGHTS = {
+    "vit": "vit/final",
+    "supervised": "supervised/final",
+    "moco": "moco/final",
+    "lejepa": "lejepa/final",
+    "beit": "beit/final",
+    "mae": "mae/pretrainer",
+}
 
 
 def balanced_indices(targets: np.ndarray, per_class: int) -> np.ndarray:
@@ -85,32 +94,46 @@ def crops(names: dict[str, str]) -> dict[str, bytes]:
     return files
 
 
-def weights(run: Path, source: Path) -> dict[str, bytes]:
-    """The trained ViT as stored, in float16, and a record of where it comes from and how well it does."""
+def weights(runs: Path, source: Path) -> dict[str, bytes]:
+    """The trained models as stored, in float16, and a record of where each comes from and how well it does."""
+    files = {file.name: file.read_bytes() for file in (HERE / "weights").glob("fashion_mnist_*")}
+    for name, place in WEIGHTS.items():
+        file = runs / f"{place}.safetensors"
+        if file.exists():
+            files[f"fashion_mnist_{name}.safetensors"] = file.read_bytes()
+            record = record_of(file, runs / Path(place).parts[0] / "final.safetensors", source)
+            files[f"fashion_mnist_{name}.json"] = (json.dumps(record, indent=1) + "\n").encode()
+    return files
+
+
+def record_of(file: Path, run: Path, source: Path) -> dict[str, object]:
+    """Command and seed, and what the images say that nobody has trained on: of a classifier, the accuracy; of an
+    encoder, what 20 nearest neighbours among the embedded training images find in its features."""
     import torch
     import torchvision
 
     from vitcourse import create_model
     from vitcourse.data import open_dataset
+    from vitcourse.pretraining import extract_features, knn_accuracy
     from vitcourse.train import evaluate
     from vitcourse.weights import read_metadata
 
-    file = run / "final.safetensors"
-    model, metadata = create_model(file).eval(), read_metadata(file)
-    tests = {
-        "accuracy": open_dataset("fashion_mnist", "test", root=source),
-        "accuracy_embedded": open_dataset("fashion_mnist_subset", "test"),
-    }
-    record = {
-        "command": metadata["command"],
-        "seed": metadata["seed"],
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **{name: round(evaluate(model, dataset)["val_accuracy"], 4) for name, dataset in tests.items()},
-        "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
-    }
+    model, trained = create_model(file).eval(), read_metadata(run)
+    whole, embedded = open_dataset("fashion_mnist", "test", root=source), open_dataset("fashion_mnist_subset", "test")
+    if getattr(model, "num_classes", 0):
+        tests = {
+            "accuracy": evaluate(model, whole)["val_accuracy"],
+            "accuracy_embedded": evaluate(model, embedded)["val_accuracy"],
+        }
+    else:
+        train = extract_features(model, open_dataset("fashion_mnist_subset"))
+        tests = {"accuracy_knn_embedded": knn_accuracy(train, extract_features(model, embedded))}
     return {
-        "fashion_mnist_vit.safetensors": file.read_bytes(),
-        "fashion_mnist_vit.json": (json.dumps(record, indent=1) + "\n").encode(),
+        "command": trained["command"],
+        "seed": trained["seed"],
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **{name: round(value, 4) for name, value in tests.items()},
+        "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
     }
 
 
@@ -128,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", choices=("fashion_mnist", "photos", "textures", "weights"))
     parser.add_argument("--source", type=Path, help="folder that holds FashionMNIST/raw")
-    parser.add_argument("--run", type=Path, help="folder of the finished training run")
+    parser.add_argument("--runs", type=Path, help="folder of the finished training runs")
     arguments = parser.parse_args()
     if arguments.folder in ("photos", "textures"):
         files = crops(PHOTOS if arguments.folder == "photos" else TEXTURES)
@@ -136,10 +159,10 @@ def main() -> None:
         parser.error(f"{arguments.folder} needs --source DIR, the folder that holds FashionMNIST/raw")
     elif arguments.folder == "fashion_mnist":
         files = fashion_mnist(arguments.source)
-    elif arguments.run is None:
-        parser.error("weights needs --run DIR, the folder that the training command wrote")
+    elif arguments.runs is None:
+        parser.error("weights needs --runs DIR, the folder of the folders that the training commands wrote")
     else:
-        files = weights(arguments.run, arguments.source)
+        files = weights(arguments.runs, arguments.source)
     write(HERE / arguments.folder, files)
 
 
