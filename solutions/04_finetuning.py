@@ -33,7 +33,7 @@ from vitcourse.course import TODO, exercise, expect, hint, last_attempt
 from vitcourse.data import ImageDataset, open_dataset, subset
 from vitcourse.finetuning import finetune, measure_backward, parts_of
 from vitcourse.hardware.prune import count_macs
-from vitcourse.train import TrainConfig, fit, param_groups
+from vitcourse.train import TrainConfig, fit
 from vitcourse.vit import record_attention
 
 session = course.setup()
