@@ -1038,6 +1038,25 @@ def test_the_file_is_small_and_says_where_it_comes_from():
     assert metadata["preprocess"]["img_size"] == 28 and len(metadata["preprocess"]["mean"]) == 1
 
 
+STARTS = ("supervised", "moco", "beit", "lejepa", "mae")
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_each_start_opens_and_says_where_it_comes_from(name):
+    file = data_dir() / "weights" / f"fashion_mnist_{name}.safetensors"
+    record = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    model = create_model(file)
+    encoder = getattr(model, "encoder", model)
+    assert sum(p.numel() for p in model.parameters()) == record["parameters"] <= 1e6
+    assert encoder.preprocess.mean == (0.286,) and encoder.feature_maps(torch.zeros(1, 1, 28, 28))[0].shape[1] == 96
+    assert record["command"].startswith(f"python -m vitcourse.train --recipe fashion_mnist_{name} ")
+    assert 0.7 < record.get("accuracy_knn_embedded", record.get("accuracy")) < 1
+
+
+def test_all_weights_are_six_megabytes():
+    assert sum(file.stat().st_size for file in (data_dir() / "weights").glob("*.safetensors")) <= 6e6
+
+
 def test_the_recipe_is_the_command():
     from vitcourse.train.cli import parse
 
