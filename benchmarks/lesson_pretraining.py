@@ -104,6 +104,7 @@ TRAINING = {
     "beit": TrainConfig(epochs=10, batch_size=64, lr=1e-3, warmup=0.1, hflip=True),
 }
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "random": {"not trained": {}},
     "moco": {
         "as published": {},
         "no momentum": {"key_momentum": 0.0},
@@ -304,11 +305,11 @@ def ablation(run: Row) -> Row:
     options = VARIANTS[run["part"]][run["variant"]]
     model, history = pretrain(run["part"], subset(images_of(), ABLATED), run["seed"], DEPTH, **options)
     train, test = (extract_features(model, subset(images_of(split), 2000)) for split in ("train", "test"))
-    kept = ("train_loss", "chance", "effective_rank", "alignment", "uniformity")
+    kept, last = ("train_loss", "chance", "effective_rank", "alignment", "uniformity"), (history or [{}])[-1]
     return {
         "accuracy_knn": knn_accuracy(train, test),
         "spectrum": spectrum(test.x),
-        **{name: history[-1].get(name) for name in kept},
+        **{name: last[name] for name in kept if name in last},
     }
 
 

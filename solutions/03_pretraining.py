@@ -878,7 +878,7 @@ expect(
 
 # %%
 # alt: Two panels, frozen (linear probe) on the left and fine-tuned on the right: accuracy against labelled pictures of each class, from 1 to
-# 200 on a logarithmic axis, one line for each of six starts, with the range over three seeds.
+# 200 on a logarithmic axis, one line for each of six starts, with the range over three seeds; on the left also raw pixels, dotted.
 NAMES = {
     "random": "none",
     "supervised": "supervised",
@@ -887,30 +887,42 @@ NAMES = {
     "mae": "MAE",
     "lejepa": "LeJEPA",
 }
-fig, axes = plot.panels(1, 2, width=4.4, height=3.6)
-for ax, (method, title) in zip(
-    axes, {"linear": "frozen, linear probe", "fine-tune": "fine-tuned"}.items(), strict=True
-):
-    for start, name in NAMES.items():
-        values = [runs(part="transfer", start=start, method=method, k=k) for k in SHOTS]
-        plot.spread(ax, SHOTS, values, label=name, linestyle="--" if start == "supervised" else "-")
-    ax.set(xscale="log", xlabel="labelled pictures of each class", ylabel="accuracy, %", title=title, ylim=(20, 100))
-    ax.set_xticks(SHOTS, SHOTS)
-    ax.minorticks_off()
-axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
-plt.show()
+PIXELS = {"pixels": "raw pixels"}
 
 
-def table(k):
+def curves(axes, part, shots):
+    """Accuracy against labels a class for all starts: frozen and fine-tuned."""
+    for ax, method in zip(axes, ("linear", "fine-tune"), strict=True):
+        for start, name in (NAMES | (PIXELS if method == "linear" else {})).items():
+            values = [runs(part=part, start=start, method=method, k=k) for k in shots]
+            style = {"supervised": "--", "pixels": ":"}.get(start, "-")
+            plot.spread(ax, shots, values, label=name, linestyle=style, color="black" if start in PIXELS else None)
+        ax.set(xscale="log", xlabel="labelled pictures of each class", ylabel="accuracy, %")
+        ax.set_title("frozen, linear probe" if method == "linear" else "fine-tuned")
+        ax.set_xticks(shots, shots)
+        ax.minorticks_off()
+
+
+def table(part, k):
     """All methods of measuring, for all starts, in per cent."""
-    print(f"{k:3d} labelled pictures of each class, %      linear   20 neighbours   ridge   fine-tuned")
-    for start, name in NAMES.items():
-        values = [runs(part="transfer", start=start, method=m, k=k) for m in ("linear", "knn", "ridge", "fine-tune")]
-        print(f"{name:40s}" + "".join(f"{np.mean(v):8.1f} ± {np.ptp(v) / 2:.1f}" for v in values))
+    print(f"{k:3d} labelled pictures of each class, %   linear    20 neighbours   ridge       fine-tuned")
+    for start, name in (NAMES | PIXELS).items():
+        print(f"{name:36s}", end="")
+        for method in ("linear", "knn", "ridge", "fine-tune"):
+            if (start, method) != ("pixels", "fine-tune"):
+                values = runs(part=part, start=start, method=method, k=k)
+                print(f"{np.mean(values):8.1f} ± {np.ptp(values) / 2:.1f}", end="")
+        print()
 
 
-table(10)
-table(200)
+fig, axes = plot.panels(1, 2, width=4.4, height=3.6)
+curves(axes, "transfer", SHOTS)
+for ax in axes:
+    ax.set_ylim(20, 100)
+axes[0].legend(loc="lower right", fontsize=8)
+plt.show()
+table("transfer", 10)
+table("transfer", 200)
 
 # %% [markdown]
 # *What came out is written here when the sweep has run, against the expectation above, misses included.*
@@ -922,15 +934,13 @@ table(200)
 # bags. Now the supervised start is a competitor: its labels were others.
 
 # %%
-# alt: Left: accuracy on three new classes with ten pictures of each, bars for six starts, frozen and fine-tuned next to each other, a dot for
-# each seed. Right: accuracy on the new classes against the number of labelled pictures in supervised pre-training, 70 to 7 000.
-fig = plt.figure(figsize=(11, 3.8))
-left, right = fig.subfigures(1, 2, width_ratios=(1.8, 1))
-for ax, (method, title) in zip(
-    left.subplots(1, 2), {"linear": "frozen, linear probe", "fine-tune": "fine-tuned"}.items(), strict=True
-):
-    plot.bars(ax, {name: runs(part="unseen", start=start, method=method, k=10) for start, name in NAMES.items()})
-    ax.set(xlabel="accuracy, %", title=title, xlim=(0, 115))
+# alt: Left and middle: accuracy on three new classes against pictures of each, 1 to 50, frozen and fine-tuned, one line for each of six
+# starts and dotted for raw pixels. Right: accuracy on the new classes against the number of labelled pictures in supervised
+# pre-training, 70 to 7 000.
+fig = plt.figure(figsize=(12, 3.8))
+left, right = fig.subfigures(1, 2, width_ratios=(2.1, 1))
+curves(left.subplots(1, 2), "unseen", SHOTS[:-1])
+left.axes[0].legend(loc="lower right", fontsize=8)
 AMOUNTS = (70, 700, 7000)
 ax = right.subplots()
 for key, label in {"accuracy_linear": "frozen, linear probe", "accuracy_fine_tune": "fine-tuned"}.items():
@@ -940,6 +950,8 @@ ax.set_xticks(AMOUNTS, [f"{n:,d}" for n in AMOUNTS])
 ax.minorticks_off()
 ax.legend()
 plt.show()
+table("unseen", 1)
+table("unseen", 10)
 
 # %% [markdown]
 # The right panel is the argument of the first ViT in small: Dosovitskiy et al. 2021 had 300 million labelled pictures (JFT-300M), and
@@ -1036,7 +1048,7 @@ plt.show()
 # 0.75.<!--~ prediction -->
 
 # %%
-# alt: Left: accuracy of 20 nearest neighbours for each variant of MoCo, LeJEPA and MAE, bars with a dot for each seed. Right: spectra of the
+# alt: Left: accuracy of 20 nearest neighbours for each variant of MoCo, LeJEPA and MAE, bars with a dot for each seed, and dashed an encoder that was not trained. Right: spectra of the
 # features on a logarithmic axis: variants that collapse fall off a cliff.
 parts = {"moco": "MoCo v3", "lejepa": "LeJEPA", "mae": "MAE"}
 variants = {part: list(dict.fromkeys(r["variant"] for r in results["rows"] if r["part"] == part)) for part in parts}
@@ -1044,11 +1056,12 @@ fig = plt.figure(figsize=(11, 7.5))
 for area, (part, name) in zip(fig.subfigures(3, 1, height_ratios=(5, 3, 5)), parts.items(), strict=True):
     left, right = area.subplots(1, 2, width_ratios=(1, 1))
     plot.bars(left, {v: runs("accuracy_knn", part=part, variant=v) for v in variants[part]})
+    left.axvline(np.mean(runs("accuracy_knn", part="random")), color="grey", linestyle="--", label="not trained")
     left.set(xlabel="accuracy of 20 neighbours, %", title=name, xlim=(0, 100))
     for variant, colour in zip(variants[part], plot.COLOURS, strict=False):
         for row in (r for r in results["rows"] if (r["part"], r.get("variant")) == (part, variant)):
-            right.semilogy(row["spectrum"], color=colour, label=variant if row["seed"] == 0 else None)
-    right.set(xlabel="direction", ylabel="share of the norm", ylim=(1e-6, 1))
+            right.semilogy(row["spectrum"][:-1], color=colour, label=variant if row["seed"] == 0 else None)
+    right.set(xlabel="direction", ylabel="share of the norm", ylim=(1e-5, 1))
     right.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
 plt.show()
 print("                                        effective rank   alignment   uniformity")
