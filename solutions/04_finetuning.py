@@ -47,7 +47,7 @@ device = session.device
 # 200<!--~ setting --> pictures of the new kind have labels: twenty of each class.
 #
 # Two answers come to mind: train a fresh model of the same shape on the new pictures, or go on training the one that exists, all
-# of it, with a small rate (*full fine-tuning*).
+# of it (*full fine-tuning*). The ten names stay, so the trained head is kept, here and in everything below.
 
 
 # %%
@@ -135,34 +135,34 @@ expect("points lost on old pictures", 100 * lost, at_least=1.0)
 #    pass will ask for.
 # 3. **Forgetting.** The model is now a little worse on the upright pictures, the one thing that it had been trained for. Nobody asked it
 #    to forget: nothing in the loss speaks of upright pictures any more. Tilted ones are near enough that most is kept. Section 8 goes
-#    farther away, and there much more is lost.
+#    further, and there much more is lost.
 #
-# The obvious remedy is to freeze the body, and train the head alone: a *linear probe*. It is cheap, and small. It cannot help
-# where the features themselves are off. All that follows lies between these two.
+# The obvious remedy is to freeze the body, and train the head alone: a *linear probe*. It is cheap, and small. It can
+# only choose among the features that are there; it cannot mend them. All that follows lies between these two.
 #
 # ## 1 Not all layers at the same rate
 #
 # A head that is new knows nothing and should move fast. The first layers see edges and textures, which most tasks share; they should
-# hardly move. **Layer-wise learning-rate decay** (Clark et al. 2020) gives the head the full rate and each layer below it the rate
+# hardly move. **Layer-wise learning-rate decay** (Howard and Ruder 2018; in transformers Clark et al. 2020) gives the head the full rate and each layer below it the rate
 # of the one above, times a factor $\gamma$. The stem counts as a layer too. With BEiT and MAE it is part of every
 # recipe ($\gamma$ of 0.65 to 0.75<!--~ paper --> for a ViT-B).
 #
 # ### Exercise 1 · `layer_scales`
-# *Difficulty 1 of 5, about 5 minutes.* Two recipes in three for fine-tuning a large ViT contain this line, and it decides how much
+# *Difficulty 1 of 5, about 5 minutes.* Most recipes for fine-tuning a large ViT contain this line, and it decides how much
 # of the checkpoint survives.
 
 
 # %%
 @exercise("finetuning.layer_scales")
 def layer_scales(layers, decay):
-    """What the rate of each layer is multiplied with, a list of floats from the stem to the head; the head has 1."""
+    """What the rate of each layer is multiplied by, a list of floats from the stem to the head; the head has 1."""
     # <solution>
     return [decay ** (layers - 1 - i) for i in range(layers)]
     # </solution>
 
 
 # %%
-# alt: What the rate is multiplied with against the number of the layer, from the stem to the head, for a ViT of twelve blocks and
+# alt: What the rate is multiplied by, against the number of the layer, from the stem to the head, for a ViT of twelve blocks and
 # three factors, on a logarithmic axis: three straight lines that meet at 1 in the head.
 fig, (ax,) = plot.panels(1, 1, width=6.2, height=3.0)
 for decay, style in ((0.9, "o-"), (0.75, "s-"), (0.65, "^-")):
@@ -261,9 +261,10 @@ for what, patterns in settings.items():
 print("rule and measurement are equal:", all(rule == measured for rule, measured, _ in costs.values()))
 
 # %% [markdown]
-# Read the second and third line together. Each trains one block and the head, the same number of weights. The deep block is cheap: below
+# Read the second and third row together. Each trains one block and the head, the same number of weights. The deep block is cheap: below
 # it nothing flows. For the shallow one the gradient must travel through the whole model, and only the frozen weights' own products
-# are saved. **What counts is not how many weights are trained, but how deep the lowest of them lies.** Prompts and LoRA have very few
+# are saved, and the inputs of frozen matrices, which need not be kept. **What counts most is not how many weights are trained, but how
+# near the input the first of them lies.** Prompts and LoRA have very few
 # weights, in every block: a step of theirs costs about two thirds of one of full fine-tuning, not a hundredth. (What they do save is the
 # optimizer's memory, and the copy.)
 #
@@ -277,7 +278,7 @@ print("rule and measurement are equal:", all(rule == measured for rule, measured
 # *Difficulty 2 of 5, about 10 minutes.* Training loops full of `if epoch > 3:` cannot be compared, saved or resumed. A table can.
 #
 # The parts are ordered from the stem to the head. The first stage trains the head alone, the last one everything, and in between
-# the thawed part of the body grows evenly, from the deep end: stage $s$ of $S$ has $s\,(P-1)/(S-1)$ parts of the body, rounded by
+# the thawed part of the body grows evenly, from the deep end: stage $s + 1$ of $S$ has $s\,(P-1)/(S-1)$ parts of the body, rounded by
 # Python's `round`, for $s = 0 \dots S-1$.
 
 
@@ -295,7 +296,7 @@ def deep_first(parts, stages):
 # %%
 # alt: Two tables, a row for each of four stages, a column for each part of the ViT from the stem to the head; dark is trained,
 # light is frozen. Left, deep first: only the head in stage 1, then a staircase that grows to the left. Right, shallow first:
-# the head and the stem in stage 1, then a staircase that grows to the right. Beside each row its backward cost.
+# the head, the stem and the first block in stage 1, then a staircase that grows to the right. Beside each row its backward cost.
 parts = list(parts_of(shipped()))
 names = ["stem", *(f"block {i + 1}" for i in range(len(parts) - 3)), "norm", "head"]
 by_name = {name: torch.zeros(4, len(parts), dtype=torch.bool) for name in ("deep first", "shallow first")}
@@ -305,22 +306,23 @@ for row, stage in enumerate(finetuning.shallow_first(shipped(), 4)):
 
 fig, axes = plot.panels(1, 2, width=5.2, height=2.9)
 for ax, (title, table) in zip(axes, by_name.items(), strict=True):
-    ax.imshow(table, cmap="Blues", vmin=-0.15, vmax=1.3, aspect="auto")
+    ax.pcolormesh(table, cmap="Blues", vmin=-0.15, vmax=1.3, edgecolor="white")
+    ax.invert_yaxis()
     for row in range(len(table)):
         model = shipped().eval()
         chosen = finetuning.select(model, [part for part, on in zip(parts, table[row], strict=True) if on])
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in chosen)
         cost = measure_backward(model, some)["backward_flops"] / 2e6
-        ax.text(len(parts) - 0.4, row, f"{cost:.1f} MMACs", va="center", fontsize=9)
-    ax.set_xticks(range(len(parts)), names, rotation=45, ha="right")
-    ax.set_yticks(range(4), [f"stage {i + 1}" for i in range(4)])
+        ax.text(len(parts) + 0.1, row + 0.5, f"{cost:.1f} MMACs", va="center", fontsize=9)
+    ax.set_xticks(np.arange(len(parts)) + 0.5, names, rotation=45, ha="right")
+    ax.set_yticks(np.arange(4) + 0.5, [f"stage {i + 1}" for i in range(4)])
     ax.set_title(title)
     ax.grid(visible=False)
 plt.show()
 
 # %% [markdown]
-# The opposite table exists too: the textbook thaws the *shallow* parts first, which is right when the pictures have changed and their
+# The opposite table exists too: thaw the *shallow* parts first, which is right when the pictures have changed and their
 # meaning has not. It never becomes cheap. And one may train a single part and nothing else: *surgical fine-tuning* (Lee et al. 2023)
 # found the first layers best for corrupted pictures and the last for changed labels. Section 8 asks that of our three cameras.
 #
@@ -331,22 +333,23 @@ plt.show()
 #
 # ## 4 LoRA: the change has low rank
 #
-# Fine-tuning adds something to each matrix: $W' = W + \Delta W$. Hu et al. 2021 noticed that $\Delta W$ may be of very low rank and
-# nothing is lost. So write it as a product of two thin matrices from the start, train these, and leave $W$ alone:
+# Fine-tuning adds something to each matrix: $W' = W + \Delta W$. Hu et al. 2021 conjectured that $\Delta W$ may be of very low rank, and
+# found that little is lost. So write it as a product of two thin matrices from the start, train these, and leave $W$ alone:
 #
 # $$ y = W x + b + \frac{\alpha}{r}\, B A x, \qquad A \in \mathbb{R}^{r \times d},\; B \in \mathbb{R}^{d' \times r}. $$
 #
 # $A$ starts at random (Gaussian in the paper and here, uniform in the authors' code, in PEFT and in our library), $B$ at **zero**: at
-# first nothing changes, and the model starts from where it was. The factor $\alpha / r$ keeps
-# the size of the update, and with it the right learning rate, about the same when $r$ is changed.
+# first nothing changes, and the model starts from where it was. The factor $\alpha / r$ is meant to
+# keep the size of the update, and with it the right learning rate, the same when $r$ is changed (for large ranks $\alpha / \sqrt r$ does
+# that better: rsLoRA, Kalajdzievski 2023).
 #
 # The paper adapts the projections to queries and to values. In most ViTs, timm's and ours among them, there are no such matrices:
 # one **fused** `qkv` computes all three, and its rows 0 to $D$ are the queries, $D$ to $2D$ the keys, $2D$ to $3D$ the values. An
 # adapter over the whole `qkv` is something else: one $A$ that q, k and v have to share.
 #
 # ### Exercise 4 · `LoRALinear`
-# *Difficulty 3 of 5, about 20 minutes.* The most widely used way to adapt a large model, and on a fused `qkv` the one that is most
-# often wired up wrongly.
+# *Difficulty 3 of 5, about 20 minutes.* The most widely used way to adapt a large model, and on a fused `qkv` it is
+# easily wired up wrongly.
 #
 # All parameters are made. `self.slices` says which rows of the output belong to which update, as `{"q": (0, 4), "v": (8, 12)}`.
 
@@ -475,8 +478,9 @@ def insert_prompts(x, prompts, prefix, replace=False):
 
 
 # %% [markdown]
-# The ViT around it is the shipped one, block by block. What remains is how large prompts should be at first. Their authors take Xavier's
-# bound of a patch embedding, $\sqrt{6 / (C p^2 + D)}$, so that they are about as large as a patch. Zero would be a bad choice: all
+# The ViT around it is the shipped one, block by block. What remains is how large prompts should be at first. Their authors draw them
+# like the *weights* of a patch embedding, uniformly within Xavier's bound $\sqrt{6 / (C p^2 + D)}$: small beside a patch's token, but not
+# zero. Zero would be a bad choice: all
 # prompts would be alike, have the same gradient, and stay alike for ever.
 
 
@@ -522,7 +526,8 @@ expect("difference from the library's prompts", difference, at_most=1e-4)
 # ## 6 Eight ways, one table
 #
 # In the library all of it goes through one door, `finetune(model, method)`. For a ViT-B, what moves, what it costs, and what has to be
-# stored for each further task (four bytes a number, the head of 100 classes included):
+# stored for each further task (four bytes a number, the head of 100 classes included; `bitfit` trains biases and head alone, Ben Zaken et
+# al. 2022):
 
 
 # %%
@@ -565,7 +570,7 @@ tuned = {
 }
 tuned["linear"].requires_grad_(False).head.requires_grad_(True)
 moved = {"full": sum(p.numel() for p in full.parameters())}
-for (name, model), lr in zip(tuned.items(), (3e-2, 1e-2, 1e-2), strict=True):  # what is added bears a higher rate
+for (name, model), lr in zip(tuned.items(), (3e-2, 1e-2, 1e-2), strict=True):  # what is added tolerates a higher rate
     moved[name] = sum(p.numel() for p in model.parameters() if p.requires_grad)
     fit(model, few, config=replace(recipe, lr=lr))
 tuned["full"] = full
@@ -585,8 +590,8 @@ for name in ("your prompts", "your LoRA"):
 
 # %% [markdown]
 # And forgetting? An adapter that is kept apart can be left out. Whoever has upright pictures runs the body without it, and with the
-# old head: not one bit of the old model is gone. With the adapter *in*, it answers upright pictures as badly as any other model that
-# was taught tilted ones. That is the whole truth behind "LoRA does not forget": it forgets less, and it can be taken off.
+# old head: not one bit of the old model is gone. With the adapter *in* it is another model, and may answer upright pictures
+# worse (section 8 measures how much). "LoRA does not forget" is true of the part that can be taken off.
 
 # %%
 kept = shipped().state_dict()
@@ -594,12 +599,14 @@ body = {name: tensor for name, tensor in tuned["your prompts"].vit.state_dict().
 print("the body under the prompts is unchanged:", all(torch.equal(kept[name], body[name]) for name in body))
 
 # %% [markdown]
-# Where do prompts look, and who looks at them? The attention of the last block, averaged over heads and pictures:
+# How much does [CLS] look at the prompts, and which patches look at them? (What a deep prompt looks at itself has no effect: what it becomes
+# is thrown away.) Left, each block, with a dotted line where even attention would lie; right, the first block. Both are averaged over
+# heads and pictures.
 
 # %%
 # NBVAL_IGNORE_OUTPUT
 # alt: Left: share of [CLS]'s attention that goes to itself, to the prompts, and to the patches, in each block. Right: for four of
-# the prompts, where on the 7 by 7 patches they look in the first block, laid out as maps.
+# the prompts, which of the 7 by 7 patches look at them in the first block, laid out as maps.
 prompted = tuned["your prompts"].eval()
 x = ((new.images[:100].float() / 255 - new.mean[0]) / new.std[0]).to(device)
 with torch.no_grad(), record_attention(prompted) as weights:
@@ -613,12 +620,13 @@ ax, bottom = left.subplots(), torch.zeros(len(weights))
 for name, share in zip(("[CLS]", "prompts", "patches"), shares.T, strict=True):
     ax.bar(range(1, len(weights) + 1), 100 * share, bottom=100 * bottom, label=name)
     bottom += share
+ax.axhline(100 * 10 / 60, linestyle=":", color="black")
 ax.set(xlabel="block", ylabel="% of [CLS]'s attention", xticks=range(1, len(weights) + 1))
 ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-maps = weights[0][1:5, 11:].reshape(4, 7, 7)
+maps = weights[0][11:, 1:5].T.reshape(4, 7, 7)
 for i, ax in enumerate(right.subplots(1, 4)):
     plot.show_image(ax, maps[i], f"prompt {i + 1}", cmap="inferno", vmin=0, vmax=float(maps.max()))
-right.colorbar(ax.images[0], ax=right.axes, shrink=0.6, label="share of attention")
+right.colorbar(ax.images[0], ax=right.axes, shrink=0.6, label="share of a patch's attention")
 plt.show()
 
 # %% [markdown]
@@ -657,8 +665,8 @@ def interpolate(start, end, alpha):
 # %%
 # NBVAL_IGNORE_OUTPUT
 # alt: Left: accuracy on old and on new pictures against α from 0, the shipped model, to 1, the fine-tuned one. Right: the same as
-# a path, new against old: it bends towards the upper right corner, above the straight line between its ends. Crosses: the line
-# between the shipped model and one trained from scratch, which falls to chance in the middle.
+# a path, new against old: it bends towards the upper right corner, above the straight line between its ends. Crosses in the left
+# panel: the line from the shipped model to one trained from scratch, which falls to chance in the middle.
 alphas = [i / 6 for i in range(7)]
 between = shipped()
 
@@ -677,9 +685,8 @@ fig, axes = plot.panels(1, 2, width=4.6, height=3.4)
 axes[0].plot(alphas, line[:, 1], "o-", label="new pictures")
 axes[0].plot(alphas, line[:, 0], "s-", label="old pictures")
 axes[0].plot(alphas, stranger[:, 1], "x:", color="grey", label="new, towards the model from scratch")
-axes[0].set(xlabel="α", ylabel="accuracy, %", ylim=(0, 145))
-axes[0].set_yticks(range(0, 101, 20))
-axes[0].legend(loc="upper left", fontsize=9)
+axes[0].set(xlabel="α", ylabel="accuracy, %", ylim=(0, 100))
+axes[0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=9)
 axes[1].plot(line[:, 0], line[:, 1], "o-", color=plot.GREEN)
 axes[1].plot(line[[0, -1], 0], line[[0, -1], 1], "--", color="grey")
 for i, place, (across, up) in ((0, "as shipped", (-8, -3)), (-1, "fine-tuned", (0, 7))):
@@ -695,10 +702,10 @@ expect("the best point of the line over the mean of its ends, both tasks, in poi
 expect("points lost in the middle towards a stranger", line[3, 1] - stranger[3, 1], at_least=10.0)
 
 # %% [markdown]
-# (Batch norm's running statistics lie on the line too. Where a model has many of them they should be measured anew at each point;
+# (Mind the axes of the right panel: the old task spans a few points, the new one dozens. Batch norm's running statistics lie on the line too. Where a model has many of them they should be measured anew at each point;
 # two in the stem do little harm.)
 #
-# Instead of averaging weights one can average *answers*. An ensemble helps exactly as far as its members make different mistakes.
+# Instead of averaging weights one can average *answers*. An ensemble helps only where its members make different mistakes, and are about equally good.
 #
 # ### Exercise 8 · `agreement`
 # *Difficulty 1 of 5, about 5 minutes.* Two models of equal accuracy may fail on the same pictures or on others, and only then is it
@@ -741,13 +748,20 @@ plot.bars(axes[1], right_ones)
 axes[1].set(xlabel="accuracy, %", xlim=(0, 110))
 plt.show()
 
+# %%
+best = max(value[0] for name, value in right_ones.items() if name != "all together")
+expect("points by which all together lead the best of them", right_ones["all together"][0] - best, at_most=3.0)
+
 # %% [markdown]
+# Five models together are hardly better than the best of them alone, if they are better: the weak ones vote too, and an answer costs five
+# models.
+#
 # ## 8 The sweep: everybody at their own best rate
 #
 # All runs so far took one rate that somebody had chosen. That is how comparisons of methods go wrong: LoRA and prompts want rates that
-# would destroy a fully trained model. `benchmarks/lesson_finetuning.py` gives every entry the same budget: 200<!--~ setting -->
+# are too high for full fine-tuning. `benchmarks/lesson_finetuning.py` gives every entry the same budget: 200<!--~ setting -->
 # steps of 20 pictures, three rates to begin with, and more while the best one lies at the end of the range. The rate is chosen on
-# 1 000<!--~ setting --> *training* pictures that no run trains on; what is shown is measured on test pictures, with three seeds. (Who has
+# 1 000<!--~ setting --> *training* pictures that no run trains on, by one seed; what is shown is measured on test pictures, with three seeds. (Anyone with
 # 200 labels does not have 1 000 more to choose rates by. This compares methods at their best, not what you would get blindly.)
 #
 # What we expected, and wrote down before the first run, for 200 tilted pictures: full fine-tuning, layer decay and LoRA within
@@ -794,18 +808,19 @@ for method in ALL:
 
 # %%
 # alt: Two panels, a dot for each method with the range over three seeds. Left: accuracy on new pictures against the number of
-# trained parameters, logarithmic. Right: accuracy on new pictures against accuracy on old ones, with the shipped model as a star.
-fig, axes = plot.panels(1, 2, width=5.0, height=4.0)
+# trained parameters, logarithmic. Right: accuracy on new pictures against accuracy on old ones, with a dashed line at the shipped model's.
+fig, axes = plot.panels(1, 2, width=5.2, height=4.0)
 for i, method in enumerate(ALL):
-    style = {"color": plot.COLOURS[i % 7], "marker": "osD^vPX"[i // 7 * 3 + i % 3], "linestyle": "none"}
-    values, olds = runs(method), runs(method, "old_accuracy")
-    for ax, x in ((axes[0], [rows(method)[0]["trainable"]] * 3), (axes[1], olds)):
-        error = [[np.mean(values) - min(values)], [max(values) - np.mean(values)]]
-        ax.errorbar(np.mean(x), np.mean(values), yerr=error, label=method, **style)
+    style = {"color": plot.COLOURS[i % 7], "marker": "oooosssDDD"[i], "linestyle": "none"}
+    values, olds = np.array(runs(method)), np.array(runs(method, "old_accuracy"))
+    error = [[values.mean() - values.min()], [values.max() - values.mean()]]
+    apart = 1.12 ** (i - 2) if i < 5 else 1.0  # those with all parameters would lie on one another
+    axes[0].errorbar(rows(method)[0]["trainable"] * apart, values.mean(), yerr=error, label=method, **style)
+    across = [[olds.mean() - olds.min()], [olds.max() - olds.mean()]]
+    axes[1].errorbar(olds.mean(), values.mean(), yerr=error, xerr=across, label=method, **style)
 axes[0].set(xscale="log", xlabel="trained parameters, head included", ylabel="accuracy on new pictures, %")
-axes[1].set(xlabel="accuracy on old pictures, %")
-path = rows("full")[0]["path"]
-axes[1].plot(100 * path[0]["old"], 100 * path[0]["new"], "*", color="black", markersize=12, label="as shipped")
+axes[1].set(xlabel="accuracy on old pictures, %", ylim=axes[0].get_ylim())
+axes[1].axvline(100 * rows("full")[0]["path"][0]["old"], linestyle="--", color="grey", label="as shipped")
 axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
 plt.show()
 
@@ -816,21 +831,24 @@ plt.show()
 #   lead of 11.0<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="scratch", task="tilted", images=200, stage="test") --> points, as expected. Layer decay and LoRA are within the 3<!--~ prediction --> points
 #   that we gave them;<!--? max(abs(percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="layer_decay", task="tilted", images=200, stage="test")), abs(percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="lora", task="tilted", images=200, stage="test"))) < 3 --> since the seeds of full
 #   fine-tuning alone lie 4.0<!--= 100 * (max(values(lesson_finetuning, method="full", task="tilted", images=200, stage="test")) - min(values(lesson_finetuning, method="full", task="tilted", images=200, stage="test"))) --> points apart, nothing is decided between the three.
+#   (Everybody has 200 steps. Scratch is then still at a training loss of 0.7<!--= mean(lesson_finetuning, "train_loss", method="scratch", task="tilted", images=200, stage="test") -->; larger rates bring the loss down, and do worse on held-out pictures.)
 # * **Two misses.** The linear probe is 7.6<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="linear", task="tilted", images=200, stage="test") --> points behind, not ten, and deep prompts are *not* ahead of
 #   shallow ones (69.1<!--= percent(lesson_finetuning, method="vpt_deep", task="tilted", images=200, stage="test") --> and 69.7<!--= percent(lesson_finetuning, method="vpt_shallow", task="tilted", images=200, stage="test") --> %). BitFit, with about as many parameters as deep prompts,
 #   beats both.<!--? percent(lesson_finetuning, method="bitfit", task="tilted", images=200, stage="test") > max(percent(lesson_finetuning, method="vpt_deep", task="tilted", images=200, stage="test"), percent(lesson_finetuning, method="vpt_shallow", task="tilted", images=200, stage="test")) + 1 -->
 # * **Staged.** Shallow first is at the top, 76.5<!--= percent(lesson_finetuning, method="shallow_first", task="tilted", images=200, stage="test") --> %, no more than a point ahead of full
 #   fine-tuning,<!--? 0 < percent(lesson_finetuning, method="shallow_first", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") < 1.2 --> but with seeds that lie 0.6<!--= 100 * (max(values(lesson_finetuning, method="shallow_first", task="tilted", images=200, stage="test")) - min(values(lesson_finetuning, method="shallow_first", task="tilted", images=200, stage="test"))) --> points apart
-#   instead of four. Deep first is 2.8<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="deep_first", task="tilted", images=200, stage="test") --> points *behind* it. Our pictures have changed and their names
-#   have not, and that is the case for the shallow end.
+#   instead of four. Deep first is 2.8<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="deep_first", task="tilted", images=200, stage="test") --> points *behind* full fine-tuning, with seeds 5.6<!--= 100 * (max(values(lesson_finetuning, "accuracy", method="deep_first", task="tilted", images=200, stage="test")) - min(values(lesson_finetuning, "accuracy", method="deep_first", task="tilted", images=200, stage="test"))) --> apart.
+#   What it is for, to shield the body from a random head, does not arise here, and our pictures have changed while their names have not.
 # * **Forgetting.** The model as shipped has 92.6<!--= 100 * values(lesson_finetuning, "path")[0][0]["old"] --> % of the old pictures. LoRA keeps 86.4<!--= percent(lesson_finetuning, "old_accuracy", method="lora", task="tilted", images=200) -->, layer decay
-#   89.1<!--= percent(lesson_finetuning, "old_accuracy", method="layer_decay", task="tilted", images=200) -->, full fine-tuning 74.9<!--= percent(lesson_finetuning, "old_accuracy", method="full", task="tilted", images=200) -->: fewer points lost by LoRA, as expected. But look at the two at the
+#   89.1<!--= percent(lesson_finetuning, "old_accuracy", method="layer_decay", task="tilted", images=200) -->, full fine-tuning 74.9<!--= percent(lesson_finetuning, "old_accuracy", method="full", task="tilted", images=200) -->: fewer points lost by LoRA, as expected (layer decay and shallow first,
+#   which move every weight, keep more still). But look at the two at the
 #   bottom: deep first with 40.1<!--= percent(lesson_finetuning, "old_accuracy", method="deep_first", task="tilted", images=200) -->, and the **linear probe with 47.0<!--= percent(lesson_finetuning, "old_accuracy", method="linear", task="tilted", images=200) -->**, in which not one weight
 #   of the body has moved. Its head has, and the old pictures went through the same head.
 #
-# Is forgetting a property of the method, then? Compare the rates in the table with the last column: who took a small rate has kept most, and
-# section 0's full fine-tuning, at a third of the rate that is chosen here, lost only a few points. The rate was chosen by the new
-# pictures alone. **Whoever cares about the old ones must say so when choosing it**, or look at the line between the two models (below).
+# Is forgetting a property of the method, then? Compare rates *within* a method: full fine-tuning in section 0, at a third of the rate that is
+# chosen here, lost only a few points; LoRA keeps 86.4<!--= percent(lesson_finetuning, "old_accuracy", method="lora", task="tilted", images=200) --> % at the rate of 0.01 that is best for 200 labels, and
+# 66.4<!--= percent(lesson_finetuning, "old_accuracy", method="lora", task="tilted", images=1000) --> % at the 0.03 that is best for 1 000.<!--? values(lesson_finetuning, "lr", method="lora", task="tilted", images=200, stage="test")[0] == 0.01 and values(lesson_finetuning, "lr", method="lora", task="tilted", images=1000, stage="test")[0] == 0.03 --> The rates were chosen by the new
+# pictures alone. **Whoever cares about the old ones must say so when choosing**, or look at the line between the two models (below).
 #
 # ### How many labels, how far away?
 
@@ -850,7 +868,7 @@ for method in ("full", "lora", "linear", "scratch"):
         if (method, key) != ("scratch", "old_accuracy"):  # it has nothing to forget
             plot.spread(ax, range(3), [runs(method, key, task=task) for task in TASKS], label=method)
 for ax, title in zip(axes[1:], ("new pictures", "old pictures: what is kept"), strict=True):
-    ax.set_xticks(range(3), ["noise", "tilted", "upside down,\ninverted"])
+    ax.set_xticks(range(3), ["noisy", "tilted", "far: upside\ndown, inverted"])
     ax.set(title=title, ylabel="accuracy, %")
 axes[0].legend(loc="lower right", fontsize=9)
 plt.show()
@@ -858,17 +876,17 @@ plt.show()
 # %% [markdown]
 # **Labels.** With 50, 200 and 1 000<!--~ setting --> labels full fine-tuning leads training from scratch by 13.2<!--= percent(lesson_finetuning, method="full", task="tilted", images=50, stage="test") - percent(lesson_finetuning, method="scratch", task="tilted", images=50, stage="test") -->,
 # 11.0<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="scratch", task="tilted", images=200, stage="test") --> and 13.4<!--= percent(lesson_finetuning, method="full", task="tilted", images=1000, stage="test") - percent(lesson_finetuning, method="scratch", task="tilted", images=1000, stage="test") --> points: within this range
-# the lead does not shrink. (Everybody has the same 200 steps. Who trains from scratch on a thousand pictures would want more of them.) LoRA is
+# the lead does not shrink. (Anyone who trains from scratch on a thousand pictures would want more steps.) LoRA is
 # 8.5<!--= percent(lesson_finetuning, method="full", task="tilted", images=50, stage="test") - percent(lesson_finetuning, method="lora", task="tilted", images=50, stage="test") --> points behind full fine-tuning with 50 labels, and 2.8<!--= percent(lesson_finetuning, method="full", task="tilted", images=1000, stage="test") - percent(lesson_finetuning, method="lora", task="tilted", images=1000, stage="test") -->
-# with 1 000. The papers say that LoRA is for few labels; here its 7 114<!--= values(lesson_finetuning, "trainable", method="lora", stage="test")[0] -->
-# parameters are the safer choice for the *old* task, not for the new one.
+# with 1 000. Nor is it always the safer choice for the old task: with 1 000 labels, each at its own best rate, it keeps
+# 66.4<!--= percent(lesson_finetuning, "old_accuracy", method="lora", task="tilted", images=1000) --> % of the old pictures, and full fine-tuning 85.6<!--= percent(lesson_finetuning, "old_accuracy", method="full", task="tilted", images=1000) -->.
 #
 # **Distance.** The lead over scratch is 28.4<!--= percent(lesson_finetuning, method="full", task="noisy", images=200, stage="test") - percent(lesson_finetuning, method="scratch", task="noisy", images=200, stage="test") --> points for noise,
 # 11.0<!--= percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="scratch", task="tilted", images=200, stage="test") --> for the tilt and 4.9<!--= percent(lesson_finetuning, method="full", task="far", images=200, stage="test") - percent(lesson_finetuning, method="scratch", task="far", images=200, stage="test") --> for pictures that are upside down
-# and inverted. We had expected less than three there: even a checkpoint that has never seen such a picture knows something about it. And the
-# farther away, the more is forgotten: full fine-tuning keeps 81.9<!--= percent(lesson_finetuning, "old_accuracy", method="full", task="noisy", images=200) -->, 74.9<!--= percent(lesson_finetuning, "old_accuracy", method="full", task="tilted", images=200) --> and
-# 59.3<!--= percent(lesson_finetuning, "old_accuracy", method="full", task="far", images=200) --> % of the old pictures (a loss of more than 20<!--? 100 * values(lesson_finetuning, "path")[0][0]["old"] - percent(lesson_finetuning, "old_accuracy", method="full", task="far", images=200) > 20 --> points at the far end, as
-# expected), LoRA 90.9<!--= percent(lesson_finetuning, "old_accuracy", method="lora", task="noisy", images=200) -->, 86.4<!--= percent(lesson_finetuning, "old_accuracy", method="lora", task="tilted", images=200) --> and 81.3<!--= percent(lesson_finetuning, "old_accuracy", method="lora", task="far", images=200) -->. There LoRA is no worse than full
+# and inverted. We had expected less than three there: even a checkpoint that has never seen such a picture knows something about it. Full
+# fine-tuning keeps 81.9<!--= percent(lesson_finetuning, "old_accuracy", method="full", task="noisy", images=200) -->, 74.9<!--= percent(lesson_finetuning, "old_accuracy", method="full", task="tilted", images=200) --> and 59.3<!--= percent(lesson_finetuning, "old_accuracy", method="full", task="far", images=200) --> % of the old pictures, a loss of
+# more than 20 points at the far end, as expected;<!--? 100 * values(lesson_finetuning, "path")[0][0]["old"] - percent(lesson_finetuning, "old_accuracy", method="full", task="far", images=200) > 20 --> LoRA 90.9<!--= percent(lesson_finetuning, "old_accuracy", method="lora", task="noisy", images=200) -->, 86.4<!--= percent(lesson_finetuning, "old_accuracy", method="lora", task="tilted", images=200) --> and
+# 81.3<!--= percent(lesson_finetuning, "old_accuracy", method="lora", task="far", images=200) -->. (Each point has its own rate, so it is not distance alone; and the linear probe does not follow the order at all.) There LoRA is no worse than full
 # fine-tuning on the new pictures either.<!--? percent(lesson_finetuning, method="lora", task="far", images=200, stage="test") > percent(lesson_finetuning, method="full", task="far", images=200, stage="test") - 0.5 --> A checkpoint is a bet that the new task
 # resembles the old.
 #
@@ -880,7 +898,7 @@ plt.show()
 PARTS = ("part: stem", "part: first block", "part: last block")
 fig, axes = plot.panels(1, 3, width=3.5, height=3.2)
 for ax, task in zip(axes, TASKS, strict=True):
-    plot.spread(ax, range(3), [runs(part, task=task) for part in PARTS])
+    plot.spread(ax, range(3), [runs(part, task=task) for part in PARTS], linestyle="none")
     ax.axhline(np.mean(runs("full", task=task)), linestyle="--", color="grey", label="full fine-tuning")
     ax.set_xticks(range(3), ["stem", "first\nblock", "last\nblock"])
     ax.set(xlabel="the part that moves", title=task)
@@ -891,14 +909,13 @@ plt.show()
 # %% [markdown]
 # For noise it is the stem, with 84.5<!--= percent(lesson_finetuning, method="part: stem", task="noisy", images=200, stage="test") --> % as good as all parts
 # together,<!--? abs(percent(lesson_finetuning, method="part: stem", task="noisy", images=200, stage="test") - percent(lesson_finetuning, method="full", task="noisy", images=200, stage="test")) < 1 --> and the last block is worst: the rule of Lee et al., and what we
-# expected. For the two other cameras it is the **first block**: 77.4<!--= percent(lesson_finetuning, method="part: first block", task="tilted", images=200, stage="test") --> % on tilted pictures and
-# 74.7<!--= percent(lesson_finetuning, method="part: first block", task="far", images=200, stage="test") --> on inverted ones, *ahead* of full fine-tuning by 2.0<!--= percent(lesson_finetuning, method="part: first block", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") --> and
-# 7.0<!--= percent(lesson_finetuning, method="part: first block", task="far", images=200, stage="test") - percent(lesson_finetuning, method="full", task="far", images=200, stage="test") --> points, with a fifth of its weights, and both times it keeps about
-# 89 % of the old pictures.<!--? all(88.5 < percent(lesson_finetuning, "old_accuracy", method="part: first block", task=task) < 89.5
-# for task in ("tilted", "far")) --> Where two hundred pictures have to
-# move half a million weights, most of what moves had better stay. Nothing else in this lesson gives so much for so little, and it is no method
-# with a name: a list of which part is trained. (One more thing that only a sweep can tell: for inverted pictures the stem alone is good at the
-# price of everything old, 18.6<!--= percent(lesson_finetuning, "old_accuracy", method="part: stem", task="far", images=200) --> %.)
+# expected. For the two other cameras it is the **first block**. On inverted pictures it reaches 74.7<!--= percent(lesson_finetuning, method="part: first block", task="far", images=200, stage="test") --> %, ahead of full fine-tuning by
+# 7.0<!--= percent(lesson_finetuning, method="part: first block", task="far", images=200, stage="test") - percent(lesson_finetuning, method="full", task="far", images=200, stage="test") --> points in the mean, and by six in every
+# seed;<!--? min(a - b for a, b in zip(values(lesson_finetuning, "accuracy", method="part: first block", task="far", images=200, stage="test"), values(lesson_finetuning, "accuracy", method="full", task="far", images=200, stage="test"))) > 0.06 --> the 2.0<!--= percent(lesson_finetuning, method="part: first block", task="tilted", images=200, stage="test") - percent(lesson_finetuning, method="full", task="tilted", images=200, stage="test") --> points on tilted ones lie
+# within the range of the seeds. It moves a fifth of the weights, and both times keeps about 89 % of the old
+# pictures.<!--? all(88.5 < percent(lesson_finetuning, "old_accuracy", method="part: first block", task=task) < 89.5 for task in ("tilted", "far")) --> It needs no new code: a
+# list of which part is trained. (That this part is best we know from the test pictures. Choose yours by held-out ones.) And for inverted pictures
+# the stem alone pays with everything old: 18.6<!--= percent(lesson_finetuning, "old_accuracy", method="part: stem", task="far", images=200) --> % are left.
 #
 # Deeper parts are cheaper, by section 2. Here the cheap ones are the wrong ones.
 #
@@ -916,7 +933,6 @@ axes[0].set(xlabel="α", ylabel="accuracy, %")
 axes[0].legend()
 GROUP = ("scratch", "linear", "vpt_deep", "lora", "full")
 by_seed = [agreement([torch.tensor([int(digit) for digit in rows(m)[i]["answers"]]) for m in GROUP]) for i in range(3)]
-between_seeds = agreement([torch.tensor([int(digit) for digit in row["answers"]]) for row in rows("full")])
 matrix = 100 * torch.stack(by_seed).mean(0)
 axes[1].imshow(matrix, vmin=40, vmax=100)
 for i in range(len(GROUP)):
@@ -927,25 +943,25 @@ axes[1].set_yticks(range(len(GROUP)), GROUP)
 axes[1].grid(visible=False)
 axes[1].set_title("same answer, %")
 plt.show()
-same = between_seeds[[0, 0, 1], [1, 2, 2]].mean()
-print(f"two seeds of full fine-tuning agree on {100 * same:.0f} % of the pictures")
+others = [(i, j) for i in range(3) for j in range(3) if i != j]
+said = {m: [torch.tensor([int(digit) for digit in row["answers"]]) for row in rows(m)] for m in ("full", "lora")}
+for first, second in (("full", "full"), ("full", "lora")):
+    apart = np.mean([agreement([said[first][i], said[second][j]])[0, 1] for i, j in others])
+    print(f"{first} and {second}, which saw other pictures, agree on {100 * apart:.0f} %")
 
 # %% [markdown]
 # **The line** is the cheapest thing in this lesson. At its middle the model has 74.7<!--= 100 * sum(path[5]["new"] for path in values(lesson_finetuning, "path")) / 3 --> % of
 # the new pictures, where the fine-tuned end has 75.5<!--= 100 * sum(path[10]["new"] for path in values(lesson_finetuning, "path")) / 3 -->, and
 # 89.4<!--= 100 * sum(path[5]["old"] for path in values(lesson_finetuning, "path")) / 3 --> % of the old ones, where the end has 74.9<!--= 100 * sum(path[10]["old"] for path in values(lesson_finetuning, "path")) / 3 -->.
-# Nearly all of the forgetting is undone by one line of arithmetic, and nothing had to be trained again.
+# Four fifths of the forgetting is undone by one line of arithmetic, and nothing had to be trained again.
 #
-# **The agreement** has its yardstick in the last line: if two methods agree as often as two seeds of one method do, then the *method* makes no
-# other mistakes, only the chance does. And so it is: two seeds of full fine-tuning, which saw other pictures, agree about as often as full
-# fine-tuning and deep prompts of one seed do, and less often than full fine-tuning and
-# LoRA.<!--? sum(a == b for a, b in zip(values(lesson_finetuning, "answers", method="full", task="tilted", images=200)[0], values(lesson_finetuning, "answers", method="full", task="tilted", images=200)[1]))
-# < sum(a == b for a, b in zip(values(lesson_finetuning, "answers", method="full", task="tilted", images=200)[0], values(lesson_finetuning, "answers", method="lora", task="tilted", images=200)[0])) --> Which two hundred
-# pictures somebody has seen matters more than how they were learnt, and an ensemble of methods brings about what one of seeds would.
+# **The agreement** wants a yardstick, and the lines under the figure are it. Full fine-tuning and LoRA that saw the same 200 pictures agree on
+# 77<!--= sum(sum(a == b for a, b in zip(values(lesson_finetuning, "answers", method="full", task="tilted", images=200, stage="test")[i], values(lesson_finetuning, "answers", method="lora", task="tilted", images=200, stage="test")[j])) for i, j in ((0, 0), (1, 1), (2, 2))) / 3 / 10 --> %; two seeds of full fine-tuning, which saw other pictures, on 73<!--= sum(sum(a == b for a, b in zip(values(lesson_finetuning, "answers", method="full", task="tilted", images=200, stage="test")[i], values(lesson_finetuning, "answers", method="full", task="tilted", images=200, stage="test")[j])) for i, j in ((0, 1), (0, 2), (1, 2))) / 3 / 10 --> %; full fine-tuning and LoRA with
+# other pictures on 71<!--= sum(sum(a == b for a, b in zip(values(lesson_finetuning, "answers", method="full", task="tilted", images=200, stage="test")[i], values(lesson_finetuning, "answers", method="lora", task="tilted", images=200, stage="test")[j])) for i, j in ((0, 1), (0, 2), (1, 2), (1, 0), (2, 0), (2, 1))) / 6 / 10 --> %. *Which* 200 pictures had labels matters more than which of the two methods learnt from them.
 #
 # ## 9 Larger pictures
 #
-# The cheapest gain in many recipes is to fine-tune at a higher resolution than the pre-training had. The sequence grows, the positions are
+# Many recipes end by fine-tuning at a higher resolution than the pre-training had. The sequence grows, the positions are
 # interpolated (lesson 00), and a few epochs let the model get used to it. What does it cost to skip these epochs? The same upright
 # pictures, enlarged from 28 to 40<!--~ setting --> pixels: nothing new to see, only another grid.
 
@@ -975,29 +991,40 @@ plot.bars(ax, at_size)
 ax.set(xlabel="accuracy on upright pictures, %", xlim=(0, 110))
 plt.show()
 
+# %%
+taken, back = (
+    at_size["28 pixels"][0] - at_size["40, untuned"][0],
+    at_size["40, fine-tuned"][0] - at_size["40, untuned"][0],
+)
+expect("points that the new grid costs untuned", taken, at_least=2.0)
+expect("of which four passes win back, in points", back, at_least=1.0)
+
 # %% [markdown]
+# Skipping them costs several points, and four passes over 200 pictures win most of them back. There is no gain here: nothing new was to be
+# seen. With photographs, where more pixels show more, there is.
+#
 # ## 10 When would you choose it?
 #
 # | | linear probe | full fine-tuning, with layer decay | staged, deep first | LoRA | prompts | WiSE-FT |
 # | --- | --- | --- | --- | --- | --- | --- |
 # | a further task costs | **the head** | a whole model | a whole model | **kilobytes** | **kilobytes** | a whole model |
 # | a training step | **forward only**, features can be stored | the most | cheap at first, then the most | two thirds | two thirds, on a longer sequence | none of its own |
-# | an answer costs | as before | as before | as before | as before, merged | more tokens, always | as before |
-# | the old task | untouched | forgets | forgets | untouched without the adapter | untouched without the prompts | **a choice, afterwards** |
-# | many labels | falls behind | **best** | as good | close, rank permitting | behind | between |
-# | another kind of picture | no | **yes** | yes | yes | sometimes | **robust** |
+# | inference costs | as before | as before | as before | as before, merged | more tokens, always | as before |
+# | the old task | untouched with the old head, **much lost with the new one** | forgets, by its rate | forgets | untouched without the adapter | untouched without the prompts | **a choice, afterwards** |
+# | many labels | falls behind | **best** | (not measured) | close, rank permitting | (not measured) | (not measured) |
+# | another kind of picture | partly | **yes** | yes, better shallow first | yes | partly | **robust** |
 # | many tasks in one batch | yes | no | no | yes, unmerged | **yes**, each row its own prompts | no |
 # | settings to search | one rate | rate, decay | rate, schedule | rate, rank | rate, count, depth: touchy | **α alone**, no training |
 #
 # The honest summary: with one task and a GPU that holds it, fine-tune everything, with layer decay, and look at the WiSE line
-# afterwards. Where the pictures have changed and their meaning has not, try a shallow part alone first: with few labels it was ahead of
-# everything in our sweep. With many tasks, or a model that hardly fits, LoRA. Begin with the linear probe in any case: it takes a minute,
+# afterwards. Where the pictures have changed and their meaning has not, try a shallow part alone as well: with
+# 200 labels the best part was never behind full fine-tuning. With many tasks, or a model that hardly fits, LoRA. Begin with the linear probe in any case: it takes a minute,
 # and says how far away the new task is.
 #
 # ## Stretch problems
 #
-# 1. Give LoRA other targets: `k`, or `proj`, `fc1` and `fc2`. At an equal number of parameters, is q and v the best choice?
-# 2. Let the rank grow: 1, 2, 4 … 64. Where does accuracy stop to rise? Draw the singular values of $\Delta W$ of full fine-tuning
+# 1. Give LoRA other targets: `k`, or `proj`, `fc1` and `fc2`. At an equal number of parameters, are q and v the best choice?
+# 2. Let the rank grow: 1, 2, 4 … 64. Where does accuracy stop rising? Draw the singular values of $\Delta W$ of full fine-tuning
 #    beside it.
 # 3. Put `LoRALinear` over the whole `qkv`, one $A$ for all three. What changes at equal $r$, and at an equal number of parameters?
 # 4. LP-FT (Kumar et al. 2022): a linear probe first, then everything. Does it forget less than full fine-tuning alone?
@@ -1014,7 +1041,8 @@ plt.show()
 # * Lee et al. 2023, [Surgical Fine-Tuning](https://arxiv.org/abs/2210.11466): which part, for which change.
 # * Clark et al. 2020, [ELECTRA](https://arxiv.org/abs/2003.10555), and Bao et al. 2021, [BEiT](https://arxiv.org/abs/2106.08254): layer-wise
 #   learning-rate decay.
-# * Hu et al. 2021, [LoRA](https://arxiv.org/abs/2106.09685).
+# * Houlsby et al. 2019, [Adapters](https://arxiv.org/abs/1902.00751), and Hu et al. 2021, [LoRA](https://arxiv.org/abs/2106.09685);
+#   Kalajdzievski 2023, [rsLoRA](https://arxiv.org/abs/2312.03732).
 # * Jia et al. 2022, [Visual Prompt Tuning](https://arxiv.org/abs/2203.12119).
 # * Ben Zaken et al. 2022, [BitFit](https://arxiv.org/abs/2106.10199): biases alone.
 # * Wortsman et al. 2022, [Robust Fine-Tuning of Zero-Shot Models](https://arxiv.org/abs/2109.01903) (WiSE-FT) and
