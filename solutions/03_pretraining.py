@@ -405,7 +405,8 @@ print("the same seed, epoch, picture and view, the same pixels:", all(map(torch.
 # gradient about as large whatever $\tau$ is. Chance is $2\tau \log N$ for each of the two directions: the answer to "is 1.9 right?"
 #
 # ### Exercise 4 · `info_nce`
-# *Difficulty 2 of 5, about 10 minutes.* The loss of MoCo, SimCLR and CLIP. Return one number for each query; the mean comes later.
+# *Difficulty 2 of 5, about 10 minutes.* The loss of MoCo; SimCLR's and CLIP's differ in which pairs are the wrong answers, and
+# have no $2\tau$. Return one number for each query; the mean comes later.
 
 
 # %%
@@ -444,12 +445,12 @@ print(f"a batch of one: {abs(info_nce(q[:1], torch.randn(1, 64), 0.2).item()):.2
 # %% [markdown]
 # Two things to keep: embeddings that are all the same have *exactly* the chance level, and a batch of one has a loss of 0, silently. (The
 # library refuses it.) The more pictures in a batch, the harder the question, which is why these methods use thousands, and gather the
-# keys of all GPUs.
+# keys of all GPUs. (MoCo v1 and v2 kept a queue of old keys instead; v3 dropped it.)
 #
 # ### The keys come from a slower copy
 #
-# If both views went through the network that is being trained, the target would move with every step. MoCo makes the keys with a
-# **momentum encoder**: a copy that follows, $\theta_k \leftarrow m\,\theta_k + (1 - m)\,\theta_q$, and gets no gradient. In MoCo v3 the
+# SimCLR sends both views through the network that is being trained. MoCo makes the keys with a **momentum encoder**, so that what the
+# queries aim at moves slowly: a copy that follows, $\theta_k \leftarrow m\,\theta_k + (1 - m)\,\theta_q$, and gets no gradient. In MoCo v3 the
 # momentum $m$ itself rises from 0.99 to 1, half a cosine, so that the keys stand still at the end:
 #
 # $$ m(s) = 1 - (1 - m_0) \cdot \tfrac12 \left(1 + \cos \pi \tfrac{s}{S}\right). $$
@@ -525,7 +526,7 @@ expect(
 # * **Effective rank**: along how many directions the features differ. After a *dimensional* collapse, which is the common one and the quiet
 #   one, a few of a hundred.
 # * **Alignment**: how far apart two views of a picture are (Wang and Isola 2020). Smaller is better, and 0 after a complete collapse.
-# * **Uniformity**: how evenly the features cover the sphere. 0 after a complete collapse, −4 at best.
+# * **Uniformity**: how evenly the features cover the sphere. 0 after a complete collapse, about −4 at best, in many dimensions.
 #
 # The rank comes from the singular values of the centred features. Make them shares $p_i = \sigma_i / \sum_j \sigma_j$, and take the
 # exponential of their entropy (Roy and Vetterli 2007): of $r$ equal values it is exactly $r$.
@@ -583,7 +584,7 @@ expect("and of the same, a thousand times smaller", effective_rank(torch.eye(11)
 # $$ (1 - \lambda)\; \underbrace{\mathrm{mean}\, \lVert z_v - \bar z \rVert^2}_{\text{the views agree}} \;+\; \lambda\; \mathrm{SIGReg}(z). $$
 #
 # How does one measure whether points in 64 dimensions are Gaussian? *Along lines.* A distribution is a standard Gaussian exactly if its
-# shadow on every line is one. Draw some hundred random directions $a$, project, and compare each shadow with the bell by its **characteristic
+# shadow on every line is one. Draw a few hundred random directions $a$, project, and compare each shadow with the bell by its **characteristic
 # function**: the mean of $e^{i t\, x \cdot a}$ over the points should be $e^{-t^2/2}$ for every $t$ (the test of Epps and Pulley):
 #
 # $$ T = N \int \Big| \frac1N \sum_n e^{i t\, x_n \cdot a} - e^{-t^2/2} \Big|^2 e^{-t^2/2}\, dt. $$
@@ -712,7 +713,7 @@ expect("loss with SIGReg over chance", last["with SIGReg"] / losses["with SIGReg
 # %% [markdown]
 # Read the losses once more: the collapsed run has the *lower* one, by far. **A loss of self-supervision cannot be compared between methods,
 # and a low one proves nothing.** And read the ranks: what little is left of a collapsed run may still point in many directions. Look at the
-# spread, or at the whole spectrum. (Nor has the other run arrived: so few steps make its embeddings wide enough, but along some directions
+# spread, or at the whole spectrum. (The other run has not converged either: so few steps make its embeddings wide enough, but along some directions
 # only.)
 #
 # ## 5 BEiT: words for patches
@@ -721,9 +722,10 @@ expect("loss with SIGReg over chance", last["with SIGReg"] / losses["with SIGReg
 # **tokenizer** learns a *visual vocabulary*, so that each patch has a word; then the ViT is asked which words are hidden. It may be undecided
 # between two of them without painting their mean.
 #
-# The tokenizer is a VQ-VAE: an encoder makes a vector $z$ of each patch, $z$ is replaced by the nearest of $K$ **codes**, and a decoder paints
+# BEiT took DALL-E's tokenizer, a discrete VAE (Ramesh et al. 2021). We train a simpler one, a VQ-VAE, as BEiT v2 does in principle: an encoder makes a vector $z$ of each patch, $z$ is replaced by the nearest of $K$ **codes**, and a decoder paints
 # the patch from the code. The trouble is in the middle: *nearest* has no gradient. The way out is a small lie, the **straight-through
-# estimator**: forward, the code; backward, as if nothing had happened.
+# estimator** (Bengio et al. 2013): forward, the code; backward, as if nothing had happened. A second term of the loss, the *commitment*,
+# pulls $z$ towards its code.
 #
 # ### Exercise 8 · `straight_through`
 # *Difficulty 2 of 5, about 10 minutes.* One line that stands in every model with discrete parts, quantized networks (lesson 06) among them.
@@ -742,7 +744,7 @@ def straight_through(z, quantized):
 
 # %% [markdown]
 # Nobody hands the codes a gradient either. They are running means of the vectors that chose them, as in k-means, and here a second trouble
-# waits: a code that nobody chooses never moves again. It is **dead**, and of a random codebook most codes are from the start. So dead codes are
+# waits: a code that nobody chooses never moves again. It is **dead**, and in a random codebook most are from the start. So dead codes are
 # put where some vector of the batch is, the first time before anything has been learnt; and whoever trains a tokenizer should look at how
 # many codes are in use.
 
@@ -800,7 +802,7 @@ expect("share of the codes in use, left dead", used["left dead"], at_most=0.3)
 # until 40 % are gone.<!--~ paper --> And unlike MAE the encoder *sees a token* at each hidden place: the sequence is as long as ever.
 
 # %%
-# alt: Six masks on a grid of 7 by 7 patches. The first three by blocks, rectangles that hang together; the other three at random, single
+# alt: Six masks on a grid of 7 by 7 patches. The first three by blocks, contiguous rectangles; the other three at random, single
 # patches all over.
 fig, axes = plot.panels(1, 6, width=1.6, height=1.9)
 for number, ax in enumerate(axes):
@@ -857,7 +859,7 @@ expect(
 )
 
 # %% [markdown]
-# Do not read a ranking into it: one seed, and some seconds of training each. An untrained encoder does far better than guessing, since pictures
+# Do not read a ranking into it: one seed, some seconds of training each, and more pictures for MAE than for the others. An untrained encoder does far better than guessing, since pictures
 # with similar pixels get similar features. And the pixels themselves, compared without any encoder, beat all of these. What the table
 # does show: a judgement needs baselines, longer training, and more than one way of asking.
 #
@@ -871,8 +873,8 @@ expect(
 # * **frozen**: a linear probe, 20 nearest neighbours, ridge regression on what the encoder gives out, and
 # * **fine-tuned**: all weights trained on, from there?
 #
-# The two are always shown together, since they **rank the methods differently**. A probe asks whether classes already lie apart along
-# lines; fine-tuning, whether they are *near* something good. Our expectation, before the sweep: frozen, MoCo and LeJEPA lead MAE and BEiT by
+# The two are always shown together, since they **rank the methods differently**. A probe asks whether planes already separate the
+# classes; fine-tuning, whether they are *near* something good. Our expectation, before the sweep: frozen, MoCo and LeJEPA lead MAE and BEiT by
 # at least 5 points with ten labels a class; fine-tuned, the four are within 3 points of each other, and all of them ahead of the random
 # start by at least 5; with two hundred labels a class hardly any of it is left.<!--~ prediction -->
 
@@ -931,7 +933,8 @@ table("transfer", 200)
 #
 # The honest test of a start is what it does for classes that it **has never seen**. The sweep pre-trained all five once more, three seeds, on
 # seven of the ten classes (1 400<!--~ setting --> pictures, a minute each), and then gave each a few pictures of the other three: trousers, sandals,
-# bags. Now the supervised start is a competitor: its labels were others.
+# bags. Now the supervised start is a competitor: its labels were others. (Chance is 33 %<!--= 100 / 3 -->, and these three are easy to tell apart:
+# expect little room at the top.)
 
 # %%
 # alt: Left and middle: accuracy on three new classes against pictures of each, 1 to 50, frozen and fine-tuned, one line for each of six
@@ -954,9 +957,9 @@ table("unseen", 1)
 table("unseen", 10)
 
 # %% [markdown]
-# The right panel is the argument of the first ViT in small: Dosovitskiy et al. 2021 had 300 million labelled pictures (JFT-300M), and
-# showed that a ViT falls behind a convolutional network with little pre-training and passes it with much. Labels of *other* classes help,
-# as long as there are many of them.
+# The right panel is half of the first ViT's argument in small: Dosovitskiy et al. 2021 had 300 million labelled pictures (JFT-300M), and
+# showed that a ViT falls behind a convolutional network with little pre-training and passes it with much. (There is no convolutional
+# network beside it here.)
 #
 # *What came out is written here when the sweep has run.*
 #
@@ -1044,7 +1047,7 @@ plt.show()
 #
 # Which part of a method does the work? Each was trained with one part missing, three seeds, on 2 000<!--~ setting --> pictures and two of the four blocks, a minute a run. Expected:
 # without momentum MoCo loses at least 3 points, without predictor less than that; a trained patch projection makes no difference at this
-# size, since what it cures has been seen in large models only; LeJEPA without SIGReg is no better than the random start; MAE is best at
+# size, since what it cures has been reported of larger models and batches; LeJEPA without SIGReg is no better than the random start; MAE is best at
 # 0.75.<!--~ prediction -->
 
 # %%
@@ -1080,19 +1083,19 @@ for part in parts:
 # | | supervised | MoCo v3 | BEiT | MAE | LeJEPA |
 # | --- | --- | --- | --- | --- | --- |
 # | needs | labels, many | large batches, a second encoder | a tokenizer, trained first | **pictures** | **pictures** |
-# | what prevents collapse | the labels | other pictures, momentum, predictor | fixed targets | fixed targets | **a test, in the loss** |
+# | what prevents collapse | the labels | other pictures | fixed targets | fixed targets | **a test, in the loss** |
 # | depends on augmentation | little | **very much**: the views are the task | little | **hardly** | very much |
 # | cost of a step, against one pass of the encoder forward and back | **1** | 2, and 2 forward of the copy | 1, and the tokenizer | **a quarter**, and a small decoder | as many as there are views |
 # | memory | one encoder | two encoders | encoder and tokenizer | **a quarter of the tokens** | one encoder, all views |
 # | its features, frozen (the papers say) | good, for classes near its own | **good** | weak | weak | **good** |
 # | fine-tuned (the papers say) | good | good | **very good** | **very good** | good |
-# | dense maps (lesson 07) | fair | fair | good | **good** | good |
-# | any backbone | **yes** | **yes** | plain ViT | plain ViT: others cannot leave patches out | **yes** |
+# | dense maps (the papers say; lesson 07) | fair | fair | good | **good** | good |
+# | any backbone | **yes** | **yes** | **most**: mask tokens keep the grid whole | plain ViT, or one made for it (Hiera) | **yes** |
 # | knobs that can break it | few | temperature, momentum, batch, rate | tokenizer | **few** | **one weight**, views |
 #
-# In one line: first look for a checkpoint that was trained on pictures like yours (DINOv2 and v3, SigLIP 2, MAE, EVA). Have you pictures of
-# your own kind, many of them and without labels, and will fine-tune: MAE. Want features to use as they are: a joint embedding. And whatever
-# you take, measure it frozen *and* fine-tuned, beside a random start with rates of its own.
+# In one line: first look for a checkpoint that was trained on pictures like yours (DINOv2 and v3, SigLIP 2, MAE, EVA). If you have many
+# unlabelled pictures of your own kind, and will fine-tune: MAE. If you want features to use as they are: a joint embedding. And whatever
+# you take, measure it frozen *and* fine-tuned, beside raw pixels and a random start with rates of its own.
 #
 # ## Stretch problems
 #
@@ -1110,8 +1113,11 @@ for part in parts:
 # ## Papers
 #
 # * He et al. 2022, [Masked Autoencoders Are Scalable Vision Learners](https://arxiv.org/abs/2111.06377).
-# * Chen et al. 2021, [An Empirical Study of Training Self-Supervised Vision Transformers](https://arxiv.org/abs/2104.02057): MoCo v3.
-# * Bao et al. 2021, [BEiT](https://arxiv.org/abs/2106.08254), and van den Oord et al. 2017, [VQ-VAE](https://arxiv.org/abs/1711.00937).
+# * He et al. 2020, [Momentum Contrast](https://arxiv.org/abs/1911.05722), and Chen et al. 2021, [An Empirical Study of Training Self-Supervised Vision Transformers](https://arxiv.org/abs/2104.02057): MoCo v3.
+# * Bao et al. 2021, [BEiT](https://arxiv.org/abs/2106.08254), and Peng et al. 2022, [BEiT v2](https://arxiv.org/abs/2208.06366); Xie et al. 2021,
+#   [SimMIM](https://arxiv.org/abs/2111.09886).
+# * Van den Oord et al. 2017, [VQ-VAE](https://arxiv.org/abs/1711.00937); Ramesh et al. 2021, [DALL-E](https://arxiv.org/abs/2102.12092), whose
+#   tokenizer BEiT took; Bengio et al. 2013, [the straight-through estimator](https://arxiv.org/abs/1308.3432).
 # * Balestriero and LeCun 2025, [LeJEPA](https://arxiv.org/abs/2511.08544): SIGReg.
 # * van den Oord et al. 2018, [CPC](https://arxiv.org/abs/1807.03748): InfoNCE; Chen et al. 2020, [SimCLR](https://arxiv.org/abs/2002.05709).
 # * Grill et al. 2020, [BYOL](https://arxiv.org/abs/2006.07733); Caron et al. 2021, [DINO](https://arxiv.org/abs/2104.14294); Oquab et al. 2023,
