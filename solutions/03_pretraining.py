@@ -259,7 +259,7 @@ class MAE(pretraining.MaskedAutoencoder):
         return self.decoder(self.encoder.fc_norm(tokens), restore), mask
 
     def targets(self, images):
-        return patch_targets(images, self.encoder.patch_size, self.norm_pix)
+        return patch_targets(images, self.encoder.patch_size[0], self.norm_pix)
 
 
 mine = MAE(fresh_encoder()).to(device).eval()
@@ -303,15 +303,15 @@ tokens = tokens.detach()
 print("seen   encoder MMACs   encoder ms   decoder ms")
 cost = {}
 for seen in (49, 24, 12, 4):
-    shuffle = random_masking(torch.rand(len(tokens), 49, device=device), seen)
-    part = take(tokens, shuffle.keep)
+    keep, restore, _ = random_masking(torch.rand(len(tokens), 49, device=device), seen)
+    part = take(tokens, keep)
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         encoder.forward_tokens(part[:1], None)
     out = encoder.forward_tokens(part, None).detach()
     cost[seen] = (
         flops.get_total_flops() / 2e6,
         milliseconds(lambda part=part: encoder.forward_tokens(part, None).sum().backward()),
-        milliseconds(lambda out=out, back=shuffle.restore: decoder(out, back).sum().backward()),
+        milliseconds(lambda out=out, back=restore: decoder(out, back).sum().backward()),
     )
     print(f"{seen:4d} {cost[seen][0]:15.2f} {cost[seen][1]:12.1f} {cost[seen][2]:12.1f}")
 fig, (ax,) = plot.panels(1, 1, width=5.6, height=2.6)
@@ -809,7 +809,8 @@ for number, ax in enumerate(axes):
     if number < 3:
         mask = torch.from_numpy(pretraining.block_mask(7, 7, 19, 4, random.Random(number)))
     else:
-        mask = random_masking(torch.rand(1, 49, generator=torch.Generator().manual_seed(number)), 30).mask.view(7, 7)
+        _, _, mask = random_masking(torch.rand(1, 49, generator=torch.Generator().manual_seed(number)), 30)
+        mask = mask.view(7, 7)
     ax.imshow(mask, cmap="Greys", vmin=0, vmax=1.3)
     ax.set(xticks=[], yticks=[], title="blocks" if number < 3 else "at random")
     for line in ax.spines.values():

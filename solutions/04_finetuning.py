@@ -166,12 +166,12 @@ def layer_scales(layers, decay):
 # three factors, on a logarithmic axis: three straight lines that meet at 1 in the head.
 fig, (ax,) = plot.panels(1, 1, width=6.2, height=3.0)
 for decay, style in ((0.9, "o-"), (0.75, "s-"), (0.65, "^-")):
-    ax.semilogy(range(14), layer_scales(14, decay), style, label=f"γ = {decay}")
+    ax.semilogy(range(14), list(layer_scales(14, decay)), style, label=f"γ = {decay}")
 ax.set_xticks(range(14), ["stem", *map(str, range(1, 13)), "head"])
 ax.set(xlabel="block", ylabel="rate, times that of the head", title="a ViT of twelve blocks")
 ax.legend()
 plt.show()
-print(f"γ = 0.65: the stem of a ViT-B moves at 1/{1 / layer_scales(14, 0.65)[0]:.0f} of the head's rate")
+print(f"γ = 0.65: the stem of a ViT-B moves at 1/{1 / list(layer_scales(14, 0.65))[0]:.0f} of the head's rate")
 
 # %% [markdown]
 # At $\gamma = 0$ only the head would move, at $\gamma = 1$ everything alike: the factor leads from a linear probe to full fine-tuning.
@@ -715,7 +715,7 @@ expect("points lost in the middle towards a stranger", line[3, 1] - stranger[3, 
 # %%
 @exercise("finetuning.agreement")
 def agreement(predictions):
-    """How often each two of M classifiers say the same: M tensors of classes (N,) -> (M, M) shares."""
+    """How often each two of M classifiers say the same: M tensors of classes (N,) -> (M, M) shares, float32."""
     # <solution>
     said = torch.stack(list(predictions))  # (M, N)
     return (said[:, None] == said[None]).float().mean(-1)

@@ -22,6 +22,8 @@ def agreement_cases(rng):
     yield call([rng.integers(0, 3, (16,)) for _ in range(4)])
     yield call([rng.integers(0, 5, (8,)) for _ in range(2)]).on("two classifiers")
     yield call([rng.integers(0, 2, (32,))]).on("one classifier")
+    names = torch.tensor([743, 744, 999, 1000])
+    yield call([names[rng.integers(0, 4, (24,))] for _ in range(3)]).on("a thousand classes")
 
 
 def _equal(predictions):

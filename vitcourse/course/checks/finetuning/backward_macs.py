@@ -47,6 +47,11 @@ def backward_cases(rng):
     yield call(counts(4), torch.tensor([False, False, False, True])).on("a linear probe")
     yield call(counts(6), torch.tensor([True, False, False, False, False, True])).on("a trained stem and head")
     yield call(counts(3), torch.tensor([False, False, False])).on("a model of which nothing is trained")
+    norm = counts(5)
+    norm[1] = 0
+    trained = torch.tensor([False, True, False, False, True])
+    yield call(norm, trained).on("a norm, without multiply–adds, that is the lowest to be trained")
+    yield call(2 * counts(4) + 2**25 + 1, torch.tensor([True, False, True, True])).on("large odd numbers")
 
 
 def _flows(trained, whole=False):

@@ -37,6 +37,8 @@ def deep_first_cases(rng):
     yield call(rng.integer(8, 14), 5).on("more parts")
     yield call(5, 2).on("two stages: the head, then everything")
     yield call(2, 2).on("a body of one part")
+    yield call(3, 9).on("more stages than parts")
+    yield call(8, 27).on("many stages")
 
 
 def _table(parts, counts):

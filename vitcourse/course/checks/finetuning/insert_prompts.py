@@ -36,6 +36,7 @@ def insert_prompts_cases(rng):
     yield call(rng.normal(2, 8, 5), rng.normal(3, 5), 3, replace=False).on("[CLS] and registers")
     yield call(rng.normal(2, 10, 5), rng.normal(3, 5), 2, replace=True).on("a register, and prompts that go")
     yield call(rng.normal(1, 6, 3), rng.normal(2, 3), 0).on("a model without [CLS]")
+    yield call(rng.normal(2, 7, 3), rng.normal(2, 3), 0, replace=True).on("prompts that go, without [CLS]")
 
 
 def _pieces(x, prompts, prefix, replace):

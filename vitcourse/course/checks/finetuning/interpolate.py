@@ -1,5 +1,7 @@
 """The check of `finetuning.interpolate`."""
 
+import torch
+
 from vitcourse.course.checks import call, check
 
 
@@ -9,6 +11,7 @@ from vitcourse.course.checks import call, check
     level=2,
     minutes=10,
     why="Three lines that have won back more robustness than most training tricks.",
+    gradients=False,  # a state dict has no graph
     hints=[
         "At alpha = 0 all comes from `start`, at 1 all from `end`.",
         "`tensor.is_floating_point()` says whether there is a half of it.",
@@ -26,6 +29,15 @@ def interpolate_cases(rng):
 
     for alpha in (0.25, 0.75, 0.5, 0.0, 1.0):
         yield call(state(), state(), alpha).on(f"alpha = {alpha}")
+    yield call(state(), dict(reversed(state().items())), 0.25).on("end's names in another order")
+    yield call(state(), state(), 1.25).on("alpha = 1.25, beyond the end")
+
+    def whole():
+        names = {"norm.running_mean": rng.normal(3), "pos_embed": rng.normal(1, 4, 2)}
+        return {**state(), **names, "norm.num_batches_tracked": torch.tensor(rng.integer(10, 90))}
+
+    for alpha in (0.25, 0.75):
+        yield call(whole(), whole(), alpha).on(f"statistics and positions, alpha = {alpha}")
 
 
 def _mixed(start, end, of_floats, of_integers):

@@ -8,8 +8,7 @@ from vitcourse.course.checks import call, check
     reference="vitcourse.finetuning.layer_scales",
     level=1,
     minutes=5,
-    why="Two recipes in three for fine-tuning a large ViT contain this line, and it decides how much of the checkpoint "
-    "survives.",
+    why="Most recipes for fine-tuning a large ViT contain this line, and it decides how much of the checkpoint survives.",
     hints=[
         "Begin at the end: the head has 1. What has the layer below it, and the one below that?",
         "How many steps is layer i away from the last one, number layers − 1?",

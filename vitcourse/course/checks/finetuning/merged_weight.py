@@ -32,6 +32,7 @@ def merged_weight(
     level=2,
     minutes=10,
     why="This is why LoRA, unlike earlier adapters, adds nothing to the time of an answer.",
+    gradients=False,  # merging comes after training
     hints=[
         "B A has the shape of the rows that it belongs to.",
         "A new matrix: what was there must still be there afterwards. `clone` makes one.",

@@ -31,6 +31,8 @@ def decoder(rng):
     bare = build(in_dim=6, out_dim=3, grid_size=(3, 5), num_prefix_tokens=0, embed_dim=12, depth=1, num_heads=3)
     yield bare.call(rng.normal(1, 4, 6), rng.normal(1, 15).argsort(dim=1)).on("no prefix token, and one image")
     many = build(4, 2, (4, 2), num_prefix_tokens=2, embed_dim=4, depth=2, num_heads=1)
+    wide = build(3, 2, (4, 6), num_prefix_tokens=1, embed_dim=4, depth=1, num_heads=1)
+    yield wide.call(rng.normal(2, 1 + 2, 3), rng.normal(2, 24).argsort(dim=1)).on("two of 24 patches seen")
     yield many.call(rng.normal(3, 2 + 7, 4), rng.normal(3, 8).argsort(dim=1)).on("two prefix tokens, one hidden patch")
 
 

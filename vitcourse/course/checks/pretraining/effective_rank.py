@@ -30,6 +30,13 @@ def effective_rank(rng):
     last_bit = torch.full((9, 3), 4096.0)
     last_bit[rng.integer(0, 9), rng.integer(0, 3)] += 2**-11
     yield call(last_bit).on("features that differ in one last bit")
+    # Three orthogonal patterns with mean 0: two directions of one size, and a faint one on either side of the floor.
+    patterns = torch.tensor([[1.0, -1.0, 1.0, -1.0], [1.0, 1.0, -1.0, -1.0], [1.0, -1.0, -1.0, 1.0]])
+    for size, where in ((4e-5, "below the floor"), (3e-4, "above the floor")):
+        sizes = torch.tensor([1.0, 1.0, size])
+        yield call((patterns * sizes[:, None]).T.repeat(250, 1)).on(f"many images, and a direction just {where}")
+        wide = (patterns.T * sizes) @ patterns.repeat(1, 250)
+        yield call(wide).on(f"many dimensions, and a direction just {where}")
 
 
 def _rank(x, centre=lambda x: x - x.mean(0), power=1, finish=math.exp, floor=True, end=None):

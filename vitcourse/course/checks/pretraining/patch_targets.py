@@ -18,6 +18,7 @@ from vitcourse.vit import image_to_patch
         "Of (B, N, P) the last axis is the patch. keepdim=True lets the mean meet what it is taken from.",
         "The small number belongs under the root, together with the variance.",
     ],
+    gradients=False,  # nothing learns from what the targets are made of
 )
 def patch_targets(rng):
     yield call(rng.normal(2, 3, 8, 12), 4)
