@@ -149,7 +149,17 @@ def _numbers(expected: float, got: float, tolerance: float | None, where: str) -
         return f"{where}is NaN"
     both_nan = math.isnan(got) and math.isnan(expected)
     close = both_nan or math.isclose(expected, got, rel_tol=tolerance or 1e-6, abs_tol=1e-12)
-    return "" if close else f"{where}{got:.4g}, expected {expected:.4g}"
+    return "" if close else f"{where}{_apart(got, expected)}"
+
+
+def _apart(got: float, expected: float) -> str:
+    """Both, with four digits or as many as it takes to tell them apart.
+
+    >>> _apart(0.5, 2.0), _apart(0.99213, 0.99214)
+    ('0.5, expected 2', '0.99213, expected 0.99214')
+    """
+    texts = ((f"{got:.{digits}g}", f"{expected:.{digits}g}") for digits in range(4, 18))
+    return "{}, expected {}".format(*next((pair for pair in texts if pair[0] != pair[1]), (got, expected)))
 
 
 def _tensors(expected: Tensor, got: Tensor, tolerance: float | None, where: str, floor: float) -> str:
