@@ -51,10 +51,15 @@ device = session.device
 
 
 # %%
+def upright(data):
+    """The pictures of a data set, in one tensor."""
+    images = torch.stack([torch.as_tensor(image) for image, _ in data])
+    return ImageDataset(images, data.targets, data.classes, mean=data.mean, std=data.std)
+
+
 def tilted(data):
     """The same pictures from a camera that hangs at an angle."""
-    images = torch.stack([torch.as_tensor(image) for image, _ in data])
-    images = TF.rotate(images, 30, TF.InterpolationMode.BILINEAR)
+    images = TF.rotate(upright(data).images, 30, TF.InterpolationMode.BILINEAR)
     return ImageDataset(images, data.targets, data.classes, mean=data.mean, std=data.std)
 
 
@@ -65,7 +70,7 @@ def shipped(**options):
 
 fashion = {split: open_dataset("fashion_mnist_subset", split) for split in ("train", "test")}
 few = tilted(subset(fashion["train"], 200))
-old = fashion["test"].take(subset(fashion["test"], 500).indices)
+old = upright(subset(fashion["test"], 500))
 new = tilted(old)
 labels = torch.tensor(old.targets, device=device)
 
@@ -976,12 +981,11 @@ def enlarged(data, side=40):
     return ImageDataset(images, data.targets, data.classes, mean=data.mean, std=data.std)
 
 
-upright = fashion["train"].take(subset(fashion["train"], 200).indices)
 larger = shipped(img_size=40)
 at_size = {"28 pixels": [100 * accuracy(start, old)], "40, untuned": [100 * accuracy(larger, enlarged(old))]}
 fit(
     larger,
-    enlarged(upright),
+    enlarged(upright(subset(fashion["train"], 200))),
     config=replace(recipe, epochs=4, lr=3e-4),
     task=finetune(larger, "layer_decay"),
 )

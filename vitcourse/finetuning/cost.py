@@ -194,13 +194,13 @@ def measure_backward(model: nn.Module, images: Tensor) -> dict[str, int]:
     Raises:
         ValueError: nothing is trained.
     """
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}  # an address that every device has
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in parameters:
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
     if not any(p.requires_grad for p in model.parameters()):

@@ -11,7 +11,7 @@ def deep_first(parts: int, stages: int) -> Tensor:
 
     >>> deep_first(4, 3).int()
     tensor([[0, 0, 0, 1],
-            [0, 0, 1, 1],
+            [0, 1, 1, 1],
             [1, 1, 1, 1]], dtype=torch.int32)
     """
     body = parts - 1

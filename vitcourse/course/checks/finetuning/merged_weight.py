@@ -16,6 +16,7 @@ def merged_weight(
 ) -> Tensor:
     """W (out, in) with scale · B A added to the rows of each slice, as a new tensor.
 
+    >>> import torch
     >>> merged_weight(torch.zeros(2, 2), {"q": torch.ones(1, 2)}, {"q": torch.ones(1, 1)}, {"q": (1, 2)}, 0.5)
     tensor([[0.0000, 0.0000],
             [0.5000, 0.5000]])
