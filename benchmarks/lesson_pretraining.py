@@ -33,7 +33,7 @@ the embedded 2 000 test images, or of those of the classes that are named.
 ``start`` is one of random, supervised, moco, beit, mae, lejepa; or pixels: no encoder, only frozen. Every row has
 ``cpu_seconds``. The rate of each fine-tuning is the best of its start on held-out images, with 10 labels a class for
 few, with 200 for 200, so that none is handicapped by another's; the range grows while the best is at its end. All are
-fine-tuned for 120 steps of at most 32 images, on 200 of each class for 240.
+fine-tuned for 120 steps of at most 32 images, on 200 of each class for 240. (The few images of "amount" all take 1e-3.)
 """
 
 import time
