@@ -343,6 +343,18 @@ def test_evaluate_asks_what_an_encoder_has_learnt(tmp_path, capsys, monkeypatch)
     assert vitcourse_main(["evaluate", str(file), "--data", "fashion_mnist_subset", "--device", "cpu"]) == 0
     text = capsys.readouterr().out
     assert "20 nearest neighbours" in text and "ridge regression" in text and "effective rank" in text
+    whole, _ = make_objective("mae", create_model(file), decoder_dim=8, decoder_depth=1, decoder_heads=2)
+    save_weights(whole, tmp_path / "pretrainer.safetensors")  # with its decoder: the same encoder is asked
+    command = [
+        "evaluate",
+        str(tmp_path / "pretrainer.safetensors"),
+        "--data",
+        "fashion_mnist_subset",
+        "--device",
+        "cpu",
+    ]
+    assert vitcourse_main(command) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == text.splitlines()[1:]
     figure = tmp_path / "a.png"
     assert vitcourse_main(["evaluate", str(file), "--data", "fashion_mnist_subset", "--figure", str(figure)]) == 0
     assert figure.exists()

@@ -125,14 +125,17 @@ def open_weights(path: str, device: str) -> tuple["nn.Module", TaskProgram]:
     from vitcourse.devices import resolve_device
     from vitcourse.weights import read_metadata
 
-    # Files from before there were tasks are those of classifiers.
-    task = read_metadata(path).get("task", "classification")
+    # Files from before there were tasks are those of classifiers; an encoder with what it was trained by names its task.
+    metadata = read_metadata(path)
+    around = str(metadata.get("model", "")).endswith("_pretrainer")
+    task = metadata["model"].removesuffix("_pretrainer") if around else metadata.get("task", "classification")
     if task not in TASKS:
         raise ValueError(
             f"{path} was trained on task {task!r}, for which there is no program; there is one for {', '.join(TASKS)}: "
             "use create_model(path) in Python"
         )
-    return create_model(path).to(resolve_device(device)), import_module(TASKS[task])
+    model = create_model(path).to(resolve_device(device))
+    return model.encoder if around else model, import_module(TASKS[task])
 
 
 def add_weights(parser: argparse.ArgumentParser) -> None:
