@@ -125,7 +125,7 @@ def open_weights(path: str, device: str) -> tuple["nn.Module", TaskProgram]:
     from vitcourse.devices import resolve_device
     from vitcourse.weights import read_metadata
 
-    # Files from before there were tasks are those of classifiers; an encoder with what it was trained by names its task.
+    # Files from before there were tasks are those of classifiers; a pretrainer is named by its task.
     metadata = read_metadata(path)
     around = str(metadata.get("model", "")).endswith("_pretrainer")
     task = metadata["model"].removesuffix("_pretrainer") if around else metadata.get("task", "classification")
