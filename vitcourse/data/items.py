@@ -89,7 +89,7 @@ def random_state(name: str, *numbers: int) -> np.random.RandomState:
     True
     """
     key = hashlib.blake2b(name.encode() + struct.pack(f"<{len(numbers)}q", *numbers), digest_size=16).digest()
-    return np.random.RandomState(np.frombuffer(key, dtype="<u4").astype(np.uint32))
+    return np.random.RandomState(np.random.PCG64(int.from_bytes(key, "little")))  # MT19937 is slow to seed
 
 
 def draw_tint(random: np.random.RandomState) -> tuple[int, np.ndarray]:

@@ -1,7 +1,6 @@
 """Scenes of several Fashion-MNIST items, rendered on demand: images with boxes, masks, classes and a caption."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from vitcourse.layers import to_pair
 LENGTHS = {"train": 10_000, "val": 1_000, "test": 1_000}
 # Of the pixels of 10 000 training scenes at 128 px, scaled to 0..1; see tests/test_data_scenes.py.
 MEAN, STD = (0.4400, 0.4400, 0.4400), (0.2100, 0.2100, 0.2100)
-_TRIES = 12  # places that are tried for an item before it shrinks, and sizes before it is given up
+_TRIES = 12  # places that are tried for an item before it shrinks
 _SHRINK = 0.8
 _TAG_COLOUR, _TAG_RIM = (255, 0, 255), (255, 255, 255)
 
@@ -170,24 +169,26 @@ class Scenes(Dataset):
         self, random: np.random.RandomState, planes: np.ndarray, owner: np.ndarray, full: np.ndarray, seen: np.ndarray
     ) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray, np.ndarray] | None:
         """Where an item goes, its grey levels and the pixels it covers there, and what is then seen of each object."""
-        share = random.uniform(*self.scale)
         picture = Image.fromarray(planes)
-        least = min(8, round(self.scale[0] * min(self.size)))
-        while (side := max(least, 2, round(share * min(self.size)))) is not None:
+        for side in self._sides(random.uniform(*self.scale)):
             resized = np.asarray(picture.resize((side, side), Image.Resampling.BILINEAR))
             grey, cover = resized[..., 0], resized[..., 1] >= 128
             count = int(cover.sum())
             for _ in range(_TRIES if count else 0):
                 top, left = (random.randint(whole - side + 1) for whole in self.size)
                 window = slice(top, top + side), slice(left, left + side)
-                hidden = np.bincount(owner[window][cover], minlength=len(full))
-                left_over = seen - hidden
-                if (left_over[1:] >= (1 - self.max_occlusion) * full[1:]).all() and (left_over[1:] > 0).all():
-                    return window, grey, cover, np.append(left_over, count)
-            if side <= max(least, 2):
-                return None
-            share *= _SHRINK
+                rest = seen - np.bincount(owner[window][cover], minlength=len(seen))
+                if ((rest >= (1 - self.max_occlusion) * full) & (rest > 0))[1:].all():
+                    return window, grey, cover, np.append(rest, count)
         return None
+
+    def _sides(self, share: float) -> Iterator[int]:
+        """The sides in pixels that are tried for an item: the one drawn, then smaller ones, down to the least."""
+        whole = min(self.size)
+        least = max(2, min(8, round(self.scale[0] * whole)))
+        yield max(least, side := round(share * whole))
+        while (side := int(side * _SHRINK)) >= least:
+            yield side
 
     def _tag(self, number: int, labels: list[int], owner: np.ndarray, pixels: np.ndarray) -> np.ndarray | None:
         """Paint the shortcut in a corner, as likely as this image's classes make it: (H, W), uint8; None: it is off."""
@@ -258,7 +259,8 @@ def _boxes(boxes: np.ndarray, size: tuple[int, int]) -> tv_tensors.BoundingBoxes
 
 def _caption(target: dict[str, Any], surface: str) -> str:
     names = list(TINTS)
-    order = (target["boxes"][:, 0] + target["boxes"][:, 2]).argsort(stable=True).tolist()
+    boxes = target["boxes"].tolist()
+    order = sorted(range(len(boxes)), key=lambda i: boxes[i][0] + boxes[i][2])
     labels, tints = target["labels"].tolist(), target["tints"].tolist()
     found = [_phrase(labels[i], names[tints[i]]) for i in order]
     listed = " and ".join([", ".join(found[:-1]), found[-1]]) if len(found) > 1 else "".join(found) or "nothing"
