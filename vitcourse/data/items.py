@@ -112,7 +112,9 @@ def _surface(name: str) -> Image.Image:
     return Image.fromarray(texture(name)[0].numpy())
 
 
-def draw_background(random: np.random.RandomState, size: tuple[int, int], names: Sequence[str]) -> tuple[str, np.ndarray]:
+def draw_background(
+    random: np.random.RandomState, size: tuple[int, int], names: Sequence[str]
+) -> tuple[str, np.ndarray]:
     """The name of a texture, and a part of it, mirrored or not, in a muted colour: (H, W, 3), uint8."""
     height, width = size
     name = names[random.randint(len(names))]
