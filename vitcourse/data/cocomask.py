@@ -47,7 +47,7 @@ def _from_runs(runs: Any, height: int, width: int) -> np.ndarray:
 
 
 def _decompress(text: str | bytes) -> list[int]:
-    """cocoapi's rleFrString: five bits a character, from ASCII 48; from the fourth run on, what the last but one lacks."""
+    """cocoapi's rleFrString: five bits a character, from ASCII 48; the fourth run and later are differences."""
     codes = text.encode("ascii", "replace") if isinstance(text, str) else text
     runs: list[int] = []
     value = shift = 0

@@ -12,6 +12,8 @@ from einops import rearrange
 from torch import Tensor
 
 BACKENDS = ("pyav", "torchcodec")
+_NO_VIDEO = ("image2", "hls", "dash", "concat", "tty")  # pictures, text, and lists that name other files
+_TIE = 1e-6  # seconds; times are sums of periods, which rounding must not put before a frame
 _INSTALL = "install it: pip install 'vitcourse[video]' (PyAV brings its own FFmpeg)"
 
 
@@ -115,28 +117,33 @@ class _Opened:
     def __init__(self, file: str) -> None:
         import av
 
-        self.file, self.errors = file, (av.FFmpegError, ValueError, EOFError)
+        self.file, self.errors = file, (av.FFmpegError, EOFError)
         self.container: Any = None
 
     def __enter__(self) -> "_Opened":
         import av
 
         try:
-            self.container = av.open(self.file, metadata_errors="ignore")
+            # Nothing but files: neither what a name may say (http:, concat:) nor what stands in a playlist.
+            self.container = av.open(
+                f"file:{self.file}", metadata_errors="ignore", options={"protocol_whitelist": "file"}
+            )
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{self.file} is missing; restore it, or open the data set anew") from error
-        except self.errors as error:
+        except (*self.errors, ValueError) as error:
             raise BrokenVideo(f"{self.file} is no usable video: {_said(error)}; replace it, or delete it") from error
-        if not self.container.streams.video:
+        kind = self.container.format.name
+        if not self.container.streams.video or kind.endswith("_pipe") or kind in _NO_VIDEO:
             self.container.close()
-            raise BrokenVideo(f"{self.file} is no usable video: it has no pictures; replace it, or delete it")
+            what = f"it is of format {kind}" if self.container.streams.video else "it has no pictures"
+            raise BrokenVideo(f"{self.file} is no usable video: {what}; replace it, or delete it")
         self.stream = self.container.streams.video[0]
         self.stream.thread_type = "NONE"  # workers share the cores, and threads hand frames out late
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         self.container.close()
-        if isinstance(error, self.errors) and not isinstance(error, ValueError):
+        if isinstance(error, self.errors):
             raise BrokenVideo(f"{self.file} is damaged: {_said(error)}; replace it, or delete it") from error
 
     def frames(self) -> Iterator[tuple[float, Any]]:
@@ -191,52 +198,46 @@ def _count(video: _Opened, first: float, limits: Limits) -> tuple[float, float]:
 
 
 def _read_by_pyav(file: str, times: np.ndarray, facts: VideoFacts, limits: Limits) -> Tensor:
-    with _Opened(file) as video:
-        start = float((video.stream.start_time or 0) * video.stream.time_base)
-        order = np.argsort(times, kind="stable")
-        due = start + times[order]
-        found = _shown_at(video, due, start, limits, seek=True)
-        if found is None:  # the index led behind the first time that is wanted
-            found = _shown_at(video, due, start, limits, seek=False)
-        pictures, last = found
-        if last < due[-1] - 1.5 / facts.fps:
-            raise BrokenVideo(
-                f"{file} is damaged: its frames end after {last - start:.2f} s, it says that it lasts "
-                f"{facts.duration:.2f} s; replace it, or delete it"
-            )
-    return rearrange([pictures[k] for k in np.argsort(order, kind="stable")], "t h w c -> c t h w")
+    order = np.argsort(times, kind="stable")
+    due = times[order]
+    found = _shown_at(file, due, limits, seek=True)
+    if found is None:  # the file's index led behind the first time that is wanted
+        found = _shown_at(file, due, limits, seek=False)
+    pictures, last = found
+    if last < due[-1] - 1.5 / facts.fps:
+        raise BrokenVideo(
+            f"{file} is damaged: its frames end after {last:.2f} s, it says that it lasts {facts.duration:.2f} s; "
+            "replace it, or delete it"
+        )
+    return rearrange([pictures[k] for k in np.argsort(order, kind="stable")], "t h w c -> c t h w").contiguous()
 
 
-def _shown_at(
-    video: _Opened, due: np.ndarray, start: float, limits: Limits, seek: bool
-) -> tuple[list[Tensor], float] | None:
-    """The pictures at the sorted times ``due``, and the time of the last frame; None where frames begin too late."""
-    if seek and due[0] > start:
-        video.container.seek(int(due[0] / video.stream.time_base), stream=video.stream)
-    elif not seek:
-        video.container.seek(int(start / video.stream.time_base), stream=video.stream)
+def _shown_at(file: str, due: np.ndarray, limits: Limits, seek: bool) -> tuple[list[Tensor], float] | None:
+    """The pictures at the sorted times ``due``, and the time of the last frame; None where ``seek`` led too far."""
     pictures: list[Tensor] = []
     shown, shown_time, picture = None, -math.inf, None
-    for count, (time, frame) in enumerate(video.frames()):
-        if count >= limits.frames:
-            raise ValueError(
-                f"{video.file}: a clip took more than the limit of {limits.frames} frames to decode; give it more key "
-                "frames, take a higher fps or fewer num_frames, or raise limits.frames"
-            )
-        if shown is None and seek and time > due[0] + 1e-6:
-            return None
-        while shown is not None and len(pictures) < len(due) and due[len(pictures)] < time - 1e-6:
-            picture = _to_tensor(shown) if picture is None else picture
-            pictures.append(picture)
-        shown, shown_time, picture = frame, time, None
-        if len(pictures) == len(due):
-            return pictures, time
-    if shown is None:
-        raise BrokenVideo(
-            f"{video.file} is damaged: no frame can be decoded at {due[0] - start:.2f} s; replace it, or delete it"
-        )
-    rest = _to_tensor(shown)
-    return pictures + [rest] * (len(due) - len(pictures)), shown_time
+    with _Opened(file) as video:
+        start = float((video.stream.start_time or 0) * video.stream.time_base)
+        if seek and due[0] > 0:
+            video.container.seek(int((start + due[0]) / video.stream.time_base), stream=video.stream)
+        for count, (time, frame) in enumerate(video.frames()):
+            if count >= limits.frames:
+                raise ValueError(
+                    f"{file}: a clip took more than the limit of {limits.frames} frames to decode; give it more key "
+                    "frames, take a higher fps or fewer num_frames, or raise limits.frames"
+                )
+            time -= start
+            if shown is None and seek and time > due[0] + _TIE:
+                return None
+            while shown is not None and due[len(pictures)] < time - _TIE:
+                picture = _to_tensor(shown) if picture is None else picture
+                pictures.append(picture)
+                if len(pictures) == len(due):
+                    return pictures, time
+            shown, shown_time, picture = frame, time, None
+        if shown is None:
+            raise BrokenVideo(f"{file} is damaged: no frame can be decoded at {due[0]:.2f} s; replace it, or delete it")
+        return pictures + [_to_tensor(shown)] * (len(due) - len(pictures)), shown_time
 
 
 def _rotation(frame: Any) -> int:
@@ -282,7 +283,7 @@ def _read_by_torchcodec(file: str, times: np.ndarray, facts: VideoFacts, limits:
     decoder = _decoder(file)
     begin, end = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
     seconds = np.clip(begin + times, begin, max(begin, end - 0.25 / facts.fps)).tolist()
-    return rearrange(_decode(file, lambda: decoder.get_frames_played_at(seconds)).data, "t c h w -> c t h w")
+    return rearrange(_decode(file, lambda: decoder.get_frames_played_at(seconds)).data, "t c h w -> c t h w").contiguous()
 
 
 def _decode(file: str, read: Any) -> Any:

@@ -94,6 +94,13 @@ class Letterbox(v2.Transform):
         """By what an image's sides are multiplied."""
         return min(self.size[0] / height, self.size[1] / width)
 
+    def forward(self, *inputs: Any) -> Any:
+        outputs = super().forward(*inputs)
+        target = outputs[1] if len(inputs) == 2 else None
+        if isinstance(target, dict) and "area" in target:  # which torchvision does not know
+            target["area"] = target["area"] * self.factor(*v2.functional.get_size(inputs[0])) ** 2
+        return outputs
+
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         height, width = v2.functional.get_size(next(x for x in flat_inputs if isinstance(x, Tensor)))
         factor = self.factor(height, width)
@@ -159,7 +166,8 @@ class KeepVisible(v2.Transform):
 
 def _tight_boxes(masks: Tensor) -> Tensor:
     """(N, H, W) -> (N, 4), XYXY, the far edges exclusive; zeros for empty masks."""
-    boxes, seen = masks.new_zeros((len(masks), 4), dtype=torch.float32), masks.flatten(1).any(1)
+    masks = masks.bool()
+    boxes, seen = torch.zeros(len(masks), 4), masks.flatten(1).any(1)
     if seen.any():
         boxes[seen] = masks_to_boxes(masks[seen]) + torch.tensor([0, 0, 1, 1])
     return boxes
