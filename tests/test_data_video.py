@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vitcourse.data import Augmented, Sampling, VideoFolder, moving, open_dataset, photo, split_names
 from vitcourse.data.decoding import BrokenVideo, Limits, VideoFacts, probe, read_frames, resolve_backend
@@ -21,6 +22,8 @@ def write(path, frames=30, fps=10, codec="libx264", times=None, gop=8, pictures=
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
         stream.codec_context.gop_size = gop
+        if times is not None:
+            stream.codec_context.time_base = fractions.Fraction(1, 1000)
         for k in range(frames):
             picture = np.full((SIZE[1], SIZE[0], 3), 8 * k, dtype=np.uint8) if pictures is None else pictures[k]
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
@@ -219,9 +222,7 @@ def broken(path, film):
 
 @pytest.mark.parametrize("kind", ["empty", "text", "picture", "cut", "playlist"])
 def test_a_file_that_is_no_video_is_named(kind, film, tmp_path):
-    from torchvision.io import write_png
-
-    write_png(photo("cat"), str(film.parent / "cat.png"))
+    Image.fromarray(photo("cat")[0].numpy()).save(film.parent / "cat.png")
     file = broken(tmp_path / f"{kind}.mp4", film)
     with pytest.raises(BrokenVideo, match=rf"{kind}\.mp4 is no usable video: .*replace it, or delete it"):
         probe(str(file), Limits(), "pyav")

@@ -235,6 +235,8 @@ def _shown_at(file: str, due: np.ndarray, limits: Limits, seek: bool) -> tuple[l
                 if len(pictures) == len(due):
                     return pictures, time
             shown, shown_time, picture = frame, time, None
+        if shown is None and seek:
+            return None
         if shown is None:
             raise BrokenVideo(f"{file} is damaged: no frame can be decoded at {due[0]:.2f} s; replace it, or delete it")
         return pictures + [_to_tensor(shown)] * (len(due) - len(pictures)), shown_time
