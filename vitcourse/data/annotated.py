@@ -191,8 +191,8 @@ def check_boxes(
     with np.errstate(invalid="ignore"):
         empty = ~((boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1]))
         outside = ~((clipped[:, 2] > clipped[:, 0]) & (clipped[:, 3] > clipped[:, 1]))
-        cut = int((np.abs(clipped - boxes).max(1, initial=0) > 1).sum())
     unusable = empty | outside | ~np.isfinite(boxes).all(1)
+    cut = int((np.abs(clipped - boxes)[~unusable] > 1).any(1).sum())
     for k in np.flatnonzero(unusable):
         box = "[" + ", ".join(f"{value:g}" for value in boxes[k]) + "]"
         what = "has no area" if empty[k] else f"lies outside the image of {width} × {height} pixels"

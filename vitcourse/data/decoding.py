@@ -285,7 +285,9 @@ def _read_by_torchcodec(file: str, times: np.ndarray, facts: VideoFacts, limits:
     decoder = _decoder(file)
     begin, end = decoder.metadata.begin_stream_seconds, decoder.metadata.end_stream_seconds
     seconds = np.clip(begin + times, begin, max(begin, end - 0.25 / facts.fps)).tolist()
-    return rearrange(_decode(file, lambda: decoder.get_frames_played_at(seconds)).data, "t c h w -> c t h w").contiguous()
+    return rearrange(
+        _decode(file, lambda: decoder.get_frames_played_at(seconds)).data, "t c h w -> c t h w"
+    ).contiguous()
 
 
 def _decode(file: str, read: Any) -> Any:
