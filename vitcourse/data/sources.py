@@ -75,7 +75,7 @@ _FOLDERS: dict[str, tuple[Callable[[Path], list[str]], Callable[..., Dataset]]] 
     "masks": (masks_splits, open_masks),
     "video": (splits_of, open_videos),
 }
-_SPECS = ("fashion_mnist_subset", *_RENDERED, *_TORCHVISION, *(f"{kind}:PATH" for kind in _FOLDERS))
+_SPECS = ("fashion_mnist_subset", *_TORCHVISION, *_RENDERED, *(f"{kind}:PATH" for kind in _FOLDERS))
 
 
 def open_dataset(
