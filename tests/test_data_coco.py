@@ -102,6 +102,17 @@ def test_coco_splits(tmp_path):
         open_dataset(f"coco:{tmp_path}", "test")
 
 
+def test_coco_labels_go_by_name_in_all_splits(tmp_path, capsys):
+    write_coco(tmp_path)
+    other = coco(categories=[{"id": 18, "name": "dog"}, {"id": 3, "name": "emu"}])
+    spec = write_coco(tmp_path, other, file="annotations/instances_val2017.json", images="val2017")
+    with pytest.raises(ValueError, match="annotation 2 is of 'emu', which the training split does not have"):
+        open_dataset(spec, "val")
+    dataset = open_dataset(spec, "val", on_error="skip")
+    assert dataset.classes == ["dog", "cat"] and dataset[0][1]["labels"].tolist() == [0]
+    assert "left out 1 of 4 annotations and images" in capsys.readouterr().err
+
+
 def annotation(**changes) -> dict:
     entries = coco()["annotations"]
     return coco(annotations=[{**entries[0], **changes}])
@@ -146,7 +157,15 @@ def test_bad_coco_is_raised_or_skipped(name, tmp_path, capsys):
         ([], "has no list 'images'"),
         (coco(images=[{"id": 1}]), "entry 0 of 'images' has no 'file_name'"),
         (coco(images=[{"id": 1, "file_name": "a.png", "height": 0, "width": 3}]), "has no height and width in pixels"),
-        (coco(categories=[{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]), "two categories with one id"),
+        (
+            coco(categories=[{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]),
+            "ids of 'categories' must be integers, each",
+        ),
+        (coco(categories=[{"id": "x", "name": "a"}, {"id": 3, "name": "b"}]), "ids of 'categories' must be integers"),
+        (coco(categories=[{"id": 18, "name": "a"}, {"id": 3, "name": "a"}]), "two categories of one name"),
+        (coco(images=coco()["images"][:1] * 2), "ids of 'images' must be integers, each another"),
+        (annotation(image_id=[7]), r"annotation 1 is of image \[7\], which is not listed"),
+        (annotation(category_id={}), "annotation 1 has category_id {}"),
         (annotation(bbox=[1, 2]), r"annotation 1 has no bbox \[x, y, width, height\]"),
         (coco(images=[], annotations=[]), "lists no image"),
     ],

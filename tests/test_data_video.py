@@ -2,6 +2,8 @@
 
 import fractions
 import shutil
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -117,11 +119,9 @@ def test_a_film_turned_by_its_file_comes_upright(film, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("degrees", "turns"), [(0, 0), (90, 1), (-90, 3), (180, 2), (-180, 2)])
 def test_rotations_are_quarter_turns(degrees, turns):
-    from types import SimpleNamespace
-
     from vitcourse.data.decoding import _rotation
 
-    assert _rotation(SimpleNamespace(rotation=degrees)) == turns and _rotation(SimpleNamespace()) == 0
+    assert _rotation(types.SimpleNamespace(rotation=degrees)) == turns and _rotation(types.SimpleNamespace()) == 0
 
 
 def test_clips_of_moving_survive_a_codec(tmp_path):
@@ -326,13 +326,27 @@ def test_bad_arguments(film):
 
 def test_without_a_decoder_the_remedy_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"needs PyAV; install it: pip install 'vitcourse\[video\]'"):
+    with pytest.raises(ImportError, match=r"needs PyAV: pip install 'vitcourse\[video\]'"):
         resolve_backend("auto")
     with pytest.raises(ImportError, match="pip install torchcodec"):
         resolve_backend("torchcodec")
 
 
-def test_torchcodec_reads_the_same_frames(film):
+@pytest.mark.parametrize("backend", ["auto", "torchcodec"])
+def test_torchcodec_without_ffmpeg_says_so(backend, monkeypatch):
+    """What its version 0.17 is like where there is no FFmpeg: it can be imported."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "torchcodec" or None)
+    fake = types.ModuleType("torchcodec")
+    fake.ffmpeg_major_version, fake.decoders = None, types.ModuleType("torchcodec.decoders")
+    monkeypatch.setitem(sys.modules, "torchcodec", fake)
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", fake.decoders)
+    with pytest.raises(ImportError, match="torchcodec finds no FFmpeg .* or take PyAV: pip install"):
+        resolve_backend(backend)
+    fake.ffmpeg_major_version = 8
+    assert resolve_backend(backend) == "torchcodec"
+
+
+def test_torchcodec_reads_the_same_frames(film, tmp_path):
     try:
         resolve_backend("torchcodec")
     except ImportError as error:
@@ -341,3 +355,7 @@ def test_torchcodec_reads_the_same_frames(film):
     for numbers in ([0, 1, 2], [25, 3, 17], [29]):
         times = (np.array(numbers) + 0.5) / 10
         assert which(read_frames(str(film), times, facts, Limits(), "torchcodec")) == numbers
+    for kind in ("empty", "text", "picture", "cut", "playlist"):
+        Image.fromarray(photo("cat")[0].numpy()).save(film.parent / "cat.png")
+        with pytest.raises(BrokenVideo, match=rf"{kind}\.mp4 is no usable video: (?!.*cpp).*replace it"):
+            probe(str(broken(tmp_path / f"{kind}.mp4", film)), Limits(), "torchcodec")

@@ -1,5 +1,6 @@
 """Images with boxes, masks or a class for every pixel, from the files of a user; an item is (image, target)."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,8 @@ class AnnotatedImages(Dataset):
     * ``labels`` (N,), int64, places in ``classes``, from 0; ``area`` (N,), float32; ``iscrowd`` (N,), int64;
     * ``masks``: ``tv_tensors.Mask`` (N, H, W), uint8, where COCO's file has a segmentation for every object;
     * ``semantic``: ``SemanticMask`` (H, W), int64, places in ``semantic_classes``, or 255: counts for nothing. With
-      ``masks`` it is made of them: 0 background, else label + 1, crowds 255, small objects before large ones;
+      ``masks`` it is made of them, for up to 254 classes: 0 background, else label + 1, crowds 255, small objects
+      before large ones;
     * ``image_id``, int.
 
     Raises ValueError, which names the file, for an image that cannot be decoded, or is of another size than its
@@ -101,8 +103,8 @@ class AnnotatedImages(Dataset):
 
     def take(self, indices: Sequence[int]) -> "AnnotatedImages":
         """Some of the images, in the given order."""
-        part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__, annotations=[self.annotations[i] for i in indices])
+        part = copy.copy(self)
+        part.annotations = [self.annotations[i] for i in indices]
         return part
 
     def _target(self, annotation: Annotation, size: tuple[int, int]) -> dict[str, Any]:
@@ -116,7 +118,8 @@ class AnnotatedImages(Dataset):
         if annotation.segmentations is not None:
             masks = _decode_all(annotation, *size)
             target["masks"], target["area"] = tv_tensors.Mask(masks), masks.sum((1, 2)).float()
-            target["semantic"] = SemanticMask(semantic_of(masks, target["labels"], target["iscrowd"]))
+            if len(self.classes) < IGNORE:
+                target["semantic"] = SemanticMask(semantic_of(masks, target["labels"], target["iscrowd"]))
         if annotation.semantic is not None:
             target["semantic"] = SemanticMask(self._read_semantic(annotation, size))
         return target

@@ -1,7 +1,6 @@
 """A folder with annotations in COCO's format (Lin et al., 2014): boxes, polygons, run lengths, crowds."""
 
 import sys
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,47 +35,28 @@ def open_coco(
         crowd: keep regions that cover many objects (``iscrowd`` 1); to train without, and to evaluate with them.
 
     Boxes that reach out of the image are clipped to it; where that is by more than a pixel, it is said on stderr.
-    Classes are the file's categories in the order of their ids. Raises as ``open_dataset`` does.
+    Classes are the categories of the training split in the order of their ids; in the others, names, not ids, say which
+    is which. Raises as ``open_dataset`` does.
     """
     place = _find(top, split)
     if place is None:
         raise FileNotFoundError(f"coco:{top} has no {split} split; {_LAYOUT}{found(top)}")
     file, folders = place
     content, faults = _checked(read_json(file), file), Faults(on_error)
-    ids = sorted(category["id"] for category in content["categories"])
-    if len(set(ids)) != len(ids):
-        raise ValueError(f"{file} has two categories with one id; give each an id of its own")
-    names = {category["id"]: str(category["name"]) for category in content["categories"]}
-    label_of, of_image = {number: k for k, number in enumerate(ids)}, defaultdict(list)
-    known = {image["id"] for image in content["images"]}
-    for entry in content["annotations"]:
-        if entry.get("image_id") not in known:
-            faults.add(
-                ValueError(
-                    f"{file}: annotation {entry.get('id')} is of image {entry.get('image_id')!r}, which is not listed"
-                )
-            )
-        elif entry.get("category_id") not in label_of:
-            faults.add(
-                ValueError(
-                    f"{file}: annotation {entry.get('id')} has category_id {entry.get('category_id')!r}, which is not "
-                    f"among the {len(ids)} categories; add it there"
-                )
-            )
-        elif crowd or not entry.get("iscrowd"):
-            of_image[entry["image_id"]].append(entry)
+    names = _names(content, file)
+    classes = list(names.values()) if split == "train" else _train_classes(top) or list(names.values())
+    of_image = _by_image(content, names, classes, file, faults)
+    if not crowd:
+        of_image = {key: [e for e in entries if not e.get("iscrowd")] for key, entries in of_image.items()}
     masks = any(entry.get("segmentation") for entries in of_image.values() for entry in entries)
     annotations, cut = [], 0
-    for number, image in enumerate(content["images"]):
+    for image in content["images"]:
         try:
             path = _locate(folders, image["file_name"], f"{file}, image {image['id']}")
         except (ValueError, FileNotFoundError) as error:
             faults.add(error)
             continue
-        image_id = image["id"] if isinstance(image["id"], int) else number
-        annotation, clipped = _annotation(
-            image, image_id, path, of_image[image["id"]], file, label_of, names, masks, faults
-        )
+        annotation, clipped = _annotation(image, path, of_image[image["id"]], file, names, classes, masks, faults)
         annotations.append(annotation)
         cut += clipped
     faults.tell("annotations and images", len(content["annotations"]) + len(content["images"]), file)
@@ -87,17 +67,52 @@ def open_coco(
         )
     if not annotations:
         raise ValueError(f"{file} lists no image that can be used; add some")
-    return AnnotatedImages(annotations, [names[number] for number in ids], transform=transform)
+    return AnnotatedImages(annotations, classes, transform=transform)
+
+
+def _names(content: dict[str, Any], file: Path) -> dict[int, str]:
+    """The categories' names by their ids, in the order of these."""
+    names = {category["id"]: str(category["name"]) for category in content["categories"]}
+    if len(set(names.values())) != len(content["categories"]):
+        raise ValueError(f"{file} has two categories of one name; give each its own")
+    return {key: names[key] for key in sorted(names)}
+
+
+def _train_classes(top: Path) -> list[str] | None:
+    place = _find(top, "train")
+    return list(_names(_checked(read_json(place[0]), place[0]), place[0]).values()) if place else None
+
+
+def _by_image(
+    content: dict[str, Any], names: dict[int, str], classes: list[str], file: Path, faults: Faults
+) -> dict[Any, list[dict[str, Any]]]:
+    """The annotations that can be used, by image."""
+    of_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
+    for entry in content["annotations"]:
+        called, image, category = (
+            f"{file}: annotation {entry.get('id')}",
+            entry.get("image_id"),
+            entry.get("category_id"),
+        )
+        if not isinstance(image, int) or image not in of_image:
+            faults.add(ValueError(f"{called} is of image {image!r}, which is not listed; add it there"))
+        elif not isinstance(category, int) or category not in names:
+            few = f"which is not among the {len(names)} categories"
+            faults.add(ValueError(f"{called} has category_id {category!r}, {few}; add it there"))
+        elif names[category] not in classes:
+            faults.add(ValueError(f"{called} is of {names[category]!r}, which the training split does not have"))
+        else:
+            of_image[image].append(entry)
+    return of_image
 
 
 def _annotation(
     image: dict[str, Any],
-    image_id: int,
     path: str,
     entries: list[dict[str, Any]],
     file: Path,
-    label_of: dict[int, int],
     names: dict[int, str],
+    classes: list[str],
     masks: bool,
     faults: Faults,
 ) -> tuple[Annotation, int]:
@@ -113,11 +128,11 @@ def _annotation(
         )
     return Annotation(
         file=path,
-        image_id=image_id,
+        image_id=image["id"],
         where=str(file),
         size=size,
         boxes=boxes[usable],
-        labels=np.array([label_of[entry["category_id"]] for entry in kept], dtype=np.int64),
+        labels=np.array([classes.index(names[entry["category_id"]]) for entry in kept], dtype=np.int64),
         iscrowd=np.array([int(bool(entry.get("iscrowd"))) for entry in kept], dtype=np.int64),
         segmentations=tuple(entry["segmentation"] for entry in kept) if masks else None,
     ), cut
@@ -147,6 +162,10 @@ def _checked(content: Any, file: Path) -> dict[str, list[dict[str, Any]]]:
         for k, entry in enumerate(entries):
             if lacking := [field for field in fields if field not in entry]:
                 raise ValueError(f"{file}: entry {k} of {key!r} has no {lacking[0]!r}; add it")
+    for key in ("images", "categories"):
+        ids = [entry["id"] for entry in content[key]]
+        if not all(isinstance(number, int) for number in ids) or len(set(ids)) != len(ids):
+            raise ValueError(f"{file}: the ids of {key!r} must be integers, each another; correct them")
     for image in content["images"]:
         if not all(isinstance(image[side], int) and image[side] > 0 for side in ("height", "width")):
             raise ValueError(f"{file}: image {image['file_name']!r} has no height and width in pixels; correct them")

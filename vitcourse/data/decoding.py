@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 BACKENDS = ("pyav", "torchcodec")
 _NO_VIDEO = ("image2", "hls", "dash", "concat", "tty")  # pictures, text, and lists that name other files
 _TIE = 1e-6  # seconds; times are sums of periods, which rounding must not put before a frame
-_INSTALL = "install it: pip install 'vitcourse[video]' (PyAV brings its own FFmpeg)"
+_INSTALL = "pip install 'vitcourse[video]' (PyAV brings its own FFmpeg)"
 
 
 class BrokenVideo(ValueError):
@@ -63,17 +64,24 @@ def resolve_backend(backend: str) -> str:
     if backend in ("auto", "pyav") and importlib.util.find_spec("av"):
         return "pyav"
     if backend in ("auto", "torchcodec") and importlib.util.find_spec("torchcodec"):
-        try:
-            import torchcodec.decoders  # noqa: F401
-        except (ImportError, OSError, RuntimeError) as error:  # it finds no FFmpeg
-            raise ImportError(
-                f"torchcodec finds no FFmpeg ({type(error).__name__}); install FFmpeg, or PyAV: {_INSTALL}"
-            ) from error
+        _check_torchcodec()
         return "torchcodec"
     needed = {"auto": "PyAV", "pyav": "PyAV", "torchcodec": "torchcodec"}[backend]
     raise ImportError(
-        f"reading videos needs {needed}; " + ("pip install torchcodec" if needed == "torchcodec" else _INSTALL)
+        f"reading videos needs {needed}: " + ("pip install torchcodec" if needed == "torchcodec" else _INSTALL)
     )
+
+
+def _check_torchcodec() -> None:
+    """It takes FFmpeg from the system: older versions say at once that there is none, later ones when they decode."""
+    try:
+        import torchcodec.decoders
+
+        found, why = getattr(torchcodec, "ffmpeg_major_version", True), "it needs version 4 or later"
+    except (ImportError, OSError, RuntimeError) as error:
+        found, why = None, _first_line(error)
+    if found is None:
+        raise ImportError(f"torchcodec finds no FFmpeg ({why}); install FFmpeg, or take PyAV: {_INSTALL}")
 
 
 def probe(file: str, limits: Limits, backend: str) -> VideoFacts:
@@ -256,17 +264,27 @@ def _to_tensor(frame: Any) -> Tensor:
 # --- torchcodec ---
 
 
+def _first_line(error: BaseException) -> str:
+    """Without the place in torchcodec's source that it begins with."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rpartition(".cpp:")[2].strip("0123456789, ")
+
+
 def _decoder(file: str) -> Any:
     from torchcodec.decoders import VideoDecoder
 
+    if os.path.isfile(file):
+        with open(file, "rb") as opened:  # FFmpeg would follow lists to other files, and takes pictures for films
+            head = opened.read(16).lstrip()
+        if head.startswith((b"#EXTM3U", b"ffconcat", b"<", b"\x89PNG", b"\xff\xd8\xff", b"RIFF\0\0\0\0WEBP")):
+            raise BrokenVideo(
+                f"{file} is no usable video: it is a picture, or a list of other files; replace it, or delete it"
+            )
     try:
         return VideoDecoder(file, num_ffmpeg_threads=1)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{file} is missing; restore it, or open the data set anew") from error
     except (RuntimeError, ValueError) as error:
-        raise BrokenVideo(
-            f"{file} is no usable video: {str(error).splitlines()[0]}; replace it, or delete it"
-        ) from error
+        raise BrokenVideo(f"{file} is no usable video: {_first_line(error)}; replace it, or delete it") from error
 
 
 def _probe_by_torchcodec(file: str, limits: Limits) -> VideoFacts:
@@ -294,4 +312,4 @@ def _decode(file: str, read: Any) -> Any:
     try:
         return read()
     except (RuntimeError, IndexError) as error:
-        raise BrokenVideo(f"{file} is damaged: {str(error).splitlines()[0]}; replace it, or delete it") from error
+        raise BrokenVideo(f"{file} is damaged: {_first_line(error)}; replace it, or delete it") from error

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from vitcourse.data.annotated import AnnotatedImages, Annotation, images_by_stem
+from vitcourse.data.annotated import IGNORE, AnnotatedImages, Annotation, images_by_stem
 from vitcourse.data.folders import (
     CLASSES_FILE,
     Faults,
@@ -69,4 +69,6 @@ def open_masks(top: Path, split: str, *, transform: Callable | None = None, on_e
         raise FileNotFoundError(f"{images} holds no images with masks; {_LAYOUT}")
     named = read_classes(top)
     classes = named or list(_BINARY)
+    if len(classes) > IGNORE:
+        raise ValueError(f"{top / CLASSES_FILE} names {len(classes)} classes; masks of 8 bits tell {IGNORE} apart")
     return AnnotatedImages(annotations, classes, semantic_classes=classes, binary=named is None, transform=transform)

@@ -1,5 +1,6 @@
 """Clips of a Fashion-MNIST item in motion, rendered on demand: the label is the motion, which no single frame shows."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -125,8 +126,8 @@ class Moving(Dataset):
 
     def take(self, indices: Sequence[int]) -> "Moving":
         """Some of the clips, in the given order."""
-        part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__, indices=[self.indices[i] for i in indices])
+        part = copy.copy(self)
+        part.indices = [self.indices[i] for i in indices]
         return part
 
     def _render(self, number: int) -> Tensor:

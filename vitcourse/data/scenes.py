@@ -1,5 +1,6 @@
 """Scenes of several Fashion-MNIST items, rendered on demand: images with boxes, masks, classes and a caption."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -126,8 +127,8 @@ class Scenes(Dataset):
 
     def take(self, indices: Sequence[int]) -> "Scenes":
         """Some of the images, in the given order."""
-        part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__, indices=[self.indices[i] for i in indices])
+        part = copy.copy(self)
+        part.indices = [self.indices[i] for i in indices]
         return part
 
     def _render(self, number: int) -> tuple[tv_tensors.Image, dict[str, Any]]:

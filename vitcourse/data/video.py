@@ -1,5 +1,6 @@
 """A folder of video files, class by class, and clips sampled from them by rate and length."""
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -154,8 +155,8 @@ class VideoFolder(Dataset):
 
     def take(self, indices: Sequence[int]) -> "VideoFolder":
         """Some of the clips, in the given order."""
-        part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__, indices=[self.indices[i] for i in indices])
+        part = copy.copy(self)
+        part.indices = [self.indices[i] for i in indices]
         return part
 
     def _times(self, file: str, facts: VideoFacts, clip: int) -> np.ndarray:
