@@ -89,11 +89,8 @@ def _by_image(
     """The annotations that can be used, by image."""
     of_image: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in content["images"]}
     for entry in content["annotations"]:
-        called, image, category = (
-            f"{file}: annotation {entry.get('id')}",
-            entry.get("image_id"),
-            entry.get("category_id"),
-        )
+        called = f"{file}: annotation {entry.get('id')}"
+        image, category = entry.get("image_id"), entry.get("category_id")
         if not isinstance(image, int) or image not in of_image:
             faults.add(ValueError(f"{called} is of image {image!r}, which is not listed; add it there"))
         elif not isinstance(category, int) or category not in names:
@@ -119,7 +116,7 @@ def _annotation(
     """One image's, and how many of its boxes were clipped."""
     size, where = (image["height"], image["width"]), f"{file}, image {image['file_name']}"
     called = [f"annotation {entry.get('id')} ({names[entry['category_id']]})" for entry in entries]
-    boxes, usable, cut = check_boxes(_xyxy(entries, where, faults), called, size, where, faults)
+    boxes, usable, cut = check_boxes(_xyxy(entries, where), called, size, where, faults)
     kept = [entry for entry, good in zip(entries, usable, strict=True) if good]
     without = [entry.get("id") for entry in kept if not entry.get("segmentation")]
     if masks and without:
@@ -138,7 +135,7 @@ def _annotation(
     ), cut
 
 
-def _xyxy(entries: list[dict[str, Any]], where: str, faults: Faults) -> np.ndarray:
+def _xyxy(entries: list[dict[str, Any]], where: str) -> np.ndarray:
     """COCO's boxes are (x, y, width, height), from 0."""
     boxes = np.full((len(entries), 4), np.nan)
     for box, entry in zip(boxes, entries, strict=True):

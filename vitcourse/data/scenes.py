@@ -37,7 +37,7 @@ def scenes(split: str = "train", **options: Any) -> "Scenes":
 
     >>> image, target = scenes("test", img_size=64, objects=(1, 1))[0]
     >>> tuple(image.shape), sorted(target)[:5], target["caption"]
-    ((3, 64, 64), ['area', 'boxes', 'caption', 'image_id', 'iscrowd'], 'a green coat on gravel')
+    ((3, 64, 64), ['area', 'boxes', 'caption', 'image_id', 'iscrowd'], 'a green shirt on a brick wall')
     """
     return Scenes(split, **options)
 
