@@ -21,6 +21,7 @@ from benchmarks import (
     lesson_vit,
     models,
     pruning,
+    scenes,
     spinning,
     tables,
 )
@@ -189,6 +190,13 @@ def test_programs_that_wait_are_measured_in_turns(monkeypatch):
     warm, first, second = told[:3], told[3:12], told[12:21]
     assert all(call[1:] == (1, 1) for call in warm) and all(call[2] == 60 for call in told[3:])
     assert first == second[::-1], "in alternating order"
+
+
+def test_rendered_data_are_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(scenes, "AT_ONCE", 1)
+    rows = scenes.measure(1, tmp_path)
+    assert [row["data"] for row in rows[:5]] == ["scenes"] * 3 + ["moving"] * 2
+    assert all(row["items_per_second"] > 0 for row in rows)
 
 
 @pytest.fixture

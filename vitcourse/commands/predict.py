@@ -57,7 +57,7 @@ def _files(names: list[str]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        from vitcourse.data.sources import is_picture
+        from vitcourse.data.folders import is_picture
 
         inside = sorted(p for p in path.iterdir() if is_picture(p.name))
         if not inside:

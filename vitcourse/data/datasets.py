@@ -17,6 +17,7 @@ from vitcourse.data.transforms import apply, as_image, split_fixed_tail, to_chan
 
 # What every data set of this package tells about itself.
 FACTS = ("classes", "targets", "in_chans", "img_size", "mean", "std")
+_SOME_HAVE = ("semantic_classes",)  # those with a class for every pixel
 
 
 class ImageDataset(Dataset):
@@ -123,7 +124,7 @@ class Augmented(Dataset):
         self.dataset, self.transform, self.seed = dataset, transform, seed
 
     def __getattr__(self, name: str) -> Any:
-        if name in FACTS:
+        if name in (*FACTS, *_SOME_HAVE):
             return getattr(self.dataset, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
@@ -160,6 +161,8 @@ class Augmented(Dataset):
 def subset(dataset: Dataset, n: int, seed: int = 0) -> Subset:
     """``n`` items of ``dataset``, class-balanced: the classes' shares differ by one at most. Same seed, same items.
 
+    Items without a class of their own (``targets`` is None) count as one class.
+
     Raises ValueError if n is below 1, or if a class has fewer items than its share.
 
     >>> from vitcourse.data import open_dataset
@@ -169,7 +172,7 @@ def subset(dataset: Dataset, n: int, seed: int = 0) -> Subset:
     """
     if n < 1:
         raise ValueError(f"n {n} is no number of items; give at least 1")
-    targets = np.asarray(dataset.targets)
+    targets = _strata(dataset)
     labels, counts = np.unique(targets, return_counts=True)
     random = np.random.RandomState(seed)  # the legacy generator, because NumPy promises never to change its stream
     shares = np.full(len(labels), n // len(labels))
@@ -177,24 +180,34 @@ def subset(dataset: Dataset, n: int, seed: int = 0) -> Subset:
     if (shares > counts).any():
         short = int(np.argmax(shares > counts))
         raise ValueError(
-            f"n {n} takes {shares[short]} of class {dataset.classes[labels[short]]!r}, which has {counts[short]}; "
+            f"n {n} takes {shares[short]} of {_called(dataset, labels[short])}, which has {counts[short]}; "
             f"give n of at most {counts.min() * len(labels)}"
         )
     chosen = [random.permutation(np.flatnonzero(targets == label)) for label in labels]
     chosen = [members[:share] for members, share in zip(chosen, shares, strict=True)]
     part = Subset(dataset, np.sort(np.concatenate(chosen)).tolist())
-    for fact in FACTS:
+    for fact in (fact for fact in (*FACTS, *_SOME_HAVE) if hasattr(dataset, fact)):
         setattr(part, fact, getattr(dataset, fact))
-    part.targets = targets[part.indices].tolist()
+    part.targets = None if dataset.targets is None else targets[part.indices].tolist()
     return part
 
 
-def hold_out(dataset: ImageDataset | Subset, share: float = 0.1, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
+def _strata(dataset: Dataset) -> np.ndarray:
+    """The class of each item; 0 where items have none of their own, as scenes of several objects."""
+    return np.zeros(len(dataset), dtype=np.int64) if dataset.targets is None else np.asarray(dataset.targets)
+
+
+def _called(dataset: Dataset, label: int) -> str:
+    return "the data set" if dataset.targets is None else f"class {dataset.classes[label]!r}"
+
+
+def hold_out(dataset: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Dataset, Dataset]:
     """Cut a training split in two: what is left to train on, and ``share`` of every class to validate on.
 
     Choosing weights, a learning rate or the end of a training by the test images spoils them: what was chosen because
     it does well there does less well elsewhere. Same seed, same images; each class gives one image at least, but not
-    its only one. ``dataset`` may be a ``subset``.
+    its only one. ``dataset`` may be a ``subset``, and any data set of this package; where items have no class of their
+    own (``targets`` is None), as scenes of several objects, they count as one class.
 
     Raises ValueError if share is not between 0 and 1, or nothing can be held out.
 
@@ -205,7 +218,7 @@ def hold_out(dataset: ImageDataset | Subset, share: float = 0.1, seed: int = 0) 
     """
     if not 0 < share < 1:
         raise ValueError(f"share {share} is no part of the images; use 0 < share < 1")
-    targets = np.asarray(dataset.targets)
+    targets = _strata(dataset)
     random = np.random.RandomState(seed)
     held: list[int] = []
     for label in np.unique(targets):
@@ -217,7 +230,7 @@ def hold_out(dataset: ImageDataset | Subset, share: float = 0.1, seed: int = 0) 
     return _take(dataset, rest.tolist()), _take(dataset, sorted(held))
 
 
-def _take(dataset: Dataset, indices: list[int]) -> ImageDataset:
+def _take(dataset: Dataset, indices: list[int]) -> Dataset:
     if isinstance(dataset, Subset):
         return _take(dataset.dataset, [dataset.indices[i] for i in indices])
     return dataset.take(indices)

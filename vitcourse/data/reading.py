@@ -5,6 +5,7 @@ import os
 import struct
 import zlib
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -78,6 +79,34 @@ def read_image(source: Picture, in_chans: int | None = None) -> tv_tensors.Image
     except _DAMAGED as error:
         raise ValueError(f"{_name(source)} is not a usable image: {error}; replace it, or delete it") from error
     return v2.functional.to_image(picture.convert({1: "L", 3: "RGB", None: picture.mode}[in_chans]))
+
+
+def read_mask(source: Picture) -> np.ndarray:
+    """Decode a mask, whose values are classes and no colours: (H, W), uint8.
+
+    Of a palette it is the places in it, of a picture with one bit 0 and 255; of equal channels one. What ``read_image``
+    does to colours, transparency and orientation is not done: a mask has none of them.
+
+    Raises as ``read_image`` does, and ValueError for colours, for which nobody knows the classes.
+
+    >>> read_mask(Image.new("P", (4, 3), 7)).tolist()[0]
+    [7, 7, 7, 7]
+    """
+    try:
+        with Image.open(_opened(source)) if not isinstance(source, Image.Image) else nullcontext(source) as picture:
+            values = np.asarray(picture.convert("L") if picture.mode == "1" else picture)
+            mode = picture.mode
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{_name(source)} is missing; restore it, or open the data set anew") from error
+    except _DAMAGED as error:
+        raise ValueError(f"{_name(source)} is not a usable image: {error}; replace it, or delete it") from error
+    if values.ndim == 3 and (values[..., : {"LA": 1, "PA": 1}.get(mode, 3)] == values[..., :1]).all():
+        values = values[..., 0]
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"{_name(source)} is a mask in colours (mode {mode}); save it in grey or with a palette")
+    if not (values.min() >= 0 and values.max() <= 255):
+        raise ValueError(f"{_name(source)} has values from {values.min()} to {values.max()}; a mask has 0 to 255")
+    return values.astype(np.uint8)
 
 
 def _opened(source: Any) -> Any:

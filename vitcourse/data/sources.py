@@ -1,8 +1,7 @@
-"""Data sets by name: the embedded subset, torchvision's, and folders of images."""
+"""Data sets by name: the embedded subset, rendered scenes and clips, torchvision's, and folders of a user."""
 
 import difflib
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 
+from vitcourse.data.coco import coco_splits, open_coco
 from vitcourse.data.datasets import ImageDataset
 from vitcourse.data.embedded import fashion_mnist_subset
+from vitcourse.data.folders import IMAGE_SUFFIXES, SPLITS, files_by_class, is_picture, splits_of
+from vitcourse.data.masks import masks_splits, open_masks
+from vitcourse.data.moving import moving
+from vitcourse.data.scenes import scenes
 from vitcourse.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-_VAL_FOLDERS = ("val", "valid", "validation")
+from vitcourse.data.video import open_videos
+from vitcourse.data.voc import open_voc, voc_splits
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,30 @@ _TORCHVISION = {
     "oxford_iiit_pet": _Source("OxfordIIITPet", "oxford-iiit-pet", _PETS),
     "stl10": _Source("STL10", "stl10_binary", _NAMED),
 }
-_SPECS = ("fashion_mnist_subset", *_TORCHVISION, "imagefolder:PATH")
+_RENDERED = {"scenes": scenes, "moving": moving}
 _LAYOUT = """expected a folder per class in a folder per split:
     PATH/train/cat/1.jpg   PATH/train/dog/2.jpg
     PATH/val/cat/3.jpg     PATH/val/dog/4.jpg      (or valid, or validation)
     PATH/test/cat/5.jpg    PATH/test/dog/6.jpg
 """
+
+
+def _open_folder(top: Path, split: str, transform: Callable | None = None) -> ImageDataset:
+    files = files_by_class(top, split, is_picture, _LAYOUT, "images", IMAGE_SUFFIXES)
+    images = [file for found in files.values() for file in found]
+    targets = [label for label, found in enumerate(files.values()) for _ in found]
+    return ImageDataset(images, targets, list(files), mean=IMAGENET_MEAN, std=IMAGENET_STD, transform=transform)
+
+
+# A user's own: which splits a folder has, and how one is opened.
+_FOLDERS: dict[str, tuple[Callable[[Path], list[str]], Callable[..., Dataset]]] = {
+    "imagefolder": (splits_of, _open_folder),
+    "coco": (coco_splits, open_coco),
+    "voc": (voc_splits, open_voc),
+    "masks": (masks_splits, open_masks),
+    "video": (splits_of, open_videos),
+}
+_SPECS = ("fashion_mnist_subset", *_TORCHVISION, *_RENDERED, *(f"{kind}:PATH" for kind in _FOLDERS))
 
 
 def open_dataset(
@@ -63,7 +85,8 @@ def open_dataset(
     transform: Callable | None = None,
     root: str | Path | None = None,
     download: bool = False,
-) -> ImageDataset:
+    **options: Any,
+) -> Dataset:
     """Open one split of a data set.
 
     Args:
@@ -72,17 +95,24 @@ def open_dataset(
             ``"mnist"``, ``"oxford_iiit_pet"``, ``"stl10"``; or ``"imagefolder:PATH"``, a folder of your own with
             PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg (or valid, or validation), PATH/test/CLASS/*.jpg, or both.
             Its classes are those of train; that a class has no images in another split is said on stderr.
+            Rendered on demand, with targets for detection and segmentation: ``"scenes"``, and clips of motions:
+            ``"moving"``. Your own with annotations: ``"coco:PATH"``, ``"voc:PATH"``, ``"masks:PATH"``, a folder of
+            images and one of masks, and ``"video:PATH"``, with PATH/train/CLASS/*.mp4; an error shows the layout.
         split: ``"train"``, ``"test"``, or ``"val"``, of those that ``split_names`` gives. Where there is no ``"val"``,
             ``hold_out`` makes one of ``"train"``. (``"train"`` of the pets is what its authors call trainval.)
         transform: applied to each image, such as ``train_transform`` and ``eval_transform`` build.
         root: where torchvision's data sets lie; by default $VITCOURSE_DATASETS, or else ~/.cache/vitcourse.
         download: fetch a torchvision data set that is not there yet.
+        options: of :class:`Scenes`, :class:`Moving`, ``open_coco``, ``open_voc``, ``open_masks`` or ``open_videos``.
 
-    An item is (image, label); without a transform the image is a ``tv_tensors.Image`` (C, H, W), uint8.
+    An item is (image, label); without a transform the image is a ``tv_tensors.Image`` (C, H, W), uint8. It is
+    (image, target) of scenes, coco, voc and masks, as :class:`Scenes` and :class:`AnnotatedImages` say, and
+    (clip, label) of moving and video, the clip uint8 (C, T, H, W).
     ``mean`` and ``std`` are those of the set's own training pixels, or ImageNet's where images come as files.
 
-    Raises ValueError for an unknown spec or split, a corrupt file and classes that train does not have, and
-    FileNotFoundError for what is not there. Each names the file or folder and the remedy.
+    Raises ValueError for an unknown spec or split, a corrupt file and classes that train does not have,
+    FileNotFoundError for what is not there, and TypeError for options of another data set. Each names the file or
+    folder and the remedy.
 
     >>> open_dataset("cifar_10")
     Traceback (most recent call last):
@@ -90,10 +120,14 @@ def open_dataset(
     """
     known = split_names(spec)
     kind, _, path = spec.partition(":")
-    if kind == "imagefolder":
-        _check_split(spec, split, ("train", "val", "test"))
-        return _open_folder(Path(path).expanduser(), split, transform)
+    if kind in _FOLDERS:
+        _check_split(spec, split, SPLITS)
+        return _FOLDERS[kind][1](Path(path).expanduser(), split, transform=transform, **options)
     _check_split(spec, split, known)
+    if spec in _RENDERED:
+        return _RENDERED[spec](split, transform=transform, **options)
+    if options:
+        raise TypeError(f"{spec} has no option {', '.join(options)}; leave it out")
     if spec == "fashion_mnist_subset":
         images, targets = fashion_mnist_subset(split)
         classes = datasets.FashionMNIST.classes
@@ -111,15 +145,16 @@ def split_names(spec: str) -> list[str]:
     (['train', 'test'], ['train', 'val', 'test'])
     """
     kind, _, path = spec.partition(":")
-    if kind == "imagefolder":
+    if kind in _FOLDERS:
         if not path:
-            raise ValueError("spec 'imagefolder' names no folder; write imagefolder:PATH")
-        top = Path(path).expanduser()
-        return [split for split in ("train", "val", "test") if _split_folder(top, split).is_dir()]
+            raise ValueError(f"spec {kind!r} names no folder; write {kind}:PATH")
+        return _FOLDERS[kind][0](Path(path).expanduser())
     if spec == "fashion_mnist_subset":
         return ["train", "test"]
+    if spec in _RENDERED:
+        return list(SPLITS)
     if spec in _TORCHVISION:
-        return [split for split in ("train", "val", "test") if split in _TORCHVISION[spec].splits]
+        return [split for split in SPLITS if split in _TORCHVISION[spec].splits]
     close = difflib.get_close_matches(kind, _SPECS, n=2)
     hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known are {', '.join(_SPECS)}"
     raise ValueError(f"spec {spec!r} is no data set; {hint}")
@@ -184,78 +219,3 @@ def _to_nchw(images: Tensor) -> Tensor:
     if images.ndim == 3:
         return images.unsqueeze(1)
     return images.permute(0, 3, 1, 2).contiguous() if images.shape[3] == 3 else images
-
-
-# --- Folders of images ---
-
-
-def _open_folder(top: Path, split: str, transform: Callable | None) -> ImageDataset:
-    folder, train = _split_folder(top, split), top / "train"
-    if not folder.is_dir():
-        raise FileNotFoundError(f"imagefolder:{top} has no {split} split; {_LAYOUT}{_found(top)}")
-    files = {name: _image_files(folder / name) for name in _class_folders(folder)}
-    if split != "train" and train.is_dir():
-        files = _as_in_training(files, _class_folders(train), folder)
-    elif empty := [name for name, found in files.items() if not found]:
-        raise FileNotFoundError(
-            f"{folder / empty[0]} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some, or delete the folder"
-        )
-    images = [file for found in files.values() for file in found]
-    targets = [label for label, found in enumerate(files.values()) for _ in found]
-    return ImageDataset(images, targets, list(files), mean=IMAGENET_MEAN, std=IMAGENET_STD, transform=transform)
-
-
-def _split_folder(top: Path, split: str) -> Path:
-    """Where a split's class folders lie, or should lie."""
-    if split != "val":
-        return top / split
-    there = [top / name for name in _VAL_FOLDERS if (top / name).is_dir()]
-    if len(there) > 1:
-        raise ValueError(f"{top} has {' and '.join(path.name for path in there)}; keep one of them to validate on")
-    return there[0] if there else top / "val"
-
-
-def _as_in_training(files: dict[str, list[str]], classes: list[str], folder: Path) -> dict[str, list[str]]:
-    """A split's files by the classes of the training split; one line says which of them it has no images of."""
-    unknown = sorted(name for name, found in files.items() if found and name not in classes)
-    if unknown:
-        raise ValueError(
-            f"{folder} has images of {', '.join(unknown)}, which {folder.parent / 'train'} does not have; "
-            "give the same classes images to train on, or delete these"
-        )
-    missing = [name for name in classes if not files.get(name)]
-    if missing == classes:
-        raise FileNotFoundError(f"{folder} holds no images ({' '.join(IMAGE_SUFFIXES)}); add some, or delete it")
-    if missing:
-        few = ", ".join(missing[:6]) + (f" and {len(missing) - 6} more" if len(missing) > 6 else "")
-        print(f"vitcourse: {folder} has no images of {few}, which the model learns all the same", file=sys.stderr)
-    return {name: files.get(name, []) for name in classes}
-
-
-def _class_folders(folder: Path) -> list[str]:
-    """The classes' names, sorted; hidden folders, such as Jupyter's .ipynb_checkpoints, are none."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise FileNotFoundError(f"{folder} has no class folders; {_LAYOUT}{_found(folder)}")
-    return names
-
-
-def _image_files(folder: Path) -> list[str]:
-    """All images at any depth, sorted; without hidden ones, such as macOS's ._1.jpg, which are none."""
-    files = []
-    for base, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [os.path.join(base, name) for name in names if is_picture(name)]
-    return sorted(files)
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file of this name is taken for a picture when a folder is read."""
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
-
-
-def _found(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"but there is no folder {folder}"
-    names = sorted(entry.name for entry in folder.iterdir())
-    return f"but {folder} holds {', '.join(names[:6]) or 'nothing'}{', ...' if len(names) > 6 else ''}"

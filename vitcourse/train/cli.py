@@ -356,7 +356,7 @@ def fit_size(dataset: Any, model: Any, config: TrainConfig, *, train: bool) -> A
     normalisation. With ``loader="memory"`` files are read now, once, and held.
 
     Raises:
-        ValueError: random crops of larger pictures are asked for, of images that are to be held.
+        ValueError: random crops of larger pictures are asked for, of images that are to be held; scenes or clips.
     """
     import torch
     from torchvision.transforms import InterpolationMode, v2
@@ -365,6 +365,10 @@ def fit_size(dataset: Any, model: Any, config: TrainConfig, *, train: bool) -> A
     from vitcourse.data.transforms import resize_and_crop
     from vitcourse.layers import to_pair
 
+    if not isinstance(dataset, ImageDataset):
+        raise ValueError(
+            f"items of {type(dataset).__name__} are no images with one label each; name a task that takes them"
+        )
     preprocess = model.preprocess
     size = to_pair(getattr(model, "img_size", preprocess.img_size), "img_size")
     resize, crop = resize_and_crop(size, preprocess.interpolation, 1.0 if train else preprocess.crop_pct)
