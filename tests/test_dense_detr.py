@@ -41,7 +41,7 @@ def theirs():
         dropout=0.0,
     )
     torch.manual_seed(1)
-    return randomised(transformers.DetrForObjectDetection(config), std=0.15)
+    return randomised(transformers.DetrForObjectDetection(config), std=0.35)
 
 
 class Maps(nn.Module):
@@ -137,13 +137,10 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(theirs):
         for ours_end, theirs_end in (("", ""), ("_aux0", "_0"), ("_aux1", "_1")):
             torch.testing.assert_close(terms[name + ours_end].mean, parts[theirs_name + theirs_end], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(mean_loss(terms), expected, rtol=1e-4, atol=1e-4)
-    weights = [p for p in ours.parameters() if p.requires_grad]
-    a = torch.autograd.grad(mean_loss(terms), weights, retain_graph=True, allow_unused=True)
-    b = torch.autograd.grad(expected, weights, allow_unused=True)
-    assert sum(x is not None and x.abs().max() > 0 for x in a) > 40
-    for x, y in zip(a, b, strict=True):
-        if y is not None:
-            torch.testing.assert_close(x, y, rtol=1e-3, atol=1e-5)
+    wanted = torch.autograd.grad(expected, (output.logits, output.boxes), retain_graph=True)
+    for a, b in zip(torch.autograd.grad(mean_loss(terms), (output.logits, output.boxes)), wanted, strict=True):
+        assert b.abs().max() > 0.1
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_results_are_those_of_transformers(theirs):
@@ -221,11 +218,13 @@ def test_every_kind_of_query_trains_all_of_the_model(queries, denoising):
     extra = {"proposals"} if queries == "proposals" else set()
     assert ends == {"", "aux0", "aux1"} | extra | ({f"denoising{i}" for i in range(3)} if denoising else set())
     mean_loss(terms).backward()
+    # Embedded queries have no content yet that the first layer could exchange.
+    idle = () if queries != "embedded" or denoising else ("decoder.0.self_attn.v.weight",)
     unused = ("backbone.norm", "backbone.layers.2")  # the stage after the one that is asked for
     for name, p in model.named_parameters():
         if not name.startswith(unused):
             assert p.grad is not None and p.grad.isfinite().all(), name
-            assert p.grad.abs().max() > 0 or name.endswith((".k.bias", "label_embed.weight")), name
+            assert p.grad.abs().max() > 0 or name.endswith((".k.bias", *idle)), name
     assert (output.logits[-1, 0] - output.logits[-1, 1]).abs().max() > 1e-3
 
 
@@ -304,7 +303,7 @@ def test_parts_of_a_batch_add_up():
     whole = sum_and_count(model.losses(model(images), TARGETS))
     parts = [sum_and_count(model.losses(model(images[i:j]), TARGETS[i:j])) for i, j in ((0, 1), (1, 3))]
     assert whole[1] == 3
-    torch.testing.assert_close(whole[0], sum(p[0] for p in parts), rtol=1e-5, atol=1e-5)  # matching is in float32
+    torch.testing.assert_close(whole[0], sum(p[0] for p in parts), rtol=1e-9, atol=1e-9)
     model.criterion = BoxSetLoss(class_count="weights")
     with pytest.raises(ValueError, match="use a loss with class_count='objects'"):
         sum_and_count(model.losses(model(images), TARGETS))

@@ -22,7 +22,7 @@ from .detr_queries import (
 )
 from .pyramid import level_of, one_map, valid_tokens
 from .set_loss import BoxSetLoss, count_objects, named
-from .terms import Term, Terms
+from .terms import Term, Terms, widened
 
 
 class DetrOutput(NamedTuple):
@@ -269,8 +269,8 @@ class Detr(DenseModel):
         count, groups = count_objects(targets, labels.device), output.disturbed.groups
         terms: dict[str, Term] = {}
         for i, (logits, boxes) in enumerate(zip(*output.denoised, strict=True)):
-            found = boxes[image, query].float()
-            error = F.cross_entropy(logits[image, query].float(), labels, reduction="sum")
+            found = widened(boxes[image, query])
+            error = F.cross_entropy(widened(logits[image, query]), labels, reduction="sum")
             layer = {
                 "class": Term(error, count, self.criterion.class_weight),
                 **self.criterion.box_terms(found, wanted.to(found), count),

@@ -52,7 +52,7 @@ def hungarian(costs: Sequence[Tensor]) -> Match:
     ([0, 1], [1, 0])
     """
     solve = needs("scipy.optimize", "Hungarian matching").linear_sum_assignment
-    flat = torch.cat([cost.flatten() for cost in costs]).float()
+    flat = torch.cat([cost.flatten() for cost in costs])
     worst = torch.finfo(flat.dtype).max
     parts = flat.nan_to_num(worst, worst, worst).cpu().split([cost.numel() for cost in costs])  # waits once
     images, queries, objects, before = [], [], [], 0

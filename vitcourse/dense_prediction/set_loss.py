@@ -11,7 +11,7 @@ from torchvision.ops import box_convert
 
 from .boxes import Target, giou, pairwise_giou
 from .matching import Match, hungarian
-from .terms import Term, Terms
+from .terms import Term, Terms, widened
 
 ClassCount = Literal["weights", "objects"]
 
@@ -68,7 +68,7 @@ class BoxSetLoss:
     def match(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Match:
         """Logits (B, Q, K + 1) and boxes (B, Q, 4) to the pairs; each target's ``boxes`` (n, 4) are parts, too."""
         costs = []
-        for p, b, target in zip(logits.float().softmax(-1), boxes.float(), targets, strict=True):
+        for p, b, target in zip(widened(logits).softmax(-1), widened(boxes), targets, strict=True):
             wanted = target["boxes"].to(b)
             corners = (box_convert(x, "cxcywh", "xyxy") for x in (b, wanted))
             cost = self.l1 * torch.cdist(b, wanted, p=1) - self.giou * pairwise_giou(*corners)
@@ -78,11 +78,11 @@ class BoxSetLoss:
     def __call__(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], match: Match | None = None) -> Terms:
         """Terms ``class``, ``l1`` and ``giou`` of one layer's predictions."""
         match = self.match(logits, boxes, targets) if match is None else match
-        found = boxes[match.image, match.query].float()
+        found = widened(boxes[match.image, match.query])
         wanted = torch.cat([target["boxes"] for target in targets]).to(found)[match.object]
         count = count_objects(targets, logits.device)
         return {
-            "class": class_term(logits.float(), match, targets, self.no_object, self.class_weight, self.class_count),
+            "class": class_term(widened(logits), match, targets, self.no_object, self.class_weight, self.class_count),
             **self.box_terms(found, wanted, count),
         }
 
