@@ -102,8 +102,8 @@ SIZE = (64, 96)
 
 
 def both_heads():
-    theirs = randomised(FCOSHead(32, 1, 5, num_convs=2), std=0.1)
-    ours = FcosHead(32, 5, num_convs=2).eval()
+    theirs = randomised(FCOSHead(64, 1, 5, num_convs=2), std=0.1)
+    ours = FcosHead(64, 5, num_convs=2).eval()
     names = (
         ("classification_head.conv", "class_branch"),
         ("classification_head.cls_logits", "logits"),
@@ -125,14 +125,14 @@ def torchvisions_points(sizes):
 
 def detector(theirs):
     backbone = nn.Identity()
-    backbone.out_channels = 32
+    backbone.out_channels = 64
     anchors = AnchorGenerator(tuple((s,) for s in STRIDES), ((1.0,),) * 3)
     model = FCOS(backbone, 5, anchor_generator=anchors, head=theirs, score_thresh=0.3, detections_per_img=7)
     return model.eval()
 
 
 def maps_and_targets():
-    maps = [torch.randn(3, 32, SIZE[0] // s, SIZE[1] // s) for s in STRIDES]
+    maps = [torch.randn(3, 64, SIZE[0] // s, SIZE[1] // s) for s in STRIDES]
     boxes = [random_boxes(n, SIZE) for n in (9, 4, 0)]
     return maps, [{"boxes": b, "labels": torch.randint(0, 5, (len(b),))} for b in boxes]
 
@@ -156,7 +156,9 @@ def test_the_head_and_its_loss_are_torchvisions():
         torch.testing.assert_close(terms[name].mean, losses[theirs_name], rtol=1e-4, atol=1e-5)
     mean_loss(terms).backward()
     sum(losses.values()).backward()
-    torch.testing.assert_close(ours.distances.weight.grad, theirs.regression_head.bbox_reg.weight.grad, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(
+        ours.distances.weight.grad, theirs.regression_head.bbox_reg.weight.grad, rtol=1e-3, atol=1e-5
+    )
     torch.testing.assert_close(
         ours.class_branch[0].weight.grad, theirs.classification_head.conv[0].weight.grad, rtol=1e-3, atol=1e-5
     )
@@ -171,7 +173,7 @@ def test_detections_are_torchvisions():
     anchors = model.anchor_generator(ImageList(torch.zeros(3, 3, *SIZE), [SIZE] * 3), maps)
     split = {name: list(value.split(lengths, dim=1)) for name, value in expected.items()}
     wanted = model.postprocess_detections(split, [list(a.split(lengths)) for a in anchors], [SIZE] * 3)
-    shell = Fcos(swin(), 5, 32, num_convs=2)
+    shell = Fcos(swin(), 5, 64, num_convs=2)
     shell.strides, shell.head = list(STRIDES), ours
     shell.points = lambda output: torchvisions_points(output.sizes)
     found = shell.results(output, SIZE, threshold=0.3, detections=7)

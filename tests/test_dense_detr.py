@@ -135,7 +135,9 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(theirs):
     names = {"class": "loss_ce", "l1": "loss_bbox", "giou": "loss_giou"}
     for name, theirs_name in names.items():
         for ours_end, theirs_end in (("", ""), ("_aux0", "_0"), ("_aux1", "_1")):
-            torch.testing.assert_close(terms[name + ours_end].mean, parts[theirs_name + theirs_end], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                terms[name + ours_end].mean, parts[theirs_name + theirs_end], rtol=1e-4, atol=1e-5
+            )
     torch.testing.assert_close(mean_loss(terms), expected, rtol=1e-4, atol=1e-4)
     wanted = torch.autograd.grad(expected, (output.logits, output.boxes), retain_graph=True)
     for a, b in zip(torch.autograd.grad(mean_loss(terms), (output.logits, output.boxes)), wanted, strict=True):
@@ -150,7 +152,9 @@ def test_results_are_those_of_transformers(theirs):
     ours, images = copied(theirs), torch.randn(3, 3, 48, 64)
     output = theirs(images)
     sizes = [(480, 640), (96, 128), (48, 64)]
-    expected = DetrImageProcessor().post_process_object_detection(output, threshold=0.1, target_sizes=torch.tensor(sizes))
+    expected = DetrImageProcessor().post_process_object_detection(
+        output, threshold=0.1, target_sizes=torch.tensor(sizes)
+    )
     found = ours.results(ours(images), sizes, threshold=0.1)
     assert sum(len(e["scores"]) for e in expected) > 3
     for a, b in zip(found, expected, strict=True):

@@ -136,7 +136,9 @@ def test_semantic_maps_are_those_of_transformers():
     output = SimpleNamespace(class_queries_logits=logits, masks_queries_logits=masks)
     processor = Mask2FormerImageProcessor()
     expected = processor.post_process_semantic_segmentation(output, target_sizes=None)
-    scores = nn.functional.interpolate(semantic_scores(logits, nn.functional.interpolate(masks, (384, 384), mode="bilinear")), (384, 384))
+    scores = nn.functional.interpolate(
+        semantic_scores(logits, nn.functional.interpolate(masks, (384, 384), mode="bilinear")), (384, 384)
+    )
     assert all(torch.equal(a, b) for a, b in zip(scores.argmax(1), expected, strict=True))
 
 

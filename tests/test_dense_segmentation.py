@@ -84,7 +84,7 @@ def models(num_classes=4):
         yield f"segmenter {kind}", Segmenter(build(), num_classes, embed_dim=16, num_heads=2)
 
 
-@pytest.mark.parametrize(("name", "model"), models(), ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(("name", "model"), list(models()), ids=lambda value: value if isinstance(value, str) else "")
 def test_every_model_trains_all_of_itself(name, model):
     model = randomised(model, std=0.15).train()
     images, labels = torch.rand(2, 3, 32, 64), torch.randint(0, 4, (2, 32, 64))
@@ -112,7 +112,9 @@ def test_odd_sizes(name):
     assert logits.shape == (2, 4, 37, 50) and logits.std() > 0.01
 
 
-@pytest.mark.parametrize("build", [lambda skips: UNet(swin(), 3, 8, skips=skips), lambda skips: Unetr(plain(depth=3), 3, 4, skips)])
+@pytest.mark.parametrize(
+    "build", [lambda skips: UNet(swin(), 3, 8, skips=skips), lambda skips: Unetr(plain(depth=3), 3, 4, skips)]
+)
 def test_without_skips_only_the_last_map_is_left(build):
     with_skips, without = build(True), randomised(build(False))
     fewer = sum(p.numel() for p in without.parameters())
@@ -135,7 +137,7 @@ def test_unetr_taps_layers_evenly():
     assert model.indices == [2, 5, 8, 11]
     assert [len(rise) // 4 for rise in model.rise] == [3, 2, 1]
     assert [up.in_channels for up in model.up] == [8, 16, 32, 16] and evenly(3, 3) == [0, 1, 2]
-    assert isinstance(plain_or_pyramid(plain(), 3), Unetr) and isinstance(plain_or_pyramid(swin(), 3), UNet)
+    assert isinstance(plain_or_pyramid(plain(depth=3), 3), Unetr) and isinstance(plain_or_pyramid(swin(), 3), UNet)
 
 
 def test_pixels_of_no_class_do_not_count():

@@ -109,7 +109,12 @@ def disturb(targets: Sequence[Target], num_classes: int, options: Denoising) -> 
     real, numbers = real.flatten(1), numbers.flatten(1)
     image, query = real.nonzero(as_tuple=True)
     return Disturbed(
-        labels.flatten(1), boxes.flatten(1, 2).clamp(1e-3, 1 - 1e-3), image, query, numbers[image, query], options.groups
+        labels.flatten(1),
+        boxes.flatten(1, 2).clamp(1e-3, 1 - 1e-3),
+        image,
+        query,
+        numbers[image, query],
+        options.groups,
     )
 
 

@@ -56,10 +56,14 @@ class Eomt(DenseModel):
     (torch.Size([3, 2, 7, 6]), torch.Size([3, 2, 7, 16, 24]))
     """
 
-    def __init__(self, backbone: VisionTransformer, num_classes: int = 133, num_queries: int = 200, num_blocks: int = 4):
+    def __init__(
+        self, backbone: VisionTransformer, num_classes: int = 133, num_queries: int = 200, num_blocks: int = 4
+    ):
         super().__init__(backbone, num_classes)
         if not isinstance(backbone, VisionTransformer):
-            raise ValueError(f"backbone is a {type(backbone).__name__}, and queries join a plain ViT; use vit_tiny, say")
+            raise ValueError(
+                f"backbone is a {type(backbone).__name__}, and queries join a plain ViT; use vit_tiny, say"
+            )
         if not 1 <= num_blocks <= len(backbone.blocks):
             raise ValueError(f"num_blocks {num_blocks} must be from 1 to the backbone's depth, {len(backbone.blocks)}")
         dim, self.num_queries, self.num_blocks = backbone.embed_dim, num_queries, num_blocks

@@ -39,7 +39,7 @@ class FcosHead(nn.Module):
     """The head that all maps share (section 3.2 and figure 2), with centre-ness beside the box.
 
     As in the authors' later code and torchvision, a ReLU keeps distances positive and they count in strides, so that
-    maps need no factor of their own; group norm follows each convolution.
+    maps need no factor of their own; group norm, in 32 groups, follows each convolution.
 
     Args:
         channels: of the maps.
@@ -81,8 +81,8 @@ class FcosHead(nn.Module):
 
 def _branch(channels: int, num_convs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
+    groups = gcd(32, channels // 2, channels)  # two channels at least: of a map of one pixel, one has no variance
     for _ in range(num_convs):
-        groups = gcd(32, channels)
         layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.GroupNorm(groups, channels), nn.ReLU()]
     return nn.Sequential(*layers)
 
@@ -190,7 +190,9 @@ class FcosLoss:
         points_of_boxes = points.xy.expand(*positive.shape, 2)[positive]
         overlap = giou(decode(output.distances, points)[positive], boxes.to(output.distances.dtype))
         true = centerness(points_of_boxes, boxes)
-        centre = F.binary_cross_entropy_with_logits(output.centerness[positive], true.to(output.centerness), reduction="sum")
+        centre = F.binary_cross_entropy_with_logits(
+            output.centerness[positive], true.to(output.centerness), reduction="sum"
+        )
         return {
             "class": Term(focal_loss(output.logits, classes, self.alpha, self.gamma).sum(), count),
             "box": Term((1 - overlap).sum(), count),

@@ -63,5 +63,3 @@ def hungarian(costs: Sequence[Tensor]) -> Match:
         objects.append(columns + before)
         before += cost.shape[1]
     return Match(*(torch.cat(part).to(flat.device) for part in (images, queries, objects)))
-
-

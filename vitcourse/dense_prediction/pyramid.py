@@ -171,9 +171,7 @@ class Neck(NamedTuple):
     strides: list[int]
 
 
-def make_neck(
-    backbone: nn.Module, channels: int = 256, levels: Sequence[float] | None = None, extra: str = ""
-) -> Neck:
+def make_neck(backbone: nn.Module, channels: int = 256, levels: Sequence[float] | None = None, extra: str = "") -> Neck:
     """A pyramid for a backbone of any kind; for the arguments see :class:`Pyramid`."""
     strides = strides_of(backbone)
     if len(strides) == 1:

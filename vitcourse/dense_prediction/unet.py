@@ -167,7 +167,9 @@ class Unetr(SemanticModel):
     ) -> None:
         super().__init__(backbone, num_classes)
         if not isinstance(backbone, VisionTransformer):
-            raise ValueError(f"backbone is a {type(backbone).__name__}; Unetr is for a plain ViT, for others there is UNet")
+            raise ValueError(
+                f"backbone is a {type(backbone).__name__}; Unetr is for a plain ViT, for others there is UNet"
+            )
         p, q = backbone.patch_size
         steps = p.bit_length() - 1
         if p != q or p < 2 or p != 2**steps:
@@ -212,5 +214,3 @@ def _rise(dim: int, channels: int, steps: int) -> nn.Sequential:
 def plain_or_pyramid(backbone: nn.Module, num_classes: int = 21, **options: object) -> UNet | Unetr:
     """The decoder that fits a backbone: :class:`Unetr` for a plain ViT, :class:`UNet` for all others."""
     return (Unetr if isinstance(backbone, VisionTransformer) else UNet)(backbone, num_classes, **options)
-
-
