@@ -96,7 +96,7 @@ def test_predictions_are_those_of_transformers(theirs, probs):
     torch.testing.assert_close(found.logits[-1], expected.class_queries_logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.masks[-1], expected.masks_queries_logits, rtol=1e-4, atol=1e-4)
     plain_run = copied(theirs)
-    plain_run.mask_probs.zero_()
+    plain_run.set_probs([0.0, 0.0])
     differs = (plain_run(images).masks[-1] - found.masks[-1]).abs().max() > 1e-3
     assert differs == any(probs)
 

@@ -5,7 +5,8 @@
 >>> backbone = {"backbone": "vit_tiny", "backbone_args": {"patch_size": 8, "depth": 2}}
 >>> small = {"embed_dim": 32, "num_heads": 4, "encoder_depth": 0, "decoder_depth": 1, "mlp_dim": 64}
 >>> model = create_model("detr", **backbone, **small, img_size=64, num_classes=3, num_queries=5)
->>> images, targets = torch.rand(1, 3, 64, 64), [{"boxes": torch.tensor([[8.0, 8, 40, 30]]), "labels": torch.tensor([2])}]
+>>> images = torch.rand(1, 3, 64, 64)
+>>> targets = [{"boxes": torch.tensor([[8.0, 8, 40, 30]]), "labels": torch.tensor([2])}]
 >>> from vitcourse.dense_prediction import mean_loss
 >>> loss = mean_loss(model.losses(model(images, targets), targets))
 >>> sorted(model.results(model(images))[0])

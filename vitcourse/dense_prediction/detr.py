@@ -74,7 +74,7 @@ class Detr(DenseModel):
 
     >>> from vitcourse import create_model
     >>> backbone = create_model("vit_tiny", img_size=32, patch_size=8, num_classes=0, depth=1)
-    >>> model = Detr(backbone, 3, embed_dim=32, num_queries=5, num_heads=4, encoder_depth=1, decoder_depth=2, mlp_dim=64)
+    >>> model = Detr(backbone, 3, embed_dim=32, num_queries=5, num_heads=4, encoder_depth=1, decoder_depth=2, mlp_dim=9)
     >>> out = model(torch.rand(2, 3, 32, 32))
     >>> out.logits.shape, out.boxes.shape
     (torch.Size([2, 2, 5, 4]), torch.Size([2, 2, 5, 4]))
@@ -177,7 +177,7 @@ class Detr(DenseModel):
         return DetrOutput(logits[:, :, n:], boxes[:, :, n:], sizes, proposals, denoised, disturbed)
 
     def encode(self, x: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Images to the encoder's tokens (B, M, D), their positions, and which are of images: (B, h, w), and as mask."""
+        """Images to the encoder's tokens (B, M, D), positions, which are of images (B, h, w), and that as mask."""
         x_map = self.input_proj(one_map(self.backbone, x, self.level))
         batch, _, h, w = x_map.shape
         mask = None
@@ -206,8 +206,8 @@ class Detr(DenseModel):
         score = score.masked_fill(~valid.flatten(1), float("-inf"))
         if score.shape[1] < self.num_queries:
             raise ValueError(
-                f"num_queries {self.num_queries} are more than the {score.shape[1]} tokens that proposals come from; use "
-                "fewer queries, a finer level or a smaller patch_size"
+                f"num_queries {self.num_queries} are more than the {score.shape[1]} tokens that proposals come from; "
+                "use fewer queries, a finer level or a smaller patch_size"
             )
         best = score.topk(self.num_queries, dim=1).indices[..., None].expand(-1, -1, 4)
         return Queries(learnt, None, boxes.gather(1, best).detach()), (logits, boxes.sigmoid())

@@ -44,8 +44,8 @@ class BoxPosition(nn.Module):
 def token_boxes(valid: Tensor, side: float) -> Tensor:
     """For each pixel of a map a square box in its place, in logits: (B, h, w) -> (B, h · w, 4).
 
-    As in Deformable DETR (Zhu et al. 2021, appendix A.4), where ``side``, a part of the image, is 0.05. Padding gets the
-    same boxes; it is never chosen.
+    As in Deformable DETR (Zhu et al. 2021, appendix A.4), where ``side``, a part of the image, is 0.05. Padding gets
+    boxes, too; they are never chosen.
     """
     rows, columns = valid.cumsum(1, dtype=torch.float32), valid.cumsum(2, dtype=torch.float32)
     y = (rows - 0.5) / rows[:, -1:].clamp(min=1)

@@ -1,4 +1,4 @@
-"""EoMT (Kerssies et al. 2025, "Your ViT is Secretly an Image Segmentation Model"): queries in a plain ViT's last blocks."""
+"""EoMT (Kerssies et al. 2025, "Your ViT is Secretly an Image Segmentation Model"): queries inside of a plain ViT."""
 
 from collections.abc import Sequence
 from math import log2
@@ -74,13 +74,15 @@ class Eomt(DenseModel):
         )
         steps = max(1, int(log2(max(backbone.patch_size))) - 2)  # to a stride of 4 pixels
         self.upscale = nn.Sequential(*(Upscale(dim) for _ in range(steps)))
-        self.register_buffer("mask_probs", torch.ones(num_blocks))
+        self.register_buffer("mask_probs", torch.ones(num_blocks))  # for files; what forward reads, without waiting:
+        self.probs = (1.0,) * num_blocks
+        self.register_load_state_dict_post_hook(_read_probs)
         self.criterion = MaskSetLoss()
 
     def forward(self, x: Tensor, targets: Sequence[Target] | None = None) -> EomtOutput:
         """Images (B, C, H, W) to predictions; targets are not looked at."""
         vit, size, found = self.backbone, tuple(x.shape[-2:]), []
-        probs, first = self._probs(), len(vit.blocks) - self.num_blocks
+        probs, first = self.probs, len(vit.blocks) - self.num_blocks
         x, (h, w, prefix) = vit.embed(x)
         for i, block in enumerate(vit.blocks):
             if i == first:
@@ -103,7 +105,7 @@ class Eomt(DenseModel):
 
     @torch.no_grad()
     def attend(self, masks: Tensor, length: int, grid: tuple[int, int], prob: float) -> Tensor:
-        """Who may attend to whom, (B, 1, N, N): queries to their mask's patches, with probability ``prob``; else all."""
+        """Who may attend to whom, (B, 1, N, N): queries to their mask's patches with probability ``prob``, else all."""
         covered = F.interpolate(masks, grid, mode="bilinear").flatten(2) > 0
         if prob < 1:
             covered |= torch.rand(*covered.shape[:2], 1, device=masks.device) > prob
@@ -116,10 +118,12 @@ class Eomt(DenseModel):
         As in the authors' settings, each block's fall takes 1 / (L₂ + 2) of the training, and the first waits as long.
         """
         t = step / max(total, 1) * (self.num_blocks + 2) - torch.arange(1, self.num_blocks + 1)
-        self.mask_probs.copy_((1 - t.clamp(0, 1)) ** 0.9)
+        self.set_probs(((1 - t.clamp(0, 1)) ** 0.9).tolist())
 
-    def _probs(self) -> list[float]:
-        return self.mask_probs.tolist()
+    def set_probs(self, probs: Sequence[float]) -> None:
+        """The masks' probabilities, one for each of the last blocks."""
+        self.probs = tuple(probs)
+        self.mask_probs.copy_(torch.tensor(self.probs))
 
     def no_weight_decay(self) -> set[str]:
         return {*super().no_weight_decay(), "queries"}
@@ -149,6 +153,10 @@ class Eomt(DenseModel):
     def segment(self, output: EomtOutput) -> Tensor:
         """How much each pixel is of each class, (B, K, H, W); see :func:`.masks.semantic_scores`."""
         return semantic_scores(output.logits[-1], self.masks(output))
+
+
+def _read_probs(model: Eomt, keys: object) -> None:
+    model.probs = tuple(model.mask_probs.tolist())
 
 
 class Upscale(nn.Sequential):

@@ -29,7 +29,7 @@ def sample(maps: Tensor, points: Tensor) -> Tensor:
 
 
 def uncertain_points(logits: Tensor, count: int, oversample: float = 3.0, importance: float = 0.75) -> Tensor:
-    """Points where masks (n, h, w) are undecided, and some at random: (n, count, 2) (Kirillov et al. 2020, section 3.1).
+    """Points where masks (n, h, w) are undecided, and others: (n, count, 2) (Kirillov et al. 2020, PointRend, 3.1).
 
     Args:
         logits: the predicted masks.

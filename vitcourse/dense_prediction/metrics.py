@@ -147,8 +147,8 @@ class SegmentationMetric:
 def near_boundary(labels: Tensor, width: int, ignored: int = IGNORED) -> Tensor:
     """Which pixels have one of another class within ``width`` rows and columns: (B, H, W), boolean.
 
-    The trimap of Kohli et al. 2009 ("Robust Higher Order Potentials for Enforcing Label Consistency", section 5). Pixels
-    that are ignored are of no class, and near no boundary.
+    The trimap of Kohli et al. 2009 ("Robust Higher Order Potentials for Enforcing Label Consistency", section 5).
+    Pixels that are ignored are of no class, and near no boundary.
 
     >>> near_boundary(torch.tensor([[[0, 0, 0, 1, 1, 1, 255]]]), 1).int().tolist()
     [[[0, 0, 1, 1, 0, 0, 0]]]

@@ -1,4 +1,4 @@
-"""Detectors and segmenters by name, each with any backbone by name in it: so a file of all of it can be opened again."""
+"""Detectors and segmenters by name, each with a backbone by name in it: so a file of all of it can be opened again."""
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module

@@ -36,7 +36,8 @@ def check_map(labels: Tensor, num_classes: int, size: tuple[int, int] | None = N
     bad = labels[((labels < 0) | (labels >= num_classes)) & (labels != ignored)]
     if len(bad):
         raise ValueError(
-            f"map has class {bad[0].item()}, and there are {num_classes} classes, from 0; pixels of no class are {ignored}"
+            f"map has class {bad[0].item()}, and there are {num_classes} classes, from 0; pixels of no class "
+            f"are {ignored}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Segmenter (Strudel et al. 2021, "Transformer for Semantic Segmentation"): a token for each class among the patches."""
+"""Segmenter (Strudel et al. 2021, "Transformer for Semantic Segmentation"): a token for each class beside patches."""
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +16,8 @@ from .segmentation import SemanticModel
 class MaskTransformer(nn.Module):
     """The decoder (section 3.2): class tokens join the patches for some blocks; products of both are the masks (eq. 5).
 
-    As in the authors' code, both are projected and brought to length 1 before the product, and the K products of a patch
-    are normalised.
+    As in the authors' code, both are projected and brought to length 1 before the product, and the K products of a
+    patch are normalised.
 
     Args:
         in_dim: width of the map.

@@ -47,7 +47,8 @@ def sum_and_count(terms: Terms) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: terms with different counts, whose means over parts do not add up to the mean over all.
 
-    >>> sum_and_count({"a": Term(torch.tensor(6.0), torch.tensor(3.0)), "b": Term(torch.tensor(1.0), torch.tensor(3.0), 4)})
+    >>> three = torch.tensor(3.0)
+    >>> sum_and_count({"a": Term(torch.tensor(6.0), three), "b": Term(torch.tensor(1.0), three, weight=4)})
     (tensor(10.), tensor(3.))
     """
     (first, *others) = terms.items()

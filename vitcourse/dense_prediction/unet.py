@@ -1,7 +1,7 @@
 """Decoders that climb back to the pixels, with what the encoder saw on its way down at their side.
 
-U-Net (Ronneberger et al. 2015) over the maps of a hierarchical backbone (with Swin: Cao et al. 2022, Swin-Unet, and Hatamizadeh
-et al. 2022, Swin UNETR), and UNETR (Hatamizadeh et al. 2022) over layers of a plain ViT, which has one resolution only.
+U-Net (Ronneberger et al. 2015) over the maps of a hierarchical backbone (with Swin: Cao et al. 2022, Swin-Unet), and
+UNETR (Hatamizadeh et al. 2022) over layers of a plain ViT, which has one resolution only.
 """
 
 from collections.abc import Sequence
@@ -15,14 +15,13 @@ from vitcourse.layers import crop, pad_to
 from vitcourse.vit import VisionTransformer
 
 from .base import channels_of, strides_of
-
 from .segmentation import SemanticModel, evenly
 
 
 class ConvBlock(nn.Sequential):
     """Two 3×3 convolutions, each with a norm and ReLU (U-Net, section 2).
 
-    Group norm, and not batch norm: images are large, batches small, and parts of a batch shall give what the whole does.
+    Group norm, and not batch norm: batches are small, and parts of a batch shall give what the whole does.
     """
 
     def __init__(self, in_channels: int, channels: int) -> None:
@@ -102,8 +101,8 @@ class UNet(SemanticModel):
         ValueError: a backbone with one map only.
 
     >>> from vitcourse import create_model
-    >>> model = UNet(create_model("swin_tiny", img_size=64, num_classes=0, depths=(1, 1), num_heads=(2, 4)), 3, channels=8)
-    >>> model(torch.rand(2, 3, 50, 66)).shape
+    >>> backbone = create_model("swin_tiny", img_size=64, num_classes=0, depths=(1, 1), num_heads=(2, 4))
+    >>> UNet(backbone, 3, channels=8)(torch.rand(2, 3, 50, 66)).shape
     torch.Size([2, 3, 50, 66])
     """
 
@@ -120,8 +119,8 @@ class UNet(SemanticModel):
         self.indices = list(range(len(strides)) if levels is None else levels)
         if len(self.indices) < 2 or not all(i in range(len(strides)) for i in self.indices):
             raise ValueError(
-                f"levels {tuple(self.indices)} must be two or more maps of the backbone, of which it has {len(strides)}; "
-                "for a plain ViT use Unetr"
+                f"levels {tuple(self.indices)} must be two or more maps of the backbone, of which it has "
+                f"{len(strides)}; for a plain ViT use Unetr"
             )
         widths = [channels_of(backbone)[i] for i in self.indices]
         self.stem = ConvBlock(self.in_chans, channels) if skips else None
@@ -143,8 +142,8 @@ class UNet(SemanticModel):
 class Unetr(SemanticModel):
     """UNETR in two dimensions (section 3.1 and figure 2): a plain ViT's layers, deconvolved, are the skip connections.
 
-    For patches of p = 2^k pixels, k layers are tapped, evenly apart; each is brought to a finer resolution than the next
-    one, the first to half that of the image; the image itself is the finest.
+    For patches of p = 2^k pixels, k layers are tapped, evenly apart; each is brought to a finer resolution than the
+    next one, the first to half that of the image; the image itself is the finest.
 
     Args:
         backbone: a :class:`vitcourse.VisionTransformer`.
@@ -203,7 +202,7 @@ class Unetr(SemanticModel):
 
 
 def _rise(dim: int, channels: int, steps: int) -> nn.Sequential:
-    """A layer's map, enlarged 2^steps times, by deconvolutions with a convolution after each (UNETR, figure 2, blue)."""
+    """A layer's map, enlarged 2^steps times, by deconvolutions with a convolution after each (figure 2, blue)."""
     layers: list[nn.Module] = []
     for i in range(steps):
         layers += [nn.ConvTranspose2d(channels if i else dim, channels, 2, stride=2)]
