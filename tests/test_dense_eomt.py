@@ -170,12 +170,14 @@ def test_queries_see_their_mask_and_everything_else_sees_all():
     model = Eomt(vit(), 5, num_queries=3, num_blocks=1)
     masks = torch.full((2, 3, 8, 8), -5.0)
     masks[0, 1, :4] = 5.0
-    attend = model.attend(masks, 3 + 3 + 16, (4, 4), 1.0)
+    attend = model.attend(masks, 3 + 3 + 16, (4, 4))
     assert attend.shape == (2, 1, 22, 22) and attend[:, :, 3:].all() and attend[..., :6].all()
     assert attend[0, 0, 1, 6:].view(4, 4).tolist() == [[True] * 4] * 2 + [[False] * 4] * 2
     assert not attend[1, 0, :3, 6:].any()
-    free = model.attend(masks, 22, (4, 4), 0.5)[:, 0, :3, 6:].all(-1)
-    assert model.attend(masks, 22, (4, 4), 0.0).all() and free.shape == (2, 3)
+    many = masks[1:, :1].expand(400, 3, -1, -1)
+    free = model.attend(many, 22, (4, 4), torch.tensor(0.25))[:, 0, :3, 6:].all(-1)
+    assert 0.7 < free.float().mean() < 0.8  # with probability 0.25 they are bound to their masks
+    assert model.attend(masks, 22, (4, 4), torch.tensor(0.0)).all()
 
 
 @pytest.mark.parametrize("points", [None, 30])

@@ -74,24 +74,26 @@ class Eomt(DenseModel):
         )
         steps = max(1, int(log2(max(backbone.patch_size))) - 2)  # to a stride of 4 pixels
         self.upscale = nn.Sequential(*(Upscale(dim) for _ in range(steps)))
-        self.register_buffer("mask_probs", torch.ones(num_blocks))  # for files; what forward reads, without waiting:
-        self.probs = (1.0,) * num_blocks
-        self.register_load_state_dict_post_hook(_read_probs)
+        self.register_buffer("mask_probs", torch.ones(num_blocks))
+        self.phases = ("all",) * num_blocks  # the same, as a graph can be made for it
+        self.register_load_state_dict_post_hook(_read_phases)
         self.criterion = MaskSetLoss()
 
     def forward(self, x: Tensor, targets: Sequence[Target] | None = None) -> EomtOutput:
         """Images (B, C, H, W) to predictions; targets are not looked at."""
         vit, size, found = self.backbone, tuple(x.shape[-2:]), []
-        probs, first = self.probs, len(vit.blocks) - self.num_blocks
+        phases, first = self._phases(), len(vit.blocks) - self.num_blocks
         x, (h, w, prefix) = vit.embed(x)
         for i, block in enumerate(vit.blocks):
             if i == first:
                 x = torch.cat([self.queries.to(x.dtype).expand(len(x), -1, -1), x], dim=1)
                 prefix += self.num_queries
-            mask = []
-            if i >= first and (self.training or probs[i - first] > 0):
+            mask, phase = [], phases[i - first] if i >= first else "none"
+            if i >= first and (self.training or phase != "none"):
                 found.append(self.predict(x, (h, w)))
-                mask = [self.attend(found[-1][1], x.shape[1], (h, w), probs[i - first])] * (probs[i - first] > 0)
+            if phase != "none":
+                prob = self.mask_probs[i - first] if phase == "some" else None
+                mask = [self.attend(found[-1][1], x.shape[1], (h, w), prob)]
             x = vit._run(block, x, (h, w, prefix), *mask)
         logits, masks = (torch.stack(part) for part in zip(*found, self.predict(x, (h, w)), strict=True))
         return EomtOutput(logits, masks, size, (h * vit.patch_size[0], w * vit.patch_size[1]))
@@ -104,10 +106,10 @@ class Eomt(DenseModel):
         return self.class_head(queries), torch.einsum("bqd,bdhw->bqhw", self.mask_head(queries), pixels)
 
     @torch.no_grad()
-    def attend(self, masks: Tensor, length: int, grid: tuple[int, int], prob: float) -> Tensor:
-        """Who may attend to whom, (B, 1, N, N): queries to their mask's patches with probability ``prob``, else all."""
+    def attend(self, masks: Tensor, length: int, grid: tuple[int, int], prob: Tensor | None = None) -> Tensor:
+        """Who may attend to whom, (B, 1, N, N): queries to their mask's patches; with probability 1 − prob, to all."""
         covered = F.interpolate(masks, grid, mode="bilinear").flatten(2) > 0
-        if prob < 1:
+        if prob is not None:
             covered |= torch.rand(*covered.shape[:2], 1, device=masks.device) > prob
         rest = length - covered.shape[2]  # queries, [CLS] and registers see and are seen
         return F.pad(covered, (rest, 0, 0, length - covered.shape[1]), value=True)[:, None]
@@ -122,8 +124,12 @@ class Eomt(DenseModel):
 
     def set_probs(self, probs: Sequence[float]) -> None:
         """The masks' probabilities, one for each of the last blocks."""
-        self.probs = tuple(probs)
-        self.mask_probs.copy_(torch.tensor(self.probs))
+        self.mask_probs.copy_(torch.tensor(probs))
+        self.phases = _phases_of(probs)
+
+    def _phases(self) -> Sequence[str]:
+        """A copy of the model may have got other buffers; only a compiler must take our word."""
+        return self.phases if torch.compiler.is_compiling() else _phases_of(self.mask_probs.tolist())
 
     def no_weight_decay(self) -> set[str]:
         return {*super().no_weight_decay(), "queries"}
@@ -155,8 +161,13 @@ class Eomt(DenseModel):
         return semantic_scores(output.logits[-1], self.masks(output))
 
 
-def _read_probs(model: Eomt, keys: object) -> None:
-    model.probs = tuple(model.mask_probs.tolist())
+def _phases_of(probs: Sequence[float]) -> tuple[str, ...]:
+    return tuple("none" if p <= 0 else "some" if p < 1 else "all" for p in probs)
+
+
+def _read_phases(model: Eomt, keys: object) -> None:
+    if not model.mask_probs.is_meta:
+        model.phases = _phases_of(model.mask_probs.tolist())
 
 
 class Upscale(nn.Sequential):
