@@ -175,6 +175,7 @@ def test_detections_are_torchvisions():
     wanted = model.postprocess_detections(split, [list(a.split(lengths)) for a in anchors], [SIZE] * 3)
     shell = Fcos(swin(), 5, 64, num_convs=2)
     shell.strides, shell.head = list(STRIDES), ours
+    assert shell(torch.rand(1, 3, 30, 45)).size == (30, 45)
     shell.points = lambda output: torchvisions_points(output.sizes)
     found = shell.results(output, SIZE, threshold=0.3, detections=7)
     assert all(len(w["boxes"]) == 7 for w in wanted)

@@ -10,7 +10,6 @@ from vitcourse import create_model, list_models, save_weights
 from vitcourse.dense_prediction import (
     DetectionMetric,
     SegmentationMetric,
-    check_map,
     check_targets,
     mean_loss,
     near_boundary,
@@ -90,10 +89,13 @@ def test_grey_images_and_checkpointing(name):
     images = torch.rand(2, 1, 32, 32)
     assert model.preprocess.mean == (0.5,)
     targets = [target([[2, 2, 20, 20]], [1], (32, 32))] * 2
-    check_targets(targets, 2, 3, (32, 32), masks=name == "eomt")
-    if name in ("unet", "segmenter"):
+    if model.wants == "map":
         targets = torch.randint(0, 3, (2, 32, 32))
-        check_map(targets, 3, (32, 32))
+    model.check_targets(targets, 2, (32, 32))
+    with pytest.raises(ValueError, match="targets"):
+        model.check_targets(targets[:1], 2, (32, 32))
+    with pytest.raises(ValueError, match="out of the image|resize both alike"):
+        model.check_targets(targets, 2, (16, 16))
     grads = []
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
@@ -224,3 +226,32 @@ def test_masks_of_a_map_train_eomt():
     targets = [to_masks(one) for one in labels]
     check_targets(targets, 2, 3, (32, 32), masks=True)
     assert mean_loss(model.losses(model(torch.rand(2, 3, 32, 32)), targets)).isfinite()
+
+
+@pytest.mark.parametrize("name", ["fcos", "detr", "eomt"])
+def test_benchmarked_steps_do_the_same_work(name):
+    """In place of times, which depend on the machine: the operations of a step, counted."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from benchmarks import dense
+
+    if name != "fcos":
+        pytest.importorskip("transformers")
+    counts = {}
+    for kind, step in dense.steps(name, "train", False, "cpu").items():
+        with FlopCounterMode(display=False) as counter:
+            step()
+        counts[kind] = counter.get_total_flops()
+    ours, (theirs,) = counts.pop("ours"), counts.values()
+    assert 0.95 < ours / theirs <= 1.03
+
+
+def test_scenes_of_the_feasibility_study_hold_what_their_boxes_say():
+    from benchmarks.detr_feasibility import VARIANTS, SimpleScenes
+
+    scenes = SimpleScenes(64, 0)
+    for i in range(5):
+        image, target = scenes[i]
+        check_targets([target], 1, 3, (64, 64), masks=False)
+        assert image.shape == (3, 64, 64) and torch.equal(image, scenes[i][0])
+    assert set(VARIANTS) > {"plain", "few", "proposals", "proposals+denoising"}

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -16,9 +16,14 @@ class DenseModel(nn.Module):
         backbone: any model of :func:`vitcourse.list_models` that has ``feature_maps``, built with ``num_classes=0``.
         num_classes: classes of objects, or of pixels.
 
+    Attributes:
+        wants: what targets must have: ``"boxes"``, ``"masks"``, or to be a ``"map"`` of classes.
+
     Raises:
         ValueError: a backbone without maps, or with a head; less than one class.
     """
+
+    wants: ClassVar[str] = "boxes"
 
     def __init__(self, backbone: nn.Module, num_classes: int) -> None:
         super().__init__()
@@ -48,6 +53,15 @@ class DenseModel(nn.Module):
     @preprocess.setter
     def preprocess(self, value: Preprocess) -> None:
         self.backbone.preprocess = value
+
+    def check_targets(self, targets: Any, num_images: int, size: tuple[int, int] | None = None) -> None:
+        """What the loss asks of its targets; see :func:`.boxes.check_targets` and :func:`.segmentation.check_map`.
+
+        It looks at values, so it belongs before the batch goes to a device.
+        """
+        from .boxes import check_targets
+
+        check_targets(targets, num_images, self.num_classes, size, masks=self.wants == "masks")
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute the backbone's blocks in the backward pass: less memory, more time."""

@@ -56,6 +56,8 @@ class Eomt(DenseModel):
     (torch.Size([3, 2, 7, 6]), torch.Size([3, 2, 7, 16, 24]))
     """
 
+    wants = "masks"
+
     def __init__(
         self, backbone: VisionTransformer, num_classes: int = 133, num_queries: int = 200, num_blocks: int = 4
     ):

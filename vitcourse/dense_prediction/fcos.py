@@ -16,7 +16,7 @@ from torchvision.ops import batched_nms, clip_boxes_to_image
 from .base import DenseModel
 from .boxes import Target, giou
 from .pyramid import make_neck
-from .terms import Term, Terms, focal_loss
+from .terms import Term, Terms, focal_loss, widened
 
 
 class FcosOutput(NamedTuple):
@@ -27,12 +27,14 @@ class FcosOutput(NamedTuple):
         distances: (B, N, 4), to the left, top, right and bottom side, in strides.
         centerness: (B, N), a logit.
         sizes: rows and columns of each map.
+        size: (height, width) of the images, where it is known.
     """
 
     logits: Tensor
     distances: Tensor
     centerness: Tensor
     sizes: list[tuple[int, int]]
+    size: tuple[int, int] | None = None
 
 
 class FcosHead(nn.Module):
@@ -183,18 +185,17 @@ class FcosLoss:
         positive = chosen >= 0
         labels = torch.cat([t["labels"][c[c >= 0]] for t, c in zip(targets, chosen, strict=True)])
         boxes = torch.cat([t["boxes"][c[c >= 0]] for t, c in zip(targets, chosen, strict=True)])
-        classes = torch.zeros_like(output.logits)
+        logits, distances, middle = (widened(part) for part in output[:3])
+        classes = torch.zeros_like(logits)
         classes[(*positive.nonzero(as_tuple=True), labels)] = 1.0
         count = positive.sum()
 
         points_of_boxes = points.xy.expand(*positive.shape, 2)[positive]
-        overlap = giou(decode(output.distances, points)[positive], boxes.to(output.distances.dtype))
+        overlap = giou(decode(distances, points)[positive], boxes.to(distances))
         true = centerness(points_of_boxes, boxes)
-        centre = F.binary_cross_entropy_with_logits(
-            output.centerness[positive], true.to(output.centerness), reduction="sum"
-        )
+        centre = F.binary_cross_entropy_with_logits(middle[positive], true.to(middle), reduction="sum")
         return {
-            "class": Term(focal_loss(output.logits, classes, self.alpha, self.gamma).sum(), count),
+            "class": Term(focal_loss(logits, classes, self.alpha, self.gamma).sum(), count),
             "box": Term((1 - overlap).sum(), count),
             "centerness": Term(centre, count),
         }
@@ -250,7 +251,8 @@ class Fcos(DenseModel):
 
     def forward(self, x: Tensor, targets: Sequence[Target] | None = None) -> FcosOutput:
         """Images (B, C, H, W) to predictions for each point; targets are not looked at."""
-        return self.head(self.neck(self.backbone.feature_maps(x, self.indices)))
+        output = self.head(self.neck(self.backbone.feature_maps(x, self.indices)))
+        return output._replace(size=tuple(x.shape[-2:]))
 
     def reset_classifier(self, num_classes: int) -> None:
         """Other classes: a new last layer of the class branch, randomly initialised."""
@@ -281,16 +283,14 @@ class Fcos(DenseModel):
 
         Args:
             output: of the model.
-            size: (height, width) to which boxes are clipped; by default what the maps cover.
+            size: (height, width) to which boxes are clipped; by default that of the images that went in.
             threshold: scores must be above.
             iou_threshold: of two boxes of one class that overlap by more, the surer one is kept.
             candidates: of each map, before that.
             detections: of each image, after it.
         """
         points = self.points(output)
-        if size is None:
-            size = tuple(n * self.strides[0] for n in output.sizes[0])
-        boxes = clip_boxes_to_image(decode(output.distances, points).float(), size)
+        boxes = clip_boxes_to_image(decode(output.distances, points).float(), size or output.size)
         scores = (output.logits.float().sigmoid() * output.centerness.float().sigmoid()[..., None]).sqrt()
         lengths = [h * w for h, w in output.sizes]
         found = []

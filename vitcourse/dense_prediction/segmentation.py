@@ -69,9 +69,17 @@ class SemanticModel(DenseModel):
         criterion: the loss, which may be replaced.
     """
 
+    wants = "map"
+
     def __init__(self, backbone: nn.Module, num_classes: int) -> None:
         super().__init__(backbone, num_classes)
         self.criterion = PixelLoss()
+
+    def check_targets(self, targets: Tensor, num_images: int, size: tuple[int, int] | None = None) -> None:
+        """What the loss asks of its targets, classes (B, H, W); see :func:`check_map`."""
+        if targets.ndim != 3 or len(targets) != num_images:
+            raise ValueError(f"targets must be ({num_images}, H, W), classes of pixels, got {tuple(targets.shape)}")
+        check_map(targets, self.num_classes, size, self.criterion.ignored)
 
     def losses(self, output: Tensor, targets: Tensor) -> Terms:
         """The terms of the loss; targets are classes (B, H, W).
