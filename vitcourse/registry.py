@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 from torch import nn
 
 # What list_models imports; a new model family is named here.
-MODEL_MODULES = ("vit", "hierarchical", "hybrid", "pretraining.models")
+MODEL_MODULES = ("vit", "hierarchical", "hybrid", "pretraining.models", "dense_prediction.models")
 # Who changes the form of a model, by the key under which a file keeps the new form; imported when a file has one.
 FORM_MODULES = {"structure": "hardware.prune", "quantization": "hardware.quantize", "adapters": "finetuning"}
 
@@ -155,7 +155,9 @@ def build_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     _check_arguments(name, entry, arguments)
     model = entry.build(**{**entry.defaults, **arguments})
     model.name, model.model_args, model.classes = name, dict(arguments), None
-    preprocess, channels = entry.preprocess, getattr(model, "in_chans", len(entry.preprocess.mean))
+    # What is made of another model prepares its images as that one does.
+    preprocess = getattr(model, "preprocess", None) or entry.preprocess
+    channels = getattr(model, "in_chans", len(preprocess.mean))
     if channels != len(preprocess.mean):  # nobody has trained it yet
         preprocess = replace(preprocess, mean=(0.5,) * channels, std=(0.5,) * channels)
     model.preprocess = preprocess.for_model(model)
