@@ -2,8 +2,8 @@
 
 Read :mod:`~vitcourse.video.tubelets`, :mod:`~vitcourse.video.positions`, :mod:`~vitcourse.video.backbone`,
 :mod:`~vitcourse.video.timesformer`, :mod:`~vitcourse.video.vivit`; then :mod:`~vitcourse.video.windows`,
-:mod:`~vitcourse.video.window_attention`, :mod:`~vitcourse.video.swin`; then :mod:`~vitcourse.video.single_frame` (is time
-used at all?) and :mod:`~vitcourse.video.mae`.
+:mod:`~vitcourse.video.window_attention`, :mod:`~vitcourse.video.swin`; then :mod:`~vitcourse.video.single_frame` (is
+time used at all?) and :mod:`~vitcourse.video.mae`.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What the plain transformers for clips share: tokens of tubelets with positions, the head, and image models' weights."""
+"""What the plain transformers for clips share: tokens of tubelets with positions, the head, and weights of images."""
 
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -77,7 +77,7 @@ class ClipTransformer(nn.Module):
         return {name for name, _ in self.named_parameters() if name.endswith(("_embed", "cls_token"))}
 
     def embed(self, x: Tensor) -> tuple[Tensor, Tensor, ClipGrid]:
-        """Clips (B, C, T, H, W) to [CLS] (B, 1, D), tokens (B, t, h · w, D), both with positions in space, and the grid.
+        """Clips (B, C, T, H, W) to [CLS] (B, 1, D), tokens (B, t, h · w, D), with positions in space, and the grid.
 
         Raises:
             ValueError: another rank or number of channels; frames or sides that the tubelet does not divide.
@@ -147,7 +147,7 @@ class ClipTransformer(nn.Module):
     started: str  # how the parts that look along time start, for the line on stderr
 
     def time_from_image(self, state: Mapping[str, Tensor], of_time: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What becomes of the parts that look along time, ``of_time`` in the model, where ``state`` is an image model's."""
+        """What becomes of the parts ``of_time``, which look along it, where ``state`` is an image model's."""
         raise NotImplementedError
 
 

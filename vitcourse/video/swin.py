@@ -206,7 +206,7 @@ class VideoSwin(nn.Module):
     def adapt_state_dict(
         self, state: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
-        """A checkpoint of torchvision, the authors or an image Swin in this model's names, its biases in its windows."""
+        """A checkpoint of torchvision, the authors or an image Swin in this model's names and windows."""
         state, of_images = adapt_swin(state, self, facts or {})
         if of_images:
             print(

@@ -22,9 +22,9 @@ ATTENTION_TYPES = ("divided", "joint", "space_only")
 class DividedBlock(Block):
     """Attention along time, then in each frame, then the MLP (sec. 3, "T+S", eq. 11 and fig. 2).
 
-    A patch looks at the patches in its own place in all frames, then at those of its own frame and at [CLS]. [CLS] takes
-    no part in time; it looks at each frame in a copy of its own, and what the copies find is averaged (as the authors'
-    code has it). ``temporal_fc`` starts at zero: then the block is ViT's, frame by frame.
+    A patch looks at the patches in its own place in all frames, then at those of its own frame and at [CLS]. [CLS]
+    takes no part in time; it looks at each frame in a copy of its own, and what the copies find is averaged (as the
+    authors' code has it). ``temporal_fc`` starts at zero: then the block is ViT's, frame by frame.
 
     Args:
         dim, num_heads, mlp_ratio, qkv_bias, drop, drop_path: see :class:`vitcourse.vit.Block`. A branch is skipped for
@@ -76,10 +76,10 @@ class TimeSformer(ClipTransformer):
     Clips of any number of frames and any size are taken that the tubelets divide: positions are then interpolated,
     linearly in time and bicubically in space.
 
-    A new model with divided attention says of a still clip what a ViT with the same weights says of its image: attention
-    along time ends in a layer that starts at zero, and so do the positions in time. ``load_weights(model, "timm:…")``
-    of an image model starts from there (sec. 4, "initialized with ViT"), its attention along time with the weights of
-    that in space, as in the authors' code.
+    A new model with divided attention says of a still clip what a ViT with the same weights says of its image:
+    attention along time ends in a layer that starts at zero, and so do the positions in time. ``load_weights`` of an
+    image model ("timm:vit_base_patch16_224") starts from there, its attention along time with the weights of that in
+    space, as in the authors' code.
 
     Args:
         img_size: side of the frames that the positions are made for, or (height, width), in pixels.
@@ -192,8 +192,8 @@ class TimeSformer(ClipTransformer):
             return x, None
         if grid is None:
             raise ValueError(
-                f"attention_type {self.attention_type!r} needs to know where the tokens lie, and grid is None, as for a "
-                "part of them; use attention_type='joint'"
+                f"attention_type {self.attention_type!r} needs to know where the tokens lie, and grid is None, as for "
+                "a part of them; use attention_type='joint'"
             )
         if self.attention_type == "divided":
             return x, grid

@@ -31,7 +31,7 @@ class FactorisedEncoder(ClipTransformer):
         depth, time_depth: blocks of the first and of the second encoder.
         img_size, patch_size, in_chans, num_classes, embed_dim, num_heads, mlp_ratio, qkv_bias, drop_rate, norm_eps,
             attn_layer: see :class:`vitcourse.video.TimeSformer`; the heads and widths are both encoders'.
-        drop_path_rate: stochastic depth at the last block; it grows linearly from 0 at the first, through both encoders.
+        drop_path_rate: stochastic depth at the last block; it grows linearly from 0 at the first of both encoders.
 
     Raises:
         ValueError: sizes that do not divide, unknown options, in ``forward`` a wrong rank or number of channels.

@@ -86,9 +86,9 @@ def relative_position_index_3d(
     by_place: bool = True,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Which row of the table of relative positions each pair of tokens looks up (sec. 3.2, "3D Relative Position Bias").
+    """Which row of the table of relative positions each pair of tokens looks up (sec. 3.2, "Relative Position Bias").
 
-    Along an axis of p tokens the distance of two is −p + 1 … p − 1, so the table has (2p − 1) · (2q − 1) · (2r − 1) rows.
+    Along an axis of p tokens the distance of two is −p + 1 … p − 1: the table has (2p − 1) · (2q − 1) · (2r − 1) rows.
 
     Args:
         window_size: side of a window in tokens, or (frames, height, width).
