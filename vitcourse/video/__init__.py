@@ -33,7 +33,11 @@ from vitcourse.video.windows import (
 )
 from vitcourse.vit import SIZES
 
-_LAZY: dict[str, str] = {}
+_MODULES = {  # what imports more than models need
+    "mae": ("VideoMaskedAutoencoder", "tube_masking", "tubelet_targets"),
+    "single_frame": ("freeze_frames", "reverse_frames", "shuffle_frames", "single_frame_bias"),
+}
+_LAZY = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = [
     "ClipGrid",
     "DividedBlock",
