@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vitcourse import create_model, list_models, load_weights, save_weights
 from vitcourse.layers import ATTENTION_BACKENDS
-from vitcourse.video import FactorisedEncoder, TimeSformer, inflate_weight
+from vitcourse.video import FactorisedEncoder, TimeSformer, attention_maps, inflate_weight
 from vitcourse.video.positions import linear_matrix, resize_time_embed
 from vitcourse.vit import VisionTransformer, record_attention
 
@@ -209,6 +209,17 @@ def test_every_model_takes_the_weights_of_images(capsys):
     assert larger.pos_embed.shape == (1, 26, 32)
 
 
+def test_the_authors_files_load(tmp_path, capsys):
+    """Filters of images, names that begin with ``model.``, beside what their training keeps."""
+    state = randomise(TimeSformer(**SMALL)).state_dict()
+    theirs = {f"model.{name}": tensor for name, tensor in state.items()}
+    theirs["model.patch_embed.proj.weight"] = theirs["model.patch_embed.proj.weight"][:, :, 0]
+    torch.save({"epoch": 3, "model_state": theirs, "cfg": "TIMESFORMER"}, tmp_path / "TimeSformer_divST.pyth")
+    model = load_weights(TimeSformer(**SMALL), tmp_path / "TimeSformer_divST.pyth")
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    assert "image model" not in capsys.readouterr().err
+
+
 # ----------------------------------------------------------------------------------------------------- positions
 
 
@@ -374,6 +385,57 @@ def test_attention_is_recorded_and_goes_through_the_one_door(monkeypatch):
             module.backend = "own"
     model(x)
     assert len(calls) == 4
+
+
+@torch.no_grad()
+def test_attention_maps_lie_where_the_patches_do():
+    x = clips(2, 4, 16, 32)
+    for kind in ("divided", "joint", "space_only"):
+        model = randomise(TimeSformer(attention_type=kind, **SMALL)).train()
+        maps = attention_maps(model, x)
+        assert len(maps) == 3 and model.training
+        assert all(m.cls.shape == (2, 4, 4, 2, 4) and (m.time is None) == (kind != "divided") for m in maps)
+        with record_attention(model.eval()) as weights:
+            model(x)
+        space = weights[3] if kind == "divided" else weights[1]
+        row = space[1, 0, 0, 1:] if kind == "joint" else space[7, 0, 0, 1:]  # clip 1, at moment 3
+        assert torch.equal(maps[1].cls[1, 0, 3], row.unflatten(0, (-1, 2, 4))[-1])
+        if kind == "divided":
+            assert maps[1].time.shape == (2, 4, 2, 4, 4, 4)
+            assert torch.equal(maps[1].time[1, 2, 1, 3], weights[2][15, 2])  # of clip 1 the last place
+    with pytest.raises(ValueError, match="model is a FactorisedEncoder"):
+        attention_maps(FactorisedEncoder(**SMALL), x)
+
+
+@torch.no_grad()
+def test_another_token_mixer_gets_the_grid_of_a_frame():
+    grids = []
+
+    class Mean(nn.Module):
+        def __init__(self, dim: int, num_heads: int, qkv_bias: bool) -> None:
+            super().__init__()
+
+        def forward(self, x: torch.Tensor, grid: tuple[int, ...] | None) -> torch.Tensor:
+            grids.append(grid)
+            return x.mean(1, keepdim=True).expand_as(x)
+
+    for kind, grid in (("divided", (2, 4, 1)), ("space_only", (2, 4, 1)), ("joint", None)):
+        TimeSformer(attention_type=kind, attn_layer=Mean, **SMALL)(clips(1, 4, 16, 32))
+        assert grids == [grid] * 3
+        grids.clear()
+
+
+@torch.no_grad()
+def test_half_precision_and_autocast():
+    for build in (TimeSformer, FactorisedEncoder):
+        model = randomise(build(tubelet_size=2, **SMALL))
+        x = clips(2, 6, 16, 24)  # positions are interpolated
+        expected = model(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            close(model(x).float(), expected, 0.05)
+        half = model.bfloat16()(x.bfloat16())
+        assert half.dtype == torch.bfloat16
+        close(half.float(), expected, 0.1)
 
 
 @pytest.mark.parametrize("kind", ["divided", "joint", "space_only", "vivit"])

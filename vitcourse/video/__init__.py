@@ -1,9 +1,9 @@
 """Transformers for clips (B, C, T, H, W): TimeSformer, Video Swin, ViViT's factorised encoder, and their named sizes.
 
 Read :mod:`~vitcourse.video.tubelets`, :mod:`~vitcourse.video.positions`, :mod:`~vitcourse.video.backbone`,
-:mod:`~vitcourse.video.timesformer`, :mod:`~vitcourse.video.vivit`; then :mod:`~vitcourse.video.windows`,
-:mod:`~vitcourse.video.window_attention`, :mod:`~vitcourse.video.swin`; then :mod:`~vitcourse.video.single_frame` (is
-time used at all?) and :mod:`~vitcourse.video.mae`.
+:mod:`~vitcourse.video.timesformer`, :mod:`~vitcourse.video.maps`, :mod:`~vitcourse.video.vivit`; then
+:mod:`~vitcourse.video.windows`, :mod:`~vitcourse.video.window_attention`, :mod:`~vitcourse.video.swin`; then
+:mod:`~vitcourse.video.single_frame` (is time used at all?) and :mod:`~vitcourse.video.mae`.
 """
 
 from importlib import import_module
@@ -34,6 +34,7 @@ from vitcourse.video.windows import (
 from vitcourse.vit import SIZES
 
 _MODULES = {  # what imports more than models need
+    "maps": ("BlockAttention", "attention_maps"),
     "mae": ("VideoMaskedAutoencoder", "tube_masking", "tubelet_targets"),
     "single_frame": ("freeze_frames", "reverse_frames", "shuffle_frames", "single_frame_bias"),
 }
