@@ -1,4 +1,4 @@
-"""Tube masking and the masked autoencoder of clips, and the meter of single-frame bias."""
+"""Tube masking and the masked autoencoder of clips, the meter of single-frame bias, and compiled models."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch import nn
 
 from vitcourse.pretraining.mae import masked_error, random_masking, take
 from vitcourse.video import (
+    FactorisedEncoder,
     TimeSformer,
     VideoMaskedAutoencoder,
     VideoSwin,
@@ -183,6 +184,16 @@ def test_the_meter_tells_what_a_model_looks_at():
     assert (
         single_frame_bias(model, batches)["follows_reversal"] != single_frame_bias(model, batches)["follows_reversal"]
     )
+
+
+@torch.no_grad()
+def test_each_model_is_one_graph():
+    sizes = {"img_size": 24, "patch_size": 8, "num_frames": 4, "embed_dim": 32, "depth": 1, "num_heads": 4}
+    swin = {"embed_dim": 16, "depths": (2,), "num_heads": (2,), "window_size": (2, 3, 3)}
+    for model in (TimeSformer(**sizes), FactorisedEncoder(**sizes, time_depth=1), VideoSwin(24, **swin)):
+        x = torch.randn(2, 3, 6, 16, 24)  # other positions, and windows to pad
+        compiled = torch.compile(model.eval(), backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), model(x))
 
 
 def test_bad_input():

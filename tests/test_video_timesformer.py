@@ -196,7 +196,10 @@ def test_every_model_takes_the_weights_of_images(capsys):
     images = torch.randn(2, 3, 24, 24, dtype=torch.double)
     for kind in ("divided", "space_only"):
         model = TimeSformer(attention_type=kind, tubelet_size=2, **SMALL).double()
-        close(load_weights(model, image).eval()(still(images, 4)), image(images), 1e-12)
+        for how in ("centre", "mean"):
+            model.inflation = how
+            close(load_weights(model, image).eval()(still(images, 4)), image(images), 1e-12)
+            assert (model.patch_embed.proj.weight[:, :, 0] != 0).any() == (how == "mean")
     model = FactorisedEncoder(tubelet_size=2, **SMALL).double()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.startswith("time_")}
     load_weights(model, image, new_head=True).eval()
@@ -230,6 +233,23 @@ def test_positions_in_time_are_interpolated_linearly(old, new):
     torch.testing.assert_close(resized[:, 2:].mT, F.interpolate(pos[:, 2:].mT, new, mode="linear"))
     assert torch.equal(resized[:, :2], pos[:, :2])
     torch.testing.assert_close(linear_matrix(old, new).sum(1), torch.ones(new))
+
+
+@pytest.mark.parametrize("kind", ["divided", "joint"])
+@torch.no_grad()
+def test_more_and_fewer_frames_are_transformers_with_interpolated_positions(kind):
+    """Its own way would mix frames and patches: it is built for each number, and gets PyTorch's interpolation."""
+    base = peer(f"{kind}_space_time")
+    ours = load_weights(TimeSformer(attention_type=kind, **SMALL), base).eval()
+    for frames in (3, 6):
+        theirs, state = peer(f"{kind}_space_time", num_frames=frames), base.state_dict()
+        name = "timesformer.embeddings.time_embeddings"
+        state[name] = F.interpolate(state[name].mT, frames, mode="linear").mT
+        theirs.load_state_dict(state)
+        x = clips(2, frames)
+        expected = theirs(x.transpose(1, 2)).logits
+        assert_varies(expected)
+        close(ours(x), expected)
 
 
 @pytest.mark.parametrize("build", [TimeSformer, FactorisedEncoder])
@@ -460,13 +480,6 @@ def test_a_skipped_branch_is_skipped_for_a_whole_clip():
     kept = (found - x).abs().amax(2) > 1e-6
     assert 0 < (~kept.any(1)).sum() < 40  # about an eighth skip all three
     assert torch.equal(kept.any(1), kept[:, 1:].all(1))
-
-
-def test_one_graph():
-    for model in (TimeSformer(**{**SMALL, "depth": 1}), FactorisedEncoder(**{**SMALL, "depth": 1}, time_depth=1)):
-        compiled = torch.compile(randomise(model), backend="eager", fullgraph=True)
-        with torch.no_grad():
-            close(compiled(clips(2, 6, 16, 24)), model(clips(2, 6, 16, 24)))
 
 
 # -------------------------------------------------------------------------------------------------------- bad input

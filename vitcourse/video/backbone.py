@@ -118,8 +118,8 @@ class ClipTransformer(nn.Module):
         """Another checkpoint in this model's names and sizes; one of an image model is made one of clips.
 
         Positions are interpolated, bicubically in space and linearly in time. Of an image model's weights
-        :func:`inflate_weight` makes filters of clips, and the parts that look along time start so that on a still clip
-        the model says what the image model says of the image; a line on stderr says so.
+        :func:`inflate_weight` makes filters of clips, as ``inflation`` says, and the parts that look along time start
+        so that on a still clip the model says what the image model says of the image; a line on stderr says so.
 
         Args:
             state: its tensors by name.

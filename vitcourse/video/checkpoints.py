@@ -53,7 +53,7 @@ def adapt_swin(
     state = {name: tensor for name, tensor in state.items() if not name.endswith(DERIVED)}
     of_images = _PATCHES in state and state[_PATCHES].ndim == 4
     if of_images:
-        state[_PATCHES] = inflate_weight(state[_PATCHES], model.tubelet_size, "mean")
+        state[_PATCHES] = inflate_weight(state[_PATCHES], model.tubelet_size, model.inflation)
     for name, module in model.named_modules():
         table = state.get(name + _TABLE)
         if table is not None and hasattr(module, "window_size"):

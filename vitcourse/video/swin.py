@@ -84,6 +84,7 @@ class VideoSwin(nn.Module):
 
     num_prefix_tokens = 0
     global_pool = "avg"
+    inflation = "mean"  # how filters of images become filters of clips; see inflate_weight
 
     def __init__(
         self,
@@ -210,8 +211,8 @@ class VideoSwin(nn.Module):
         state, of_images = adapt_swin(state, self, facts or {})
         if of_images:
             print(
-                "vitcourse: the weights are an image model's: filters are inflated to their mean, and biases are alike "
-                "for all distances in time, so on a still clip the model says what that one says",
+                f"vitcourse: the weights are an image model's: filters are inflated ({self.inflation}), and biases are "
+                "alike for all distances in time, so on a still clip the model says what that one says",
                 file=sys.stderr,
             )
         return state
