@@ -23,7 +23,7 @@ from vitcourse.video import (
     window_partition_3d,
     window_reverse_3d,
 )
-from vitcourse.video.windows import cached_shift_mask_3d
+from vitcourse.video.windows import cached_shift_bias_3d
 from vitcourse.vit import record_attention
 
 WINDOW = (2, 3, 4)
@@ -99,7 +99,9 @@ def test_shift_mask_is_torchvisions(shift):
     assert torch.equal(shift_mask_3d((4, 6, 8), WINDOW, shift), mask != 0) and mask.any()
     like = torch.zeros(1)
     arguments = ((4, 6, 8), WINDOW, shift, False)
-    assert cached_shift_mask_3d(*arguments, like=like) is cached_shift_mask_3d(*arguments, like=like)
+    bias = cached_shift_bias_3d(*arguments, like=like)
+    assert torch.equal(bias, torch.where(mask != 0, -torch.inf, 0.0))
+    assert cached_shift_bias_3d(*arguments, like=like) is bias and not bias.is_inference()
 
 
 def plain_window_attention(mixer: WindowAttention3d, x: torch.Tensor) -> torch.Tensor:

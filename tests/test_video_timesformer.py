@@ -112,7 +112,6 @@ def test_space_only_averages_cls_over_the_frames_before_the_norm():
     assert_varies(expected)
     close(ours(x), expected)
     close(ours(x[:, :, [2, 0, 3, 1]]), expected)  # nothing tells the order of the frames
-    assert theirs(x.transpose(1, 2)).logits.shape[0] in (2, 8)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vitcourse.layers import attention, attention_weights, crop, pad_to_multiple
 from vitcourse.video.tubelets import ClipGrid
-from vitcourse.video.windows import Triple, cached_relative_position_index_3d, cached_shift_mask_3d, to_triple
+from vitcourse.video.windows import Triple, cached_relative_position_index_3d, cached_shift_bias_3d, to_triple
 from vitcourse.vit import refuse_mask, whole_grid
 
 
@@ -100,8 +100,8 @@ class WindowAttention3d(nn.Module):
         bias = self.position_bias(window, x)
         if any(shift) or (self.mask_padding and padded):
             # A bias for each window, which counts as a head: bias and mask are never copied along the batch.
-            hidden = cached_shift_mask_3d(tuple(size), window, shift, self.mask_padding, like=x)
-            bias = bias.masked_fill(hidden[:, None], float("-inf")).flatten(0, 1)[None]
+            hidden = cached_shift_bias_3d(tuple(size), window, shift, self.mask_padding, like=x)
+            bias = (bias + hidden[:, None].to(bias.dtype)).flatten(0, 1)[None]
             q, k, v = qkv.flatten(2, 3)
         else:  # one bias for all windows, which therefore count as batch
             bias = bias[None]
