@@ -50,6 +50,12 @@ class DividedBlock(Block):
         self.temporal_norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.temporal_attn = Attention(dim, num_heads, qkv_bias)
         self.temporal_fc = nn.Linear(dim, dim)
+        self.start_as_image_block()
+
+    def start_as_image_block(self) -> None:
+        """What attention along time finds counts for nothing yet."""
+        nn.init.zeros_(self.temporal_fc.weight)
+        nn.init.zeros_(self.temporal_fc.bias)
 
     def forward(self, x: Tensor, grid: ClipGrid) -> Tensor:
         """(B, 1 + t · h · w, D) -> the same."""
@@ -161,7 +167,7 @@ class TimeSformer(ClipTransformer):
         self.head.apply(init_linear)
         for block in self.blocks:
             if isinstance(block, DividedBlock):
-                nn.init.zeros_(block.temporal_fc.weight)
+                block.start_as_image_block()
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Clips (B, C, T, H, W) to tokens (B, 1 + t · h · w, D), normalised where tokens are: [CLS], then by time."""
