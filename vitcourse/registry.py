@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 from torch import nn
 
 # What list_models imports; a new model family is named here.
-MODEL_MODULES = ("vit", "hierarchical", "hybrid", "pretraining.models", "dense_prediction.models")
+MODEL_MODULES = ("vit", "hierarchical", "hybrid", "video", "pretraining.models", "dense_prediction.models")
 # Who changes the form of a model, by the key under which a file keeps the new form; imported when a file has one.
 FORM_MODULES = {"structure": "hardware.prune", "quantization": "hardware.quantize", "adapters": "finetuning"}
 

@@ -9,7 +9,7 @@ from torch import nn
 from vitcourse.inference import is_frozen_norm
 from vitcourse.registry import nearest
 
-STEMS = {"patch_embed", "stem", "cls_token", "reg_token", "pos_embed", "norm_pre"}
+STEMS = {"patch_embed", "stem", "cls_token", "reg_token", "pos_embed", "norm_pre", "time_embed", "time_cls_token"}
 _RANGE = re.compile(r"(.*\.)(\d+)-(\d+)(\..*)?")
 
 Parts = dict[str, list[str]]
@@ -161,7 +161,7 @@ def layers_of(model: nn.Module) -> dict[str, int]:
     number, joined = -1, False
     for part, names in parts_of(model).items():
         after_pooling = part in ("fc_norm", "pre_logits")
-        if not (joined or part in ("norm", "prompts") or (after_pooling and "head" in parts_of(model))):
+        if not (joined or part in ("norm", "time_norm", "prompts") or (after_pooling and "head" in parts_of(model))):
             number += 1
         joined = part.endswith("downsample")
         numbers |= dict.fromkeys(names, number + after_pooling)

@@ -14,7 +14,7 @@ from vitcourse.vit.positions import grid_of_checkpoint
 
 _TABLE = ".relative_position_bias_table"
 _OFFSETS = ".relative_coords_table"
-_DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask")  # made from sizes, not learnt
+DERIVED = ("relative_position_index", "relative_coords_table", "attn_mask")  # made from sizes, not learnt
 
 
 def checkpoint_names(names: Collection[str]) -> Callable[[str], str]:
@@ -65,7 +65,7 @@ def adapt_checkpoint(
                 theirs = grid_of_checkpoint(len(table), own, None, name + _TABLE)
             if theirs is not None:
                 state[name + _TABLE] = resize_bias_table(table, module.window_size, theirs)
-    state = {name: tensor for name, tensor in state.items() if not name.endswith(_DERIVED)}
+    state = {name: tensor for name, tensor in state.items() if not name.endswith(DERIVED)}
     return _split_biases(state, model) if rename is _from_torchvision else state
 
 

@@ -89,7 +89,10 @@ class NormPatchEmbed(PatchEmbed):
 
 
 class SwinStage(nn.Module):
-    """Blocks at one resolution, after patch merging where the map shrinks: (B, H, W, C) -> (B, H', W', C')."""
+    """Blocks at one resolution, after patch merging where the map shrinks: (B, H, W, C) -> (B, H', W', C').
+
+    So for maps of clips (B, T, H, W, C), with blocks that take ``grid = (t, h, w, 0)``.
+    """
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: nn.Module | None = None) -> None:
         super().__init__()
@@ -99,14 +102,14 @@ class SwinStage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.downsample(x)
-        h, w = x.shape[1:3]
-        x = x.flatten(1, 2)
+        size = tuple(x.shape[1:-1])
+        x = x.flatten(1, -2)
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, (h, w, 0), use_reentrant=False)
+                x = checkpoint(block, x, (*size, 0), use_reentrant=False)
             else:
-                x = block(x, (h, w, 0))
-        return x.unflatten(1, (h, w))
+                x = block(x, (*size, 0))
+        return x.unflatten(1, size)
 
 
 class SwinTransformer(nn.Module):
@@ -178,7 +181,7 @@ class SwinTransformer(nn.Module):
         if global_pool not in ("avg", "max"):
             raise ValueError(f"global_pool {global_pool!r} is unknown; use 'avg' or 'max'")
         dims = [embed_dim * 2**i for i in range(len(depths))]
-        _check_stages(dims, depths, num_heads)
+        check_stages(dims, depths, num_heads)
         self.in_chans, self.num_classes, self.global_pool = in_chans, num_classes, global_pool
         self.embed_dim, self.num_features = embed_dim, dims[-1]
         self.feature_info = [{"num_chs": dim, "reduction": self.patch_size[0] * 2**i} for i, dim in enumerate(dims)]
@@ -303,7 +306,7 @@ class SwinTransformer(nn.Module):
             self.model_args["pretrained_window_sizes"] = tuple(stages)
 
 
-def _check_stages(dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int]) -> None:
+def check_stages(dims: Sequence[int], depths: Sequence[int], num_heads: Sequence[int]) -> None:
     if not depths or len(depths) != len(num_heads) or min(depths) < 1:
         raise ValueError(
             f"depths {tuple(depths)} and num_heads {tuple(num_heads)} need one positive number for each stage"

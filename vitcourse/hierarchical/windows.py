@@ -137,14 +137,14 @@ def shift_mask(
              [1, 0]]], dtype=torch.int32)
     """
     rows, columns = (
-        _regions(n, window, by, mask_padding, device) for n, window, by in zip(size, window_size, shift, strict=True)
+        regions(n, window, by, mask_padding, device) for n, window, by in zip(size, window_size, shift, strict=True)
     )
     region = torch.stack(_grid(rows, columns), dim=-1)  # (H, W, 2)
     region = window_partition(region[None], window_size)  # (windows, N, 2)
     return (region[:, :, None] != region[:, None]).any(dim=-1)
 
 
-def _regions(n: int, window: int, shift: int, mask_padding: bool, device: torch.device | None) -> Tensor:
+def regions(n: int, window: int, shift: int, mask_padding: bool, device: torch.device | None) -> Tensor:
     """For each row of the padded, rolled map, the number of the displaced window that it belongs to."""
     count = units_in(n, window)
     place = torch.arange(count * window, device=device)

@@ -35,8 +35,8 @@ def units_in(length: int, unit: int) -> int:
     return (length + unit - 1) // unit
 
 
-def pad_to_multiple(x: Tensor, units: tuple[int, int], axes: tuple[int, int]) -> Tensor:
-    """Zeros at the end of two axes, up to the next multiple of a unit each; ``x`` itself where nothing is to be added.
+def pad_to_multiple(x: Tensor, units: Sequence[int], axes: Sequence[int]) -> Tensor:
+    """Zeros at the end of some axes, up to the next multiple of a unit each; ``x`` itself where nothing is to be added.
 
     >>> pad_to_multiple(torch.zeros(1, 3, 30, 32), (16, 16), axes=(2, 3)).shape
     torch.Size([1, 3, 32, 32])
@@ -44,17 +44,17 @@ def pad_to_multiple(x: Tensor, units: tuple[int, int], axes: tuple[int, int]) ->
     return pad_to(x, [units_in(x.shape[axis], unit) * unit for axis, unit in zip(axes, units, strict=True)], axes)
 
 
-def pad_to(x: Tensor, lengths: Sequence[int], axes: tuple[int, int]) -> Tensor:
-    """Zeros at the end of two axes, up to these lengths."""
-    first, second = (length - x.shape[axis] for axis, length in zip(axes, lengths, strict=True))
-    if always(first == 0, second == 0):
+def pad_to(x: Tensor, lengths: Sequence[int], axes: Sequence[int]) -> Tensor:
+    """Zeros at the end of some axes, up to these lengths."""
+    missing = {axis: length - x.shape[axis] for axis, length in zip(axes, lengths, strict=True)}
+    if always(*(count == 0 for count in missing.values())):
         return x
     # F.pad wants the last axis first, and of each axis its beginning first.
-    return F.pad(x, (0, 0) * (x.ndim - 1 - axes[1]) + (0, second) + (0, 0) * (axes[1] - axes[0] - 1) + (0, first))
+    return F.pad(x, [n for axis in range(x.ndim - 1, min(axes) - 1, -1) for n in (0, missing.get(axis, 0))])
 
 
-def crop(x: Tensor, lengths: Sequence[int], axes: tuple[int, int]) -> Tensor:
-    """The beginning of two axes: what :func:`pad_to` was given."""
+def crop(x: Tensor, lengths: Sequence[int], axes: Sequence[int]) -> Tensor:
+    """The beginning of some axes: what :func:`pad_to` was given."""
     for axis, length in zip(axes, lengths, strict=True):
         if always(length == x.shape[axis]):
             continue

@@ -22,7 +22,7 @@ from vitcourse.layers import (
 from vitcourse.notices import say_once
 from vitcourse.vit.attention import Attention, Grid, Merging
 from vitcourse.vit.patches import PatchEmbed, check_divisible
-from vitcourse.vit.positions import grid_of_checkpoint, resize_pos_embed, sincos_2d, size_of_source
+from vitcourse.vit.positions import fit_pos_embed, resize_pos_embed, sincos_2d
 
 
 class Block(nn.Module):
@@ -316,7 +316,7 @@ class VisionTransformer(nn.Module):
 
     def checkpoint_names(self, names: Collection[str]) -> Callable[[str], str]:
         """How to call what a checkpoint with these names has: torchvision's names become this model's."""
-        return _from_torchvision if "conv_proj.weight" in names else str
+        return from_torchvision if "conv_proj.weight" in names else str
 
     def adapt_state_dict(
         self, state: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
@@ -333,15 +333,9 @@ class VisionTransformer(nn.Module):
         """
         rename = self.checkpoint_names(state)
         state = {rename(name): tensor for name, tensor in state.items()}
-        pos = state.get("pos_embed")
-        if pos is not None and self.pos_embed is not None:
-            size, prefix = size_of_source(facts or {}), self.num_embedded_prefix_tokens
-            known = size and (-(-size[0] // self.patch_size[0]), -(-size[1] // self.patch_size[1]))
-            grid = grid_of_checkpoint(
-                pos.shape[1] - prefix, self.grid_size, known, "pos_embed", "source_img_size" in (facts or {})
-            )
-            if grid is not None:
-                state["pos_embed"] = resize_pos_embed(pos, grid, self.grid_size, prefix)
+        if "pos_embed" in state and self.pos_embed is not None:
+            prefix = self.num_embedded_prefix_tokens
+            state["pos_embed"] = fit_pos_embed(state["pos_embed"], self.grid_size, self.patch_size, prefix, facts or {})
         return state
 
 
@@ -365,7 +359,7 @@ _TORCHVISION_NAMES = (
 )
 
 
-def _from_torchvision(name: str) -> str:
+def from_torchvision(name: str) -> str:
     for theirs, ours in _TORCHVISION_NAMES:
         name = name.replace(theirs, ours)
     return name

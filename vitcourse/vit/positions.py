@@ -182,3 +182,28 @@ def grid_of_checkpoint(
             "load_weights(…, source_img_size=(height, width))"
         )
     return None
+
+
+def fit_pos_embed(
+    pos_embed: Tensor,
+    grid_size: tuple[int, int],
+    patch_size: tuple[int, int],
+    num_prefix_tokens: int,
+    facts: Mapping[str, Any],
+) -> Tensor:
+    """The positions (1, prefix + N, D) of a checkpoint on a model's grid of patches, where they can be of another.
+
+    Args:
+        pos_embed: the checkpoint's.
+        grid_size, patch_size: the model's.
+        num_prefix_tokens: leading positions that are no patch's.
+        facts: what else is known of the checkpoint; see :func:`size_of_source`.
+
+    Raises:
+        ValueError: the positions could be those of several grids.
+    """
+    size = size_of_source(facts)
+    known = size and (-(-size[0] // patch_size[0]), -(-size[1] // patch_size[1]))
+    count, sure = pos_embed.shape[1] - num_prefix_tokens, "source_img_size" in facts
+    grid = grid_of_checkpoint(count, grid_size, known, "pos_embed", sure)
+    return pos_embed if grid is None else resize_pos_embed(pos_embed, grid, grid_size, num_prefix_tokens)

@@ -17,7 +17,9 @@ COMPARED = (
 )  # fmt: skip
 # Of blocks with the same parameters: those of ours, timm's and torchvision's.
 _NORMS = {
-    "before each branch": ("Block", "SwinBlock", "SwinTransformerBlock", "EncoderBlock", "TransformerBlock2d"),
+    "before each branch": (
+        *("Block", "DividedBlock", "SwinBlock", "SwinTransformerBlock", "EncoderBlock", "TransformerBlock2d"),
+    ),
     "after each branch": ("PostNormBlock", "ResPostBlock", "SwinTransformerV2Block", "SwinTransformerBlockV2"),
 }
 _PLACES = {kind: place for place, kinds in _NORMS.items() for kind in kinds}
@@ -27,7 +29,7 @@ def facts_of(model: nn.Module) -> Facts:
     """All facts of a model of ours, timm's or torchvision's, by dotted name, and ``img_size`` and windows as well."""
     facts: Facts = {}
     embed = getattr(model, "patch_embed", None)
-    sizes = [_pair(getattr(o, n, None)) for o, n in ((model, "img_size"), (embed, "img_size"), (model, "image_size"))]
+    sizes = [_sizes(getattr(o, n, None)) for o, n in ((model, "img_size"), (embed, "img_size"), (model, "image_size"))]
     facts["img_size"] = next(filter(None, sizes), None)
     facts["pool_include_prefix"] = bool(getattr(model, "pool_include_prefix", False))  # timm's
     if isinstance(getattr(model, "global_pool", None), str):
@@ -43,7 +45,7 @@ def _facts_of_module(module: nn.Module) -> Facts:
         facts["num_heads"] = module.num_heads
     for name in ("window_size", "pretrained_window_size"):
         if hasattr(module, name):
-            facts[name] = _pair(getattr(module, name))
+            facts[name] = _sizes(getattr(module, name), axes=(2, 3))
     if isinstance(getattr(module, "mask_padding", None), bool):
         facts["mask_padding"] = module.mask_padding
     if type(module).__name__ in _PLACES:
@@ -59,11 +61,11 @@ def _facts_of_module(module: nn.Module) -> Facts:
     return facts
 
 
-def _pair(size: Any) -> tuple[int, int] | None:
-    """Height and width; None for what is none of these."""
-    pair = (size, size) if isinstance(size, int) else size
-    whole = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(n, int) for n in pair)
-    return tuple(pair) if whole else None
+def _sizes(size: Any, axes: tuple[int, ...] = (2,)) -> tuple[int, ...] | None:
+    """Height and width, of clips with the frames before them; None for what has another number of axes."""
+    sizes = (size, size) if isinstance(size, int) else size
+    whole = isinstance(sizes, (tuple, list)) and len(sizes) in axes and all(isinstance(n, int) for n in sizes)
+    return tuple(sizes) if whole else None
 
 
 def differences(theirs: Mapping[str, Any], own: nn.Module, kinds: Collection[str] = COMPARED) -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vitcourse.registry import FORM_MODULES
@@ -39,7 +40,7 @@ def load_weights(
         source: ``"timm:NAME"``, ``"torchvision:NAME[.WEIGHTS]"`` or ``"hf:OWNER/NAME[@REVISION]"`` (downloads
             pretrained weights on first use), ``"hf:FOLDER"`` for such a repository on the disk, the path of a
             ``.safetensors`` file or of a ``.pth``/``.pt`` file (read with ``weights_only=True``), a state dict, or a
-            model of timm, torchvision or transformers (ViT, the encoder of MAE, BEiT).
+            model of timm, torchvision or transformers (ViT, the encoder of MAE, BEiT, TimeSformer).
         strict: every parameter must find its tensor, and every tensor its parameter; otherwise one line on stderr says
             what did not.
         new_head: where the classes differ in number, keep the model's own, untrained head, and say so on stderr; for
@@ -178,7 +179,7 @@ def _fit_channels(
     changed = {}
     for name in own.keys() & state.keys():
         theirs, ours = state[name].shape, own[name].shape
-        others_agree = len(ours) == len(theirs) == 4 and (theirs[0], *theirs[2:]) == (ours[0], *ours[2:])
+        others_agree = len(ours) == len(theirs) >= 4 and (theirs[0], *theirs[2:]) == (ours[0], *ours[2:])
         if others_agree and ours[1] == in_chans != theirs[1] and state[name].is_floating_point():
             changed[name] = theirs[1]
             state = {**state, name: _filters(state[name], in_chans)}
@@ -187,11 +188,11 @@ def _fit_channels(
 
 
 def _filters(weight: Tensor, in_chans: int) -> Tensor:
-    """(D, C, p, q) -> (D, in_chans, p, q), with the same answer to an image whose channels are all alike."""
+    """(D, C, …) -> (D, in_chans, …), with the same answer to an image or clip whose channels are all alike."""
     if in_chans == 1:
         return weight.float().sum(dim=1, keepdim=True).to(weight.dtype)
     repeats = math.ceil(in_chans / weight.shape[1])
-    repeated = weight.float().repeat(1, repeats, 1, 1)[:, :in_chans] * (weight.shape[1] / in_chans)
+    repeated = torch.cat([weight.float()] * repeats, dim=1)[:, :in_chans] * (weight.shape[1] / in_chans)
     return repeated.to(weight.dtype)
 
 
@@ -260,6 +261,8 @@ def _misfits(
     if any(k.endswith("prefix_bias_table") for k in unexpected):
         lines.append("  these weights have relative positions, as BEiT has them, and the model has none of that kind:")
         lines.append("  take one that has (vitcourse.list_models('beit*')), or weights of a ViT or MAE")
+    if any(".temporal_" in k or k == "time_embed" for k in [*missing, *unexpected]):
+        lines.append("  they look along time otherwise: build the model with the attention_type of the weights")
     if any(".parametrizations." in k for k in missing):
         lines.append("  parts of the model are parametrized, as by magnitude_prune: make_permanent(model) first")
     if any(k.startswith("head.") for k in reshaped):

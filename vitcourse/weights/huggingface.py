@@ -1,4 +1,6 @@
-"""Checkpoints of Hugging Face's transformers: ViT, MAE's encoder and BEiT, in the names that our ViT shares with timm.
+"""Checkpoints of Hugging Face's transformers: ViT, MAE's encoder, BEiT and TimeSformer, in the names of our models.
+
+Ours share them with timm, and TimeSformer's with its authors.
 
 A repository of the hub, or a folder on the disk, has ``config.json`` beside the weights; it says what the tensors do
 not: heads, activation, the eps of the norms. Names are those of the files on the hub, or of a model in memory, which
@@ -24,12 +26,18 @@ _MARK = "embeddings.patch_embeddings.projection.weight"
 _BLOCK = r"^(?:encoder\.)?layers?\.(\d+)\."
 _SHARED = "shared_position_bias_table"
 _NAMES = (  # applied one after the other
-    (r"^(?:vit|beit)\.", ""),
+    (r"^(?:vit|beit|timesformer)\.", ""),
     (r"^embeddings\.cls_token$", "cls_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.time_embeddings$", "time_embed"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     (_BLOCK + r"attention\.(?:attention\.)?([qkv])(?:uery|ey|alue|_proj)\.", r"blocks.\1.attn.\2."),
     (_BLOCK + r"attention\.(?:output\.dense|o_proj)\.", r"blocks.\1.attn.proj."),
+    (_BLOCK + r"attention\.attention\.qkv\.", r"blocks.\1.attn.qkv."),
+    (_BLOCK + r"temporal_attention\.attention\.qkv\.", r"blocks.\1.temporal_attn.qkv."),
+    (_BLOCK + r"temporal_attention\.output\.dense\.", r"blocks.\1.temporal_attn.proj."),
+    (_BLOCK + r"temporal_layernorm\.", r"blocks.\1.temporal_norm1."),
+    (_BLOCK + r"temporal_dense\.", r"blocks.\1.temporal_fc."),
     (_BLOCK + r"(?:intermediate\.dense|mlp\.fc1)\.", r"blocks.\1.mlp.fc1."),
     (_BLOCK + r"(?:output\.dense|mlp\.fc2)\.", r"blocks.\1.mlp.fc2."),
     (_BLOCK + r"layernorm_before\.", r"blocks.\1.norm1."),
@@ -106,9 +114,10 @@ def facts_of_config(config: Mapping[str, Any], classifies: bool) -> Facts:
         ValueError: a model of another kind, or one that computes as no ViT of ours can.
     """
     kind = config.get("model_type")
-    if kind not in ("vit", "vit_mae", "beit"):
+    if kind not in ("vit", "vit_mae", "beit", "timesformer"):
         raise ValueError(
-            f"the weights are of transformers' {kind!r}; vitcourse's ViT takes those of vit, vit_mae, beit"
+            f"the weights are of transformers' {kind!r}; vitcourse's ViT takes those of vit, vit_mae, beit, its "
+            "TimeSformer those of timesformer"
         )
     activation = config.get("hidden_act", "gelu")
     if activation not in _ACTIVATIONS:
@@ -116,13 +125,14 @@ def facts_of_config(config: Mapping[str, Any], classifies: bool) -> Facts:
     facts: Facts = {
         "img_size": _pair(config.get("image_size", 224)),
         "patch_embed.proj.stride": _pair(config.get("patch_size", 16)),
-        "norm_eps": config.get("layer_norm_eps", 1e-12),
+        "norm_eps": config.get("layer_norm_eps", 1e-6 if kind == "timesformer" else 1e-12),
     }
     if classifies:
         mean = kind == "beit" and config.get("use_mean_pooling", True)
         facts["global_pool"] = "avg" if mean else "token"
     for i in range(config.get("num_hidden_layers", 12)):
-        facts[f"blocks.{i}.attn.num_heads"] = config.get("num_attention_heads", 12)
+        for mixer in ("attn", "temporal_attn") if kind == "timesformer" else ("attn",):
+            facts[f"blocks.{i}.{mixer}.num_heads"] = config.get("num_attention_heads", 12)
         facts[f"blocks.{i}.mlp.act.activation"] = _ACTIVATIONS[activation]
     return facts
 

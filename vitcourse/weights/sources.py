@@ -138,9 +138,9 @@ def _peer(package: str) -> Any:
 
 # ------------------------------------------------------------------------------------------------------------- files
 
-_PICKLES = (".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
+_PICKLES = (".pth", ".pt", ".pth.tar", ".pyth", ".ckpt", ".bin")
 # Under which training scripts put the state dict. A running mean is what they evaluate, and what timm takes too.
-_STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "module")
+_STATE_KEYS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict", "model_state", "module")
 
 
 def _from_file(path: Path) -> Source:
