@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert
 
-from .boxes import Target, giou, pairwise_giou
+from .boxes import Target, giou
 from .matching import Match, hungarian
 from .terms import Term, Terms, widened
 
@@ -67,13 +67,15 @@ class BoxSetLoss:
     @torch.no_grad()
     def match(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target]) -> Match:
         """Logits (B, Q, K + 1) and boxes (B, Q, 4) to the pairs; each target's ``boxes`` (n, 4) are parts, too."""
-        costs = []
-        for p, b, target in zip(widened(logits).softmax(-1), widened(boxes), targets, strict=True):
-            wanted = target["boxes"].to(b)
-            corners = (box_convert(x, "cxcywh", "xyxy") for x in (b, wanted))
-            cost = self.l1 * torch.cdist(b, wanted, p=1) - self.giou * pairwise_giou(*corners)
-            costs.append(cost - self.class_weight * p[:, target["labels"]])
-        return hungarian(costs)
+        counts = [len(target["labels"]) for target in targets]
+        image = torch.arange(len(counts), device=boxes.device).repeat_interleave(torch.tensor(counts).to(boxes.device))
+        labels = torch.cat([target["labels"] for target in targets])
+        found = widened(boxes)[image]  # (n, Q, 4): for each object all predictions of its image
+        wanted = torch.cat([target["boxes"] for target in targets]).to(found)[:, None]
+        corners = (box_convert(x, "cxcywh", "xyxy") for x in (found, wanted))
+        cost = self.l1 * (found - wanted).abs().sum(-1) - self.giou * giou(*corners)
+        cost = cost - self.class_weight * widened(logits).softmax(-1)[image, :, labels]
+        return hungarian([part.T for part in cost.split(counts)])
 
     def __call__(self, logits: Tensor, boxes: Tensor, targets: Sequence[Target], match: Match | None = None) -> Terms:
         """Terms ``class``, ``l1`` and ``giou`` of one layer's predictions."""
