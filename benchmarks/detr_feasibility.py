@@ -5,9 +5,9 @@
 
 Two variants learn everything anew. The others have the backbone that is shipped for it, which has learned to segment
 such scenes and stays as it is: the maps of all images are computed once, and the detector alone learns. 500 steps of 16
-scenes, those of lesson 07 with its five kinds of clothing; each variant has its own best rate. "tune" rows: one seed, judged by 256 scenes of the
-split ``val``; while the best rate lies at the end of its range, the range grows. "test" rows: the chosen rate, three
-seeds, judged by 512 scenes of ``test``.
+scenes, those of lesson 07 with its five kinds of clothing; each variant has its own best rate. "tune" rows: one seed,
+judged by 256 scenes of the split ``val``; while the best rate lies at the end of its range, the range grows. "test"
+rows: the chosen rate, three seeds, judged by 512 scenes of ``test``.
 
 ``accuracy`` is mean average precision (IoU from 0.5 to 0.95, five kinds). ``curve`` has what it was on the way; with
 ``spread``, the standard deviation of boxes over images (0: the same answer for every image); and ``moved``, the share
