@@ -362,6 +362,21 @@ def test_what_the_house_asks_of_a_model(name, tmp_path):
     assert {f"{kind}_{size}" for kind in ("timesformer", "vivit") for size in ("tiny", "base")} <= set(list_models())
 
 
+@pytest.mark.parametrize("name", ["timesformer_tiny", "vivit_tiny", "video_swin_tiny"])
+def test_a_file_for_other_classes_begins_with_a_new_head(name, tmp_path, capsys):
+    sizes = {"img_size": 32, "num_frames": 4, "embed_dim": 24}
+    swin = {"depths": (1, 1), "num_heads": (2, 2), "window_size": (2, 2, 2)}
+    plain = {"patch_size": 16, "depth": 1, "num_heads": 2}
+    model = create_model(name, num_classes=4, **sizes, **(swin if "swin" in name else plain))
+    save_weights(model, tmp_path / "model.safetensors")
+    capsys.readouterr()
+    other = create_model(tmp_path / "model.safetensors", num_classes=3)
+    assert "weights are for 4 classes, not 3: the head starts untrained" in capsys.readouterr().err
+    body = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("head.")}
+    assert all(torch.equal(other.state_dict()[key], tensor) for key, tensor in body.items())
+    assert other(torch.randn(1, 3, 4, 32, 32)).shape == (1, 3)
+
+
 @torch.no_grad()
 def test_feature_maps_are_the_tokens_where_they_lie():
     x = clips(2, 4, 16, 32)
