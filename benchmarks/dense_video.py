@@ -167,6 +167,7 @@ def detr(full: bool, device: str) -> Pair:
         decoder_ffn_dim=hidden,
         num_labels=CLASSES,
         dropout=0.1,
+        activation_dropout=0.1,  # in the MLPs, as in the authors' code and in ours
         auxiliary_loss=True,
     )
     theirs = DetrForObjectDetection(config)
