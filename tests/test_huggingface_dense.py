@@ -142,7 +142,7 @@ def test_a_detr_with_other_classes_begins_with_a_new_head(peer, capsys):
         ({"decoder_depth": 1}, r"not in the model: decoder\.1"),
         (
             {"backbone": "swin_tiny", "backbone_args": {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2]}},
-            r"which are for a Detr, do not fit detr:(.|\n)*missing: backbone(.|\n)*is a ResNet: .*backbone='resnet50'",
+            r"which are for Detr, do not fit detr:(.|\n)*missing: backbone(.|\n)*is a ResNet: .*backbone='resnet50'",
         ),
     ],
 )
@@ -242,7 +242,7 @@ def test_eomt_at_another_size():
         ({"num_heads": 4}, {}, r"num_heads: 2 there, 4 in the model"),
         ({}, {"num_blocks": 3}, r"mask_probs is \(2,\), the model's \(3,\)(.|\n)*build the model with that num_blocks"),
         ({"reg_tokens": 0}, {}, r"not in the model: backbone\.reg_token"),
-        ({"patch_size": 16}, {}, r"which are for a Eomt, do not fit eomt"),
+        ({"patch_size": 16}, {}, r"which are for Eomt, do not fit eomt"),
     ],
 )
 def test_an_eomt_that_is_another_is_refused(inner, changes, message):
@@ -268,9 +268,9 @@ def test_a_config_of_another_eomt_is_refused(options, message, tmp_path):
 
 
 def test_weights_of_one_model_are_not_another_models(peer):
-    with pytest.raises(ValueError, match="which are for a Detr, do not fit eomt"):
+    with pytest.raises(ValueError, match="which are for Detr, do not fit eomt"):
         load_weights(eomt(), peer)
-    with pytest.raises(ValueError, match="which are for a Eomt, do not fit vit_tiny"):
+    with pytest.raises(ValueError, match="which are for Eomt, do not fit vit_tiny"):
         load_weights(create_model("vit_tiny"), their_eomt())
 
 

@@ -1,5 +1,7 @@
 """TimeSformer and ViViT against transformers, PyTorch's layers, their definitions and the papers' tables."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -74,6 +76,27 @@ def test_divided_and_joint_attention_are_transformers(kind, source, tmp_path):
     close(ours(x), expected)
     tokens = theirs.timesformer(x.transpose(1, 2)).last_hidden_state  # theirs run by place, ours by time
     close(ours.forward_features(x)[:, 1:], rearrange(tokens[:, 1:], "b (n t) d -> b (t n) d", t=4))
+
+
+def test_a_folder_tells_how_frames_are_prepared_and_what_does_not_fit(tmp_path):
+    """As facebook/timesformer-base-finetuned-k400 has it."""
+    theirs = peer("divided_space_time")
+    theirs.save_pretrained(tmp_path)
+    told = {"image_mean": [0.45] * 3, "image_std": [0.225] * 3, "resample": 2, "do_center_crop": True}
+    told |= {"size": {"shortest_edge": 32}, "crop_size": {"height": 24, "width": 24}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told), encoding="utf-8")
+    model = create_model("timesformer_tiny", **SMALL, weights=f"hf:{tmp_path}")
+    found = model.preprocess
+    assert (found.img_size, found.mean, found.std) == (24, (0.45,) * 3, (0.225,) * 3)
+    assert (found.interpolation, found.crop_pct) == ("bilinear", 0.75) and model.norm_eps == 1e-3
+    for changes, message in (
+        ({"patch_size": 4}, r"which are for TimeSformer, do not fit(.|\n)*patch_embed\.proj\.weight"),
+        ({"embed_dim": 64}, r"attn\.proj\.bias is \(32,\), the model's \(64,\)"),
+        ({"num_heads": 2}, r"num_heads: 4 there, 2 in the model"),
+        ({"attention_type": "joint"}, "attention_type of the weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_weights(TimeSformer(**{**SMALL, **changes}), f"hf:{tmp_path}")
 
 
 @pytest.mark.parametrize("kind", ["divided", "joint"])

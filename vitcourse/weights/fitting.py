@@ -110,7 +110,7 @@ def _fit(
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     reshaped = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
     if reshaped or (strict and (missing or unexpected)) or (own and not own.keys() & state.keys()):
-        whose = f"{what}, which are for a {source.of}," if source.of else what
+        whose = f"{what}, which are for {source.of}," if source.of else what
         raise ValueError("\n".join(_misfits(whose, model, own, state, missing, unexpected, reshaped)))
     _check_kinds(what, model, own, state)
     if others := differences(facts, model):
