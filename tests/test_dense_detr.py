@@ -196,6 +196,20 @@ def test_the_matching_is_the_best_of_all():
     assert hungarian([torch.randn(2, 5)]).query.tolist() == [0, 1]  # more objects than predictions
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_no_number_does_not_blur_the_rest(dtype):
+    """Two of five predictions are numbers, for three objects: these two are still where they cost least."""
+    from itertools import permutations
+
+    for _ in range(10):
+        cost = torch.rand(5, 3, dtype=dtype)
+        cost[2], cost[3:] = float("inf"), float("nan")
+        match = hungarian([cost])
+        found = sum(c for c in cost[match.query, match.object].tolist() if c < 2)
+        least = min((cost[0, a] + cost[1, b]).item() for a, b in permutations(range(3), 2))
+        assert found == pytest.approx(least, abs=1e-6) and match.object.unique().tolist() == [0, 1, 2]
+
+
 def test_boxes_are_matched_as_the_loss_sees_them():
     logits = torch.zeros(1, 3, 3)
     boxes = torch.tensor([[[0.2, 0.2, 0.1, 0.1], [0.8, 0.8, 0.2, 0.2], [0.5, 0.5, 0.4, 0.4]]])

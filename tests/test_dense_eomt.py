@@ -156,14 +156,24 @@ def test_eomt_large_has_the_papers_size():
     assert round(count / 1e6) in (315, 316, 317)
 
 
-def test_masks_are_annealed_block_by_block():
-    model = Eomt(vit(), 5, num_queries=3, num_blocks=4)
-    seen = []
-    for step in (0, 10, 15, 20, 25, 60):
-        model.anneal(step, 60)
-        seen.append([round(p, 3) for p in model.mask_probs.tolist()])
-    half = round(0.5**0.9, 3)
-    assert seen == [[1] * 4, [1] * 4, [half, 1, 1, 1], [0, 1, 1, 1], [0, half, 1, 1], [0] * 4]
+# first and last steps of each block's fall in the authors' settings, and the steps of an epoch times the epochs
+AUTHORS = {
+    "coco_panoptic_small_640": ((29564, 73910, 118256), (59128, 103474, 147820), 24 * 7391),
+    "coco_panoptic_large_640": ((14782, 29564, 44346, 59128), (29564, 44346, 59128, 73910), 12 * 7391),
+    "coco_panoptic_giant_640": ((14782, 25869, 36955, 48042, 59128), (29564, 40651, 51737, 62824, 73910), 12 * 7391),
+    "cityscapes_base_640": ((3317, 8292, 13268), (6634, 11609, 16585), 107 * 186),
+}
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_masks_are_annealed_as_the_authors_do(name):
+    starts, ends, total = AUTHORS[name]
+    model = Eomt(vit(depth=5), 5, num_queries=3, num_blocks=len(starts))
+    for step in sorted({0, *starts, *ends, *((a + b) // 2 for a, b in zip(starts, ends, strict=True)), total}):
+        model.anneal(step, total)
+        t = [min(1.0, max(0.0, (step - a) / (b - a))) for a, b in zip(starts, ends, strict=True)]
+        expected = torch.tensor([(1 - x) ** 0.9 for x in t])
+        torch.testing.assert_close(model.mask_probs, expected, rtol=0, atol=5e-4)  # they round to steps
 
 
 def test_queries_see_their_mask_and_everything_else_sees_all():

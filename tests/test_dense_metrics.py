@@ -1,4 +1,4 @@
-"""Mean average precision, mean IoU, accuracy near boundaries; and benchmarks that compare the same work."""
+"""Mean average precision, mean IoU, and accuracy near boundaries."""
 
 import sys
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests._dense import random_boxes, target
-from vitcourse.dense_prediction import DetectionMetric, SegmentationMetric, check_targets, near_boundary
+from vitcourse.dense_prediction import DetectionMetric, SegmentationMetric, near_boundary
 from vitcourse.dense_prediction.matching import hungarian
 
 
@@ -106,32 +106,3 @@ def test_a_missing_package_is_named(monkeypatch):
         SegmentationMetric(3)
     with pytest.raises(ImportError, match=r"Hungarian matching needs scipy.optimize: pip install 'vitcourse\[dense\]'"):
         hungarian([torch.zeros(2, 2)])
-
-
-@pytest.mark.parametrize("name", ["fcos", "detr", "eomt"])
-def test_benchmarked_steps_do_the_same_work(name):
-    """In place of times, which depend on the machine: the operations of a step, counted."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from benchmarks import dense
-
-    if name != "fcos":
-        pytest.importorskip("transformers")
-    counts = {}
-    for kind, step in dense.steps(name, "train", False, "cpu").items():
-        with FlopCounterMode(display=False) as counter:
-            step()
-        counts[kind] = counter.get_total_flops()
-    ours, (theirs,) = counts.pop("ours"), counts.values()
-    assert 0.95 < ours / theirs <= 1.03
-
-
-def test_scenes_of_the_feasibility_study_hold_what_their_boxes_say():
-    from benchmarks.detr_feasibility import VARIANTS, SimpleScenes
-
-    scenes = SimpleScenes(64, 0)
-    for i in range(5):
-        image, target = scenes[i]
-        check_targets([target], 1, 3, (64, 64), masks=False)
-        assert image.shape == (3, 64, 64) and torch.equal(image, scenes[i][0])
-    assert set(VARIANTS) > {"plain", "few", "proposals", "proposals+denoising"}

@@ -6,6 +6,7 @@ import torch
 from tests._dense import randomised, target
 from vitcourse import create_model, list_models, save_weights
 from vitcourse.dense_prediction import check_targets, mean_loss, to_masks
+from vitcourse.registry import in_head
 
 PLAIN = {"backbone": "vit_tiny", "backbone_args": {"patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}}
 SWIN = {"backbone": "swin_tiny", "backbone_args": {"embed_dim": 8, "depths": [1, 1, 1], "num_heads": [1, 2, 2]}}
@@ -24,6 +25,7 @@ SMALL = {
     "segmenter": {"embed_dim": 16, "depth": 1, "num_heads": 2},
     "eomt": {"num_queries": 4, "num_blocks": 2},
 }
+FULL_DETR = {"queries": "proposals", "denoising": 2}
 PAIRS = [(name, kind) for name in SMALL for kind in BACKBONES if name != "eomt" or kind == "plain"]
 
 
@@ -63,6 +65,38 @@ def test_other_classes_and_other_sizes(name, tmp_path):
     assert shape in ((5,), (6,)) and model.num_classes == 5
     save_weights(model, tmp_path / "five.safetensors")
     assert create_model(tmp_path / "five.safetensors").num_classes == 5
+
+
+@pytest.mark.parametrize(("name", "changes"), [*((name, {}) for name in SMALL), ("detr", FULL_DETR)])
+def test_a_file_for_other_classes_begins_with_a_new_head(name, changes, tmp_path, capsys):
+    """All that ``reset_classifier`` makes anew, and no more, is what a model says of its head."""
+    model, path = randomised(small(name, **changes)), tmp_path / "model.safetensors"
+    model.classes = ["a", "b", "c"]
+    save_weights(model, path)
+    capsys.readouterr()
+    other = create_model(path, num_classes=5)
+    assert capsys.readouterr().err.splitlines() == [
+        "vitcourse: weights are for 3 classes, not 5: the head starts untrained"
+    ]
+    assert other.num_classes == 5 and other.classes is None
+    state, kept = model.state_dict(), {name for name in model.state_dict() if not in_head(model, name)}
+    assert all(torch.equal(other.state_dict()[name], state[name]) for name in kept)
+    before = dict(model.state_dict(keep_vars=True))
+    model.reset_classifier(5)
+    assert {name for name, tensor in model.state_dict(keep_vars=True).items() if tensor is not before[name]} == {
+        name for name in before if in_head(model, name)
+    }
+    assert create_model(path, num_classes=3).classes == ["a", "b", "c"] and capsys.readouterr().err == ""
+
+
+def test_labels_for_denoising_may_begin_untrained(tmp_path, capsys):
+    model, path = randomised(small("detr", queries="anchors")), tmp_path / "model.safetensors"
+    save_weights(model, path)
+    with pytest.raises(ValueError, match=r"missing: label_embed\.weight"):
+        create_model(path, denoising=2)
+    again = create_model(path, denoising=2, num_classes=3)
+    assert "weights have no label_embed.weight: these start untrained" in capsys.readouterr().err
+    assert torch.equal(again.class_head.weight, model.class_head.weight)
 
 
 def test_names_are_listed_and_their_arguments_checked():

@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 from vitcourse import create_model, load_weights
 from vitcourse.data import ImageDataset, open_dataset, subset
 from vitcourse.inference import evaluating, normalise
+from vitcourse.notices import say_once
 from vitcourse.train import (
     Ema,
     TrainConfig,
@@ -856,3 +857,38 @@ def test_flags_override_the_recipe(tmp_path):
     file.write_text("[train]\nlearning_rate = 1\n", encoding="utf-8")
     with pytest.raises(ValueError, match="'learning_rate' is unknown"):
         load_recipe(file)
+
+
+def test_a_mean_that_nobody_measured_is_told_of(capsys):
+    """A new model for grey images is built with mean and std 0.5, and these win over the data's own."""
+    pixels = torch.randint(256, (8, 1, 8, 8), dtype=torch.uint8)
+    data = ImageDataset(pixels, [0, 1] * 4, "ab", mean=(0.286,), std=(0.353,))
+    sizes = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 1, "num_classes": 2}
+    config = TrainConfig(epochs=1, batch_size=8)
+    say_once.cache_clear()
+    model = create_model("vit_tiny", in_chans=1, **sizes)
+    seen = []
+    model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    fit(model, data, None, config, progress=False)
+    fit(model, data, None, config, progress=False)
+    err = capsys.readouterr().err
+    assert err.count("mean 0.5 and std 0.5, and not by the data's own 0.286 and 0.353; for a model") == 1
+    assert seen[0].unique().shape[0] > 1 and seen[0].abs().max() <= 1 + 1e-6
+    quiet = [
+        (replace(model.preprocess, mean=data.mean, std=data.std), data),
+        (model.preprocess, ImageDataset(pixels, [0, 1] * 4, "ab", mean=(0.5,), std=(0.5,))),
+        (model.preprocess, [(image.float(), label) for image, label in data]),
+    ]
+    for preprocess, images in quiet:
+        say_once.cache_clear()
+        model.preprocess = preprocess
+        fit(model, images, None, config, progress=False)
+    say_once.cache_clear()
+    fit(
+        create_model("vit_tiny", **sizes),
+        ImageDataset(pixels.expand(-1, 3, -1, -1), [0, 1] * 4, "ab", mean=(0.4,) * 3, std=(0.2,) * 3),
+        None,
+        config,
+        progress=False,
+    )
+    assert "images are normalised" not in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """TimeSformer and ViViT against transformers, PyTorch's layers, their definitions and the papers' tables."""
 
+import json
+
 import pytest
 import timm
 import torch
@@ -74,6 +76,27 @@ def test_divided_and_joint_attention_are_transformers(kind, source, tmp_path):
     close(ours(x), expected)
     tokens = theirs.timesformer(x.transpose(1, 2)).last_hidden_state  # theirs run by place, ours by time
     close(ours.forward_features(x)[:, 1:], rearrange(tokens[:, 1:], "b (n t) d -> b (t n) d", t=4))
+
+
+def test_a_folder_tells_how_frames_are_prepared_and_what_does_not_fit(tmp_path):
+    """As facebook/timesformer-base-finetuned-k400 has it."""
+    theirs = peer("divided_space_time")
+    theirs.save_pretrained(tmp_path)
+    told = {"image_mean": [0.45] * 3, "image_std": [0.225] * 3, "resample": 2, "do_center_crop": True}
+    told |= {"size": {"shortest_edge": 32}, "crop_size": {"height": 24, "width": 24}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told), encoding="utf-8")
+    model = create_model("timesformer_tiny", **SMALL, weights=f"hf:{tmp_path}")
+    found = model.preprocess
+    assert (found.img_size, found.mean, found.std) == (24, (0.45,) * 3, (0.225,) * 3)
+    assert (found.interpolation, found.crop_pct) == ("bilinear", 0.75) and model.norm_eps == 1e-3
+    for changes, message in (
+        ({"patch_size": 4}, r"which are for TimeSformer, do not fit(.|\n)*patch_embed\.proj\.weight"),
+        ({"embed_dim": 64}, r"attn\.proj\.bias is \(32,\), the model's \(64,\)"),
+        ({"num_heads": 2}, r"num_heads: 4 there, 2 in the model"),
+        ({"attention_type": "joint"}, "attention_type of the weights"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_weights(TimeSformer(**{**SMALL, **changes}), f"hf:{tmp_path}")
 
 
 @pytest.mark.parametrize("kind", ["divided", "joint"])
@@ -360,6 +383,21 @@ def test_what_the_house_asks_of_a_model(name, tmp_path):
     with pytest.raises(ValueError, match=r"indices \(2,\) name blocks that do not exist; the model has 2"):
         model.feature_maps(x, indices=(2,))
     assert {f"{kind}_{size}" for kind in ("timesformer", "vivit") for size in ("tiny", "base")} <= set(list_models())
+
+
+@pytest.mark.parametrize("name", ["timesformer_tiny", "vivit_tiny", "video_swin_tiny"])
+def test_a_file_for_other_classes_begins_with_a_new_head(name, tmp_path, capsys):
+    sizes = {"img_size": 32, "num_frames": 4, "embed_dim": 24}
+    swin = {"depths": (1, 1), "num_heads": (2, 2), "window_size": (2, 2, 2)}
+    plain = {"patch_size": 16, "depth": 1, "num_heads": 2}
+    model = create_model(name, num_classes=4, **sizes, **(swin if "swin" in name else plain))
+    save_weights(model, tmp_path / "model.safetensors")
+    capsys.readouterr()
+    other = create_model(tmp_path / "model.safetensors", num_classes=3)
+    assert "weights are for 4 classes, not 3: the head starts untrained" in capsys.readouterr().err
+    body = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith("head.")}
+    assert all(torch.equal(other.state_dict()[key], tensor) for key, tensor in body.items())
+    assert other(torch.randn(1, 3, 4, 32, 32)).shape == (1, 3)
 
 
 @torch.no_grad()

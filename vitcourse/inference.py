@@ -74,6 +74,26 @@ def find_mean_std(model: nn.Module, dataset: Dataset, device: torch.device) -> M
     return None
 
 
+def ignored_mean_std(model: nn.Module, dataset: Dataset) -> str | None:
+    """A line about a data set's mean and std that a model passes over for a mean and std nobody measured; else None.
+
+    A model for other channels than three is built with 0.5 for each; files and whoever sets ``preprocess`` know better.
+    """
+    preprocess, own = getattr(model, "preprocess", None), [getattr(dataset, name, None) for name in ("mean", "std")]
+    if preprocess is None or None in own or len(preprocess.mean) == 3:
+        return None
+    used = [tuple(preprocess.mean), tuple(preprocess.std)]
+    if {*used[0], *used[1]} != {0.5} or used == [tuple(value) for value in own]:
+        return None
+    if getattr(dataset[0][0], "dtype", None) != torch.uint8:  # taken as it is
+        return None
+    told = " and ".join(", ".join(f"{number:.3g}" for number in value) for value in own)
+    return (
+        f"images are normalised by model.preprocess, mean 0.5 and std 0.5, and not by the data's own {told}; for a "
+        "model that is not trained yet: model.preprocess = replace(model.preprocess, mean=data.mean, std=data.std)"
+    )
+
+
 def normalise(images: Tensor, mean_std: MeanStd | None) -> Tensor:
     """uint8 images (B, C, H, W) to standardised float32; floating-point images are what they should be already."""
     if mean_std is None or images.is_floating_point():

@@ -170,6 +170,29 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """Modules and parameters that depend on the classes, the ones that ``reset_classifier`` makes anew.
+
+    Models say so, those of timm in their ``pretrained_cfg``; a model that does not has all of it in ``head``.
+    """
+    told = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or getattr(model, "head_names", "head")
+    return (told,) if isinstance(told, str) else tuple(told)
+
+
+def in_head(model: nn.Module, name: str) -> bool:
+    """Whether a parameter of that name depends on the classes; see :func:`head_names`."""
+    return any(is_within(name, head) for head in head_names(model))
+
+
+def is_within(name: str, prefix: str) -> bool:
+    """Whether a dotted name is that of a part, or of something in it.
+
+    >>> is_within("head.fc.weight", "head"), is_within("head_drop", "head")
+    (True, False)
+    """
+    return f"{name}.".startswith(f"{prefix}.")
+
+
 def takes_argument(name: str, argument: str) -> bool:
     """Whether a model of this name can be built with an argument of that one."""
     parameters = inspect.signature(_registered()[name].build).parameters

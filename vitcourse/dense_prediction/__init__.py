@@ -14,9 +14,9 @@
 
 All models are called as ``model(images, targets)``, the targets being for those that learn to denoise; ``model.losses``
 gives the terms of the loss, each a sum and a count; ``model.results`` gives objects, ``model.segment`` the classes of
-pixels. Read in this order: ``boxes`` (and targets), ``terms``, ``base``, ``pyramid``, ``fcos``; ``segmentation``,
-``unet``, ``segmenter``; ``matching``, ``set_loss``, ``detr_layers``, ``detr_queries``, ``detr``; ``masks``, ``eomt``;
-``metrics``, ``models``.
+pixels. Read in this order: ``boxes`` (and targets), ``terms``, ``base``, ``resnet``, ``pyramid``, ``fcos``;
+``segmentation``, ``unet``, ``segmenter``; ``matching``, ``set_loss``, ``detr_layers``, ``detr_queries``, ``detr``;
+``masks``, ``eomt``; ``metrics``, ``models``.
 """
 
 from importlib import import_module
@@ -24,7 +24,7 @@ from typing import Any
 
 _MODULES = {
     "base": ("DenseModel",),
-    "boxes": ("Target", "check_targets", "giou", "pairwise_giou", "to_centres", "to_corners"),
+    "boxes": ("Target", "check_targets", "giou", "to_centres", "to_corners"),
     "detr": ("Detr", "DetrOutput"),
     "detr_layers": ("sine_code", "sine_positions"),
     "detr_queries": ("Denoising", "denoising_mask", "disturb"),
@@ -33,6 +33,7 @@ _MODULES = {
     "masks": ("MaskSetLoss", "dice_loss", "instances", "semantic_scores", "uncertain_points"),
     "matching": ("Match", "hungarian"),
     "metrics": ("DetectionMetric", "SegmentationMetric", "near_boundary"),
+    "resnet": ("ResNet",),
     "pyramid": ("FeaturePyramid", "Pyramid", "SimpleFeaturePyramid"),
     "segmentation": ("IGNORED", "PixelLoss", "SemanticModel", "check_map", "to_map", "to_masks"),
     "segmenter": ("MaskTransformer", "Segmenter"),

@@ -18,12 +18,14 @@ class DenseModel(nn.Module):
 
     Attributes:
         wants: what targets must have: ``"boxes"``, ``"masks"``, or to be a ``"map"`` of classes.
+        head_names: modules and parameters that depend on the classes: what ``reset_classifier`` makes anew.
 
     Raises:
         ValueError: a backbone without maps, or with a head; less than one class.
     """
 
     wants: ClassVar[str] = "boxes"
+    head_names: ClassVar[tuple[str, ...]] = ("head",)
 
     def __init__(self, backbone: nn.Module, num_classes: int) -> None:
         super().__init__()
@@ -71,6 +73,17 @@ class DenseModel(nn.Module):
         """Names of the parameters that weight decay should leave alone, beside norms and biases."""
         return {f"backbone.{name}" for name in self.backbone.no_weight_decay()}
 
+    def adopt(self, facts: Mapping[str, Any]) -> None:
+        """Take over what the parameters of a checkpoint depend on and do not tell; see the backbone's own."""
+        if not hasattr(self.backbone, "adopt"):
+            return
+        before = dict(getattr(self.backbone, "model_args", {}))
+        self.backbone.adopt(_of_backbone(facts))
+        after = getattr(self.backbone, "model_args", {})
+        changed = {name: value for name, value in after.items() if name not in before or value != before[name]}
+        if changed and hasattr(self, "model_args"):  # as a file tells of it
+            self.model_args["backbone_args"] = {**(self.model_args.get("backbone_args") or {}), **changed}
+
     def adapt_state_dict(
         self, state: Mapping[str, Tensor], facts: Mapping[str, Any] | None = None
     ) -> dict[str, Tensor]:
@@ -79,9 +92,14 @@ class DenseModel(nn.Module):
         if adapt is None:
             return dict(state)
         inner = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
-        known = {k.removeprefix("backbone."): v for k, v in (facts or {}).items()}
+        known = _of_backbone(facts or {})
         adapted = {f"backbone.{k}": v for k, v in adapt(inner, known).items()}
         return {k: v for k, v in state.items() if not k.startswith("backbone.")} | adapted
+
+
+def _of_backbone(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts of the whole model, those of the backbone by its own names."""
+    return {name.removeprefix("backbone."): value for name, value in facts.items()}
 
 
 def strides_of(backbone: nn.Module) -> list[int]:

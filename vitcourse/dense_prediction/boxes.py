@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert, generalized_box_iou
+from torchvision.ops import box_convert
 
 Target = Mapping[str, Tensor]
 
@@ -49,11 +49,6 @@ def giou(boxes: Tensor, others: Tensor) -> Tensor:
     inside, hull = inside.prod(-1), hull.prod(-1)
     union = _area(boxes) + _area(others) - inside
     return inside / union - (hull - union) / hull
-
-
-def pairwise_giou(boxes: Tensor, others: Tensor) -> Tensor:
-    """Generalised IoU of each box (n, 4) with each other one (m, 4): (n, m)."""
-    return generalized_box_iou(boxes, others)
 
 
 def _area(boxes: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitcourse.layers import widened
+
 from .base import DenseModel
 from .boxes import Target, to_centres, to_corners
 from .detr_layers import BoxHead, DecoderLayer, EncoderLayer, sine_positions
@@ -22,7 +24,7 @@ from .detr_queries import (
 )
 from .pyramid import level_of, one_map, valid_tokens
 from .set_loss import BoxSetLoss, count_objects, named
-from .terms import Term, Terms, widened
+from .terms import Term, Terms
 
 
 class DetrOutput(NamedTuple):
@@ -81,6 +83,8 @@ class Detr(DenseModel):
     >>> len(model.results(out)[0]["boxes"])
     5
     """
+
+    head_names = ("class_head", "proposal_class", "label_embed")
 
     def __init__(
         self,

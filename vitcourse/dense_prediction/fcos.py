@@ -13,10 +13,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image
 
+from vitcourse.layers import widened
+
 from .base import DenseModel
 from .boxes import Target, giou
 from .pyramid import make_neck
-from .terms import Term, Terms, focal_loss, widened
+from .terms import Term, Terms, focal_loss
 
 
 class FcosOutput(NamedTuple):
@@ -234,6 +236,8 @@ class Fcos(DenseModel):
     >>> [sorted(found) for found in model.results(model(images))][0]
     ['boxes', 'labels', 'scores']
     """
+
+    head_names = ("head.logits",)
 
     def __init__(
         self,

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vitcourse.layers import crop, pad_to
+from vitcourse.layers import crop, pad_to, widened
 
 from .boxes import Target
 from .matching import Match, hungarian
 from .set_loss import ClassCount, class_term, count_objects
-from .terms import Term, Terms, widened
+from .terms import Term, Terms
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:

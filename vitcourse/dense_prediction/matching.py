@@ -53,13 +53,22 @@ def hungarian(costs: Sequence[Tensor]) -> Match:
     """
     solve = needs("scipy.optimize", "Hungarian matching").linear_sum_assignment
     flat = torch.cat([cost.flatten() for cost in costs])
-    worst = torch.finfo(flat.dtype).max
-    parts = flat.nan_to_num(worst, worst, worst).cpu().split([cost.numel() for cost in costs])  # waits once
+    parts = flat.cpu().split([cost.numel() for cost in costs])  # waits once
     images, queries, objects, before = [], [], [], 0
     for i, (part, cost) in enumerate(zip(parts, costs, strict=True)):
-        rows, columns = map(torch.as_tensor, solve(part.view(cost.shape).numpy()))
+        rows, columns = map(torch.as_tensor, solve(_with_numbers(part.view(cost.shape)).numpy()))
         images.append(torch.full_like(rows, i))
         queries.append(rows)
         objects.append(columns + before)
         before += cost.shape[1]
     return Match(*(torch.cat(part).to(flat.device) for part in (images, queries, objects)))
+
+
+def _with_numbers(cost: Tensor) -> Tensor:
+    """What is no number made dearer than all pairs of numbers together, but no more: sums must not forget the rest."""
+    known = cost.isfinite()
+    if known.all():
+        return cost
+    cost = cost.double()
+    most = cost[known].abs().max() if known.any() else cost.new_zeros(())
+    return cost.where(known, 1 + 2 * min(cost.shape) * most)

@@ -104,6 +104,19 @@ def build_eomt(
     return _part("eomt", "Eomt")(body, num_classes, num_queries, num_blocks)
 
 
+def build_resnet(
+    depths: Sequence[int],
+    block: str,
+    img_size: int | tuple[int, int] = 224,
+    in_chans: int = 3,
+    num_classes: int = 0,
+    dilated: bool = False,
+    frozen_norms: bool | None = None,
+) -> nn.Module:
+    """ResNet, DETR's own backbone; see :class:`.resnet.ResNet`."""
+    return _part("resnet", "ResNet")(img_size, in_chans, num_classes, depths, block, dilated, frozen_norms)
+
+
 for _name, _build in {
     "fcos": build_fcos,
     "detr": build_detr,
@@ -112,3 +125,10 @@ for _name, _build in {
     "eomt": build_eomt,
 }.items():
     register_model(_name, _build)
+for _name, _depths, _block in (
+    ("resnet18", (2, 2, 2, 2), "basic"),
+    ("resnet34", (3, 4, 6, 3), "basic"),
+    ("resnet50", (3, 4, 6, 3), "bottleneck"),
+    ("resnet101", (3, 4, 23, 3), "bottleneck"),
+):
+    register_model(_name, build_resnet, depths=_depths, block=_block)

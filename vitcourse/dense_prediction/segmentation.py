@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitcourse.layers import widened
+
 from .base import DenseModel
 from .boxes import Target
-from .terms import Term, Terms, widened
+from .terms import Term, Terms
 
 IGNORED = 255  # the class of pixels that nobody asks about, as in PASCAL VOC, Cityscapes and ADE20K
 

@@ -93,6 +93,8 @@ class Segmenter(SemanticModel):
     torch.Size([2, 5, 32, 48])
     """
 
+    head_names = ("decoder.cls_embed", "decoder.mask_norm")
+
     def __init__(
         self,
         backbone: nn.Module,

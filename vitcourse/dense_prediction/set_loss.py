@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import box_convert
 
+from vitcourse.layers import widened
+
 from .boxes import Target, giou
 from .matching import Match, hungarian
-from .terms import Term, Terms, widened
+from .terms import Term, Terms
 
 ClassCount = Literal["weights", "objects"]
 

@@ -72,8 +72,3 @@ def focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: floa
     p = logits.sigmoid()
     wrong = p + targets - 2 * p * targets  # 1 - p_t
     return error * wrong**gamma * (alpha * targets + (1 - alpha) * (1 - targets))
-
-
-def widened(x: Tensor) -> Tensor:
-    """In float32 at least: what a loss computes with."""
-    return x if x.dtype == torch.float64 else x.float()

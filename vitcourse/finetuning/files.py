@@ -8,12 +8,13 @@ from typing import Any
 from torch import nn
 
 from vitcourse.inference import is_frozen_norm
+from vitcourse.registry import in_head
 from vitcourse.weights import HEADER_KEYS, read_metadata, unwrap
 from vitcourse.weights.files import check_path, write_tensors
 from vitcourse.weights.wrappers import plain_state
 
 from .methods import FineTuning, restore_adapters
-from .parts import free_names, head_names
+from .parts import free_names
 
 
 def save_adapter(model: nn.Module, path: str | Path, **metadata: Any) -> None:
@@ -68,9 +69,10 @@ def save_adapter_of_run(model: nn.Module, task: FineTuning, out_dir: str | Path)
 
 def changed_names(model: nn.Module) -> set[str]:
     """Names in the state dict of what has changed, or will: what is trained, adapters, and statistics that move."""
-    heads = tuple(f"{head}." for head in head_names(model))
     adapters = {
-        name for name, _ in model.named_parameters() if name.startswith((*heads, "prompts.")) or ".lora_" in name
+        name
+        for name, _ in model.named_parameters()
+        if in_head(model, name) or name.startswith("prompts.") or ".lora_" in name
     }
     names = adapters if hasattr(model, "adapters") else free_names(model)
     for path, module in model.named_modules():
@@ -143,8 +145,7 @@ def load_adapter(model: nn.Module, path: str | Path, *, check_base: bool = True)
 
 
 def _own_head(model: nn.Module) -> set[str]:
-    heads = tuple(f"{head}." for head in head_names(model))
-    return {name for name in plain_state(model) if name.startswith(heads)}
+    return {name for name in plain_state(model) if in_head(model, name)}
 
 
 def _check_fits(model: nn.Module, saved: dict[str, Any], path: str | Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from vitcourse.inference import frozen_modules
-from vitcourse.registry import nearest
+from vitcourse.registry import in_head, nearest
 from vitcourse.train.classification import Classification
 from vitcourse.train.config import TrainConfig
 from vitcourse.train.task import AroundTask, Task
@@ -15,7 +15,7 @@ from vitcourse.weights import unwrap
 
 from .layer_decay import layer_decay_groups
 from .lora import add_lora, check_targets
-from .parts import free_names, head_names, hold, release, select
+from .parts import free_names, hold, release, select
 from .prompts import add_prompts
 from .staged import SCHEDULES, Stage, StagedTask, as_stages, trained_by_stage
 
@@ -209,10 +209,9 @@ class FineTuning(AroundTask):
         if isinstance(self.task, StagedTask):
             ever = set().union(*trained_by_stage(model, self.task.stages))
             moved = {name: count for name, count in moved.items() if name in ever}
-        heads = head_names(model)
         self.total = sum(p.numel() for p in model.parameters())
         self.trainable = sum(moved.values())
-        self.head = sum(n for name, n in moved.items() if name.startswith(tuple(f"{head}." for head in heads)))
+        self.head = sum(n for name, n in moved.items() if in_head(model, name))
 
     def settings(self) -> Mapping[str, Any]:
         return {
@@ -323,5 +322,4 @@ def restore_adapters(model: nn.Module, adapters: list[dict[str, Any]]) -> nn.Mod
 
 def _head_parameters(model: nn.Module) -> list[str]:
     """Names of the parameters of the head that are trained."""
-    heads = tuple(f"{head}." for head in head_names(model))
-    return [name for name in free_names(model) if name.startswith(heads)]
+    return [name for name in free_names(model) if in_head(model, name)]

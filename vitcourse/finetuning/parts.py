@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable
 from torch import nn
 
 from vitcourse.inference import is_frozen_norm
-from vitcourse.registry import nearest
+from vitcourse.registry import in_head, is_within, nearest
 
 STEMS = {"patch_embed", "stem", "cls_token", "reg_token", "pos_embed", "norm_pre", "time_embed", "time_cls_token"}
 _RANGE = re.compile(r"(.*\.)(\d+)-(\d+)(\..*)?")
@@ -29,22 +29,16 @@ def parts_of(model: nn.Module) -> Parts:
     >>> parts["patch_embed"]
     ['cls_token', 'pos_embed', 'patch_embed.proj.weight', 'patch_embed.proj.bias']
     """
-    heads, stem = head_names(model), "stem" if hasattr(model, "stem") else "patch_embed"
+    stem = "stem" if hasattr(model, "stem") else "patch_embed"
     parts: Parts = {stem: [], "prompts": []}
     head: list[str] = []
     for name, _ in model.named_parameters():
-        if any(_within(name, prefix) for prefix in heads):
+        if in_head(model, name):
             head.append(name)
         else:
             first = name.partition(".")[0]
             parts.setdefault(stem if first in STEMS else _block_of(model, name), []).append(name)
     return {part: names for part, names in {**parts, "head": head}.items() if names}
-
-
-def head_names(model: nn.Module) -> tuple[str, ...]:
-    """Where the classifier is: timm's models say, those of this library call it ``head``."""
-    told = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
-    return (told,) if isinstance(told, str) else tuple(told)
 
 
 def _block_of(model: nn.Module, name: str) -> str:
@@ -58,10 +52,6 @@ def _block_of(model: nn.Module, name: str) -> str:
         if end + 1 < len(path) and hasattr(model.get_submodule(".".join(path[:end])), "blocks"):
             end += 1
     return ".".join(path[:end])
-
-
-def _within(name: str, prefix: str) -> bool:
-    return f"{name}.".startswith(f"{prefix}.")
 
 
 def select(model: nn.Module, patterns: Iterable[str], what: str = "train") -> set[str]:
@@ -87,7 +77,7 @@ def select(model: nn.Module, patterns: Iterable[str], what: str = "train") -> se
     found: set[str] = set()
     for pattern in patterns:
         for one in _spread(pattern):
-            chosen = set(parts.get(one, ())) or {n for n in names if _within(n, one) or fnmatch.fnmatchcase(n, one)}
+            chosen = set(parts.get(one, ())) or {n for n in names if is_within(n, one) or fnmatch.fnmatchcase(n, one)}
             if not chosen:
                 told = f"{pattern!r}" + (f" ({one!r})" if one != pattern else "")
                 raise ValueError(

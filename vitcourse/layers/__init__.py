@@ -21,6 +21,7 @@ from vitcourse.layers.parts import (
     drop_path_rates,
     init_linear,
     masked_mean,
+    widened,
 )
 from vitcourse.layers.sizes import always, at_least_two, crop, pad_to, pad_to_multiple, to_pair, units_in
 
@@ -47,4 +48,5 @@ __all__ = [
     "sdpa_attention",
     "to_pair",
     "units_in",
+    "widened",
 ]

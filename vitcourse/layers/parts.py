@@ -118,3 +118,12 @@ def check_images(x: Tensor, in_chans: int) -> None:
         raise ValueError(f"images must be (B, {in_chans}, H, W), got shape {tuple(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"images must be floating point, got {x.dtype}; scale to [0, 1] and normalise them first")
+
+
+def widened(x: Tensor) -> Tensor:
+    """float32 of what is narrower; float64 stays: what a loss computes with.
+
+    >>> widened(torch.zeros(1, dtype=torch.bfloat16)).dtype, widened(torch.zeros(1, dtype=torch.float64)).dtype
+    (torch.float32, torch.float64)
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from vitcourse.inference import find_mean_std
-from vitcourse.layers import init_linear
+from vitcourse.layers import init_linear, widened
 from vitcourse.train.augment import hash_keys
 from vitcourse.train.task import Part
 from vitcourse.vit import VisionTransformer
 from vitcourse.vit.positions import full_precision
 
 from .diagnostics import code_use
-from .distributed import widened
 from .objective import Pretrainer, PreTraining, check_plain_vit, patch_tokens
 from .options import BeitOptions
 from .vq import VQTokenizer

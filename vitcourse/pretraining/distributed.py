@@ -9,6 +9,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vitcourse.layers import widened
+
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -95,11 +97,6 @@ def mlp(dims: list[int], last_norm: bool) -> nn.Sequential:
         elif last_norm:
             layers.append(JointBatchNorm(after, affine=False))
     return nn.Sequential(*layers)
-
-
-def widened(x: Tensor) -> Tensor:
-    """float32 of what is narrower; float64 stays."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def normalised(x: Tensor) -> Tensor:

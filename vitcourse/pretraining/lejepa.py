@@ -6,10 +6,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from vitcourse.layers import widened
 from vitcourse.train.task import Part
 from vitcourse.vit.positions import full_precision
 
-from .distributed import mlp, summed, widened
+from .distributed import mlp, summed
 from .objective import Pretrainer, PreTraining, dim_of
 from .options import LejepaOptions
 from .views import View

@@ -6,13 +6,13 @@ import torch
 from einops import repeat
 from torch import Tensor, nn
 
+from vitcourse.layers import widened
 from vitcourse.notices import say_once
 from vitcourse.train.augment import uniform
 from vitcourse.train.task import Part
 from vitcourse.vit import Block, VisionTransformer, image_to_patch, patch_to_image, sincos_2d
 from vitcourse.weights import unwrap
 
-from .distributed import widened
 from .objective import Pretrainer, PreTraining, check_plain_vit, patch_tokens
 from .options import MaeOptions
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from vitcourse.layers import widened
 from vitcourse.registry import build_model
 from vitcourse.train.classification import check_image
 from vitcourse.train.config import TrainConfig
@@ -18,7 +19,7 @@ from vitcourse.vit.patches import check_divisible
 from vitcourse.weights import unwrap
 
 from .diagnostics import code_use
-from .distributed import gathered, widened, world_size
+from .distributed import gathered, world_size
 from .objective import PreTraining
 from .options import BeitOptions, TokenizerOptions
 from .vq import VQTokenizer

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm  # text: a widget (tqdm.auto) is gone when the notebook is opened again
 
 from vitcourse.devices import describe_device, device_of, kept_random_state, seed_all, widest_float
-from vitcourse.inference import frozen_modules
-from vitcourse.notices import in_notebook
+from vitcourse.inference import frozen_modules, ignored_mean_std
+from vitcourse.notices import in_notebook, say_once
 from vitcourse.weights import HEADER_KEYS, check_saveable, save_weights, unwrap
 
 from .augment import seed_of
@@ -189,6 +189,8 @@ class _Trainer:
 
     def run(self, progress: bool) -> History:
         config, steps = self.config, range(self.step, self.total_steps)
+        if self.processes.is_main and (line := ignored_mean_std(self.model, self.train_set)):
+            say_once(line)
         if self.moved and progress and self.processes.is_main:
             print(f"vitcourse: the model moves to {self.device} ({describe_device(self.device)})", file=sys.stderr)
         batches = train_batches(self.train_set, self.plan, self.share, steps, config, self.device, self.task)

@@ -8,7 +8,7 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from vitcourse.pretraining.distributed import widened
+from vitcourse.layers import widened
 from vitcourse.pretraining.mae import Decoder, Shuffle, random_masking, take
 from vitcourse.pretraining.objective import Pretrainer
 from vitcourse.video.positions import sincos_3d

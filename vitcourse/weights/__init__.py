@@ -1,8 +1,8 @@
 """Weights: from timm, torchvision, transformers or a file into a model, and from a model into a file.
 
 Read in this order: ``sources`` (what a checkpoint holds, and what else is known of it), ``huggingface`` (the same
-of transformers), ``fitting`` (how it is brought
-into a model's shape, or refused), ``files`` (what is saved, and that it can be rebuilt), ``wrappers``.
+of transformers, with ``huggingface_names`` and ``huggingface_dense``), ``fitting`` (how it is brought into a model's
+shape, or refused), ``files`` (what is saved, and that it can be rebuilt), ``wrappers``.
 """
 
 from .files import HEADER_KEYS, check_saveable, save_weights, tensors_to_save

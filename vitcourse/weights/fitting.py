@@ -3,14 +3,15 @@
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vitcourse.registry import FORM_MODULES
+from vitcourse.registry import FORM_MODULES, in_head
 
 from .facts import differences
 from .sources import Source, read_metadata, read_source
@@ -40,7 +41,7 @@ def load_weights(
         source: ``"timm:NAME"``, ``"torchvision:NAME[.WEIGHTS]"`` or ``"hf:OWNER/NAME[@REVISION]"`` (downloads
             pretrained weights on first use), ``"hf:FOLDER"`` for such a repository on the disk, the path of a
             ``.safetensors`` file or of a ``.pth``/``.pt`` file (read with ``weights_only=True``), a state dict, or a
-            model of timm, torchvision or transformers (ViT, the encoder of MAE, BEiT, TimeSformer).
+            model of timm, torchvision or transformers (ViT, the encoder of MAE, BEiT, TimeSformer, DETR, EoMT).
         strict: every parameter must find its tensor, and every tensor its parameter; otherwise one line on stderr says
             what did not.
         new_head: where the classes differ in number, keep the model's own, untrained head, and say so on stderr; for
@@ -103,13 +104,14 @@ def _fit(
     state, line = _fit_channels(state, own, getattr(model, "in_chans", None))
     lines += line
     if new_head:
-        state, line = _keep_head(state, own)
+        state, line = _keep_head(state, own, model)
         lines += line
 
     missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     reshaped = sorted(k for k in own.keys() & state.keys() if own[k].shape != state[k].shape)
     if reshaped or (strict and (missing or unexpected)) or (own and not own.keys() & state.keys()):
-        raise ValueError("\n".join(_misfits(what, model, own, state, missing, unexpected, reshaped)))
+        whose = f"{what}, which are for {source.of}," if source.of else what
+        raise ValueError("\n".join(_misfits(whose, model, own, state, missing, unexpected, reshaped)))
     _check_kinds(what, model, own, state)
     if others := differences(facts, model):
         raise ValueError(
@@ -119,7 +121,7 @@ def _fit(
         )
     if missing or unexpected:
         lines.append(f"weights loaded in part; missing: {_some(missing)}; left over: {_some(unexpected)}")
-    return _Fitted(state, source.preprocess, facts, lines)
+    return _Fitted(state, source.preprocess, facts, source.of, lines)
 
 
 # ------------------------------------------------------------------------------------------------------------- names
@@ -144,7 +146,7 @@ def _without_prefix(source: Source, model: nn.Module, own: Mapping[str, Tensor])
     state = {cut(name): tensor for name, tensor in source.state.items()}
     if not best or len(state) < len(source.state):  # two names would become one
         return source, ""
-    return Source(state, source.preprocess, {cut(name): value for name, value in source.facts.items()}), best
+    return replace(source, state=state, facts={cut(name): value for name, value in source.facts.items()}), best
 
 
 def _prefixes(names: Mapping[str, Any], so_far: str = "", depth: int = 3) -> Iterator[str]:
@@ -196,14 +198,34 @@ def _filters(weight: Tensor, in_chans: int) -> Tensor:
     return repeated.to(weight.dtype)
 
 
-def _keep_head(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    state = {k: v for k, v in state.items() if k in own or not k.startswith("head.")}
-    heads = [k for k in own if k.startswith("head.") and (k not in state or state[k].shape != own[k].shape)]
+def _keep_head(
+    state: dict[str, Tensor], own: Mapping[str, Tensor], model: nn.Module
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The model's own head where the checkpoint's does not fit, and what there is to say of it."""
+    state = {k: v for k, v in state.items() if k in own or not in_head(model, k)}
+    heads = [k for k in own if in_head(model, k)]
+    absent = [k for k in heads if k not in state]
+    reshaped = [k for k in heads if k in state and state[k].shape != own[k].shape]
+    kept = {k: own[k] for k in (*absent, *reshaped)}
     lines = []
-    if heads:
-        classes = next((state[k].shape[0] for k in heads if k in state), "no")
-        lines.append(f"weights are for {classes} classes, not {own[heads[0]].shape[0]}: the head starts untrained")
-    return {**state, **{k: own[k] for k in heads}}, lines
+    if reshaped or (absent and len(absent) == len(heads)):
+        classes = _classes_of(state[reshaped[0]], own[reshaped[0]], model) if reshaped else "no"
+        lines.append(f"weights are for {classes} classes, not {_own_classes(model, kept)}: the head starts untrained")
+    elif absent:
+        lines.append(f"weights have no {_some(absent)}: these start untrained")
+    return {**state, **kept}, lines
+
+
+def _own_classes(model: nn.Module, head: Mapping[str, Tensor]) -> int:
+    return getattr(model, "num_classes", None) or next(iter(head.values())).shape[0]
+
+
+def _classes_of(theirs: Tensor, own: Tensor, model: nn.Module) -> int | str:
+    """How many classes a checkpoint's head is for, told by where it differs from ours, "no object" not counted."""
+    if theirs.ndim != own.ndim:
+        return "other"
+    there, here = next((a, b) for a, b in zip(theirs.shape, own.shape, strict=True) if a != b)
+    return there - here + _own_classes(model, {"": own})
 
 
 # -------------------------------------------------------------------------------------------------- what does not fit
@@ -254,7 +276,8 @@ def _misfits(
     if reshaped:
         shapes = [f"{k} is {tuple(state[k].shape)}, the model's {tuple(own[k].shape)}" for k in reshaped]
         lines.append(f"  of another shape: {_some(shapes)}")
-    if any(k.startswith("head.") for k in missing) and not any(k.startswith("head.") for k in state):
+    own_head = partial(in_head, model)
+    if any(map(own_head, missing)) and not any(map(own_head, state)):
         lines.append(
             "  these weights have no head: create_model(name, num_classes=0), or an untrained one by new_head=True"
         )
@@ -263,9 +286,14 @@ def _misfits(
         lines.append("  take one that has (vitcourse.list_models('beit*')), or weights of a ViT or MAE")
     if any(".temporal_" in k or k == "time_embed" for k in [*missing, *unexpected]):
         lines.append("  they look along time otherwise: build the model with the attention_type of the weights")
+    if "backbone.conv1.weight" in unexpected:
+        lines.append("  their backbone is a ResNet: create_model('detr', backbone='resnet50', …) has one; strict=False")
+        lines.append("  takes over the rest alone, if the map of your backbone is as wide")
+    if "mask_probs" in reshaped:
+        lines.append("  queries join as many blocks as mask_probs has numbers: build the model with that num_blocks")
     if any(".parametrizations." in k for k in missing):
         lines.append("  parts of the model are parametrized, as by magnitude_prune: make_permanent(model) first")
-    if any(k.startswith("head.") for k in reshaped):
+    if any(map(own_head, reshaped)):
         lines.append("  for other classes and an untrained head: load_weights(…, new_head=True), or num_classes in")
         lines.append("  create_model(name, num_classes=…, weights=…)")
     if any(k.endswith(("pos_embed", "relative_position_bias_table")) for k in reshaped):

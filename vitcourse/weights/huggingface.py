@@ -1,10 +1,8 @@
-"""Checkpoints of Hugging Face's transformers: ViT, MAE's encoder, BEiT and TimeSformer, in the names of our models.
-
-Ours share them with timm, and TimeSformer's with its authors.
+"""Checkpoints of Hugging Face's transformers: ViT, MAE's encoder, BEiT, TimeSformer, DETR and EoMT.
 
 A repository of the hub, or a folder on the disk, has ``config.json`` beside the weights; it says what the tensors do
-not: heads, activation, the eps of the norms. Names are those of the files on the hub, or of a model in memory, which
-transformers 5 calls otherwise.
+not: heads, activation, the eps of the norms. How parts are called, :mod:`.huggingface_names` and
+:mod:`.huggingface_dense` say.
 """
 
 import json
@@ -14,131 +12,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vitcourse.registry import Preprocess
 
 from .facts import Facts
+from .huggingface_dense import DETR, EOMT
+from .huggingface_names import PLAIN, Family
 
 Fetch = Callable[[str], Path | None]  # a file of a repository by its name; None if it has no such file
 
-_MARK = "embeddings.patch_embeddings.projection.weight"
-_BLOCK = r"^(?:encoder\.)?layers?\.(\d+)\."
-_SHARED = "shared_position_bias_table"
-_NAMES = (  # applied one after the other
-    (r"^(?:vit|beit|timesformer)\.", ""),
-    (r"^embeddings\.cls_token$", "cls_token"),
-    (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.time_embeddings$", "time_embed"),
-    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (_BLOCK + r"attention\.(?:attention\.)?([qkv])(?:uery|ey|alue|_proj)\.", r"blocks.\1.attn.\2."),
-    (_BLOCK + r"attention\.(?:output\.dense|o_proj)\.", r"blocks.\1.attn.proj."),
-    (_BLOCK + r"attention\.attention\.qkv\.", r"blocks.\1.attn.qkv."),
-    (_BLOCK + r"temporal_attention\.attention\.qkv\.", r"blocks.\1.temporal_attn.qkv."),
-    (_BLOCK + r"temporal_attention\.output\.dense\.", r"blocks.\1.temporal_attn.proj."),
-    (_BLOCK + r"temporal_layernorm\.", r"blocks.\1.temporal_norm1."),
-    (_BLOCK + r"temporal_dense\.", r"blocks.\1.temporal_fc."),
-    (_BLOCK + r"(?:intermediate\.dense|mlp\.fc1)\.", r"blocks.\1.mlp.fc1."),
-    (_BLOCK + r"(?:output\.dense|mlp\.fc2)\.", r"blocks.\1.mlp.fc2."),
-    (_BLOCK + r"layernorm_before\.", r"blocks.\1.norm1."),
-    (_BLOCK + r"layernorm_after\.", r"blocks.\1.norm2."),
-    (
-        _BLOCK + r"(?:attention\.attention\.)?relative_position_bias\.relative_position_bias_table$",
-        r"blocks.\1.attn.relative_position_bias_table",
-    ),
-    (r"^(?:encoder\.relative_position_bias|shared_position_bias)\.relative_position_bias_table$", _SHARED),
-    (_BLOCK + r"lambda_([12])$", r"blocks.\1.ls\2.gamma"),
-    (r"^pooler\.layernorm\.", "fc_norm."),
-    (r"^layernorm\.", "norm."),
-    (r"^classifier\.", "head."),
-)
-_NOT_OURS = re.compile(r"^(pooler\.dense|decoder|lm_head|embeddings\.mask_token)\b")  # of other tasks than a ViT's
-_ACTIVATIONS = {
-    "gelu": nn.GELU(),
-    "gelu_new": nn.GELU("tanh"),
-    "gelu_pytorch_tanh": nn.GELU("tanh"),
-    "relu": nn.ReLU(),
-    "silu": nn.SiLU(),
-    "swish": nn.SiLU(),
-}
 _RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers
+# In the order in which their marks are looked for: EoMT has the patches of a ViT, too.
+_FAMILIES = (DETR, EOMT, *PLAIN)
 
 
-def is_transformers(state: Mapping[str, Any]) -> bool:
-    """Whether a state dict has transformers' names."""
-    return any(name.endswith(_MARK) for name in state)
+def family_of(state: Mapping[str, Any]) -> Family | None:
+    """Which models of transformers a state dict with these names is of; None if they are not transformers'."""
+    return next((family for family in _FAMILIES if any(re.search(family.mark, name) for name in state)), None)
 
 
 def translate(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """A state dict of transformers in timm's names, queries, keys and values as one; and what was left out of it."""
-    renamed = {_rename(name): tensor for name, tensor in state.items() if not name.endswith("relative_position_index")}
-    left_out = sorted({_NOT_OURS.match(name)[1] for name in renamed if _NOT_OURS.match(name)})
-    kept = {name: tensor for name, tensor in renamed.items() if not _NOT_OURS.match(name)}
-    return _split_tables(_fuse(kept)), left_out
-
-
-def _rename(name: str) -> str:
-    for pattern, ours in _NAMES:
-        name = re.sub(pattern, ours, name)
-    return name
-
-
-def _fuse(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """q, k and v of each block, one after the other; BEiT's keys have no bias, which is a bias of 0."""
-    fused = {name: tensor for name, tensor in state.items() if not re.search(r"\.attn\.[qkv]\.", name)}
-    for name, query in state.items():
-        if ".attn.q." in name:
-            parts = [state.get(name.replace(".q.", f".{part}.")) for part in "qkv"]
-            parts = [torch.zeros_like(query) if part is None else part for part in parts]
-            fused[name.replace(".q.", ".qkv.")] = torch.cat(parts)
-    return fused
-
-
-def _split_tables(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """BEiT's biases for offsets, and apart the last three: from [CLS] to a patch, back, and to itself."""
-    shared = state.pop(_SHARED, None)
-    if shared is not None:
-        blocks = {name.split(".attn.")[0] for name in state if ".attn." in name}
-        state |= {f"{block}.attn.relative_position_bias_table": shared for block in blocks}
-    tables = {name: table for name, table in state.items() if name.endswith("relative_position_bias_table")}
-    for name, table in tables.items():
-        state[name] = table[:-3]
-        state[name.replace("relative_position", "prefix")] = table[-3:]
-    return state
+    """A state dict of transformers in our names, queries, keys and values as ours are; and what was left out of it."""
+    return (family_of(state) or PLAIN[-1]).translate(state)
 
 
 def facts_of_config(config: Mapping[str, Any], classifies: bool) -> Facts:
     """What ``config.json`` says of the model that its tensors do not.
 
     Raises:
-        ValueError: a model of another kind, or one that computes as no ViT of ours can.
+        ValueError: a model of another kind, or one that computes as no model of ours can.
     """
     kind = config.get("model_type")
-    if kind not in ("vit", "vit_mae", "beit", "timesformer"):
-        raise ValueError(
-            f"the weights are of transformers' {kind!r}; vitcourse's ViT takes those of vit, vit_mae, beit, its "
-            "TimeSformer those of timesformer"
-        )
-    activation = config.get("hidden_act", "gelu")
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"hidden_act {activation!r} of the weights is unknown; known: {', '.join(_ACTIVATIONS)}")
-    facts: Facts = {
-        "img_size": _pair(config.get("image_size", 224)),
-        "patch_embed.proj.stride": _pair(config.get("patch_size", 16)),
-        "norm_eps": config.get("layer_norm_eps", 1e-6 if kind == "timesformer" else 1e-12),
-    }
-    if classifies:
-        mean = kind == "beit" and config.get("use_mean_pooling", True)
-        facts["global_pool"] = "avg" if mean else "token"
-    for i in range(config.get("num_hidden_layers", 12)):
-        for mixer in ("attn", "temporal_attn") if kind == "timesformer" else ("attn",):
-            facts[f"blocks.{i}.{mixer}.num_heads"] = config.get("num_attention_heads", 12)
-        facts[f"blocks.{i}.mlp.act.activation"] = _ACTIVATIONS[activation]
-    return facts
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+    family = next((family for family in _FAMILIES if kind in family.kinds), None)
+    if family is None:
+        takers = "; ".join(f"{family.ours} takes those of {', '.join(family.kinds)}" for family in _FAMILIES[::-1])
+        raise ValueError(f"the weights are of transformers' {kind!r}; vitcourse's {takers}")
+    return family.facts(config, classifies)
 
 
 def preprocess_of(saved: Mapping[str, Any]) -> Preprocess | None:

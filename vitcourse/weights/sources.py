@@ -16,17 +16,21 @@ from vitcourse.registry import Preprocess, build_model, nearest, restore_forms
 
 from . import huggingface
 from .facts import Facts, facts_of
-from .huggingface import is_transformers
 from .wrappers import plain_name, plain_state, unwrap
 
 
 @dataclass
 class Source:
-    """A checkpoint: its tensors, how its images were prepared, and what is known of the model that it is of."""
+    """A checkpoint: its tensors, how its images were prepared, and what is known of the model that it is of.
+
+    Attributes:
+        of: which of our models it is for, where that is known; for messages.
+    """
 
     state: dict[str, Tensor]
     preprocess: Preprocess | None = None
     facts: Facts = field(default_factory=dict)
+    of: str = ""
 
 
 def read_source(source: Any) -> Source:
@@ -55,7 +59,7 @@ def read_source(source: Any) -> Source:
 
 
 def _of_module(module: nn.Module) -> Source:
-    if is_transformers(state := plain_state(module)):
+    if huggingface.family_of(state := plain_state(module)):
         return _of_transformers(state, module.config.to_dict() if hasattr(module, "config") else None)
     return Source(plain_state(module), _preprocess_of(module), facts_of(module))
 
@@ -114,12 +118,14 @@ def _of_transformers(
     translated, left_out = huggingface.translate(state)
     if left_out:
         print(f"vitcourse: left out of the weights, as parts of another task: {', '.join(left_out)}", file=sys.stderr)
-    return Source(translated, preprocess, facts)
+    family = huggingface.family_of(state)
+    return Source(translated, preprocess, facts, family.ours if family else "")
 
 
 def _plain(state: dict[str, Tensor], preprocess: Preprocess | None = None, facts: Facts | None = None) -> Source:
     """A checkpoint of which no more is known, be it in transformers' names."""
-    return _of_transformers(state, None) if is_transformers(state) else Source(state, preprocess, facts or {})
+    known = huggingface.family_of(state)
+    return _of_transformers(state, None) if known else Source(state, preprocess, facts or {})
 
 
 _HUBS: dict[str, Callable[[str], Source]] = {
