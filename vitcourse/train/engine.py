@@ -234,7 +234,10 @@ class _Trainer:
             if not self.task.counts_samples:
                 counted += torch.as_tensor(count).detach().to(counted)
         # Until all parts were seen, nobody knew the count that the sum is to be divided by.
-        self._update(loss_sum, None if self.task.counts_samples else _ratio(expected, self.processes.sum(counted)))
+        if self.task.counts_samples:
+            self._update(loss_sum)
+        else:
+            self._update(loss_sum, _ratio(expected, self.processes.sum(counted).clamp(min=self.task.least_count)))
 
     def _place(self, part: slice, size: int) -> Part:
         return Part(self.plan.epoch_of(self.step), self.step, part.start, size, self.plan.batch(self.step)[part])
@@ -390,7 +393,7 @@ class _Trainer:
         model = self.ema.model if self.ema else self.model
         measured = {k: row[k] for k in ("epoch", "step", *self.task.metrics) if row.get(k) is not None}
         facts = {
-            "classes": getattr(self.train_set, "classes", None),
+            "classes": self.task.class_names(self.train_set),
             "seed": self.config.seed,
             "command": self.command,
             **{k: v for k, v in self.about.items() if k not in HEADER_KEYS},  # save_weights knows these better
