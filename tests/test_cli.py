@@ -23,7 +23,7 @@ from vitcourse.commands import classification as program
 from vitcourse.data import open_dataset, read_image
 from vitcourse.registry import Preprocess
 from vitcourse.train import TrainConfig, evaluate, fit
-from vitcourse.train.cli import fit_size
+from vitcourse.train.program import fit_size
 from vitcourse.weights import read_metadata
 
 ROOT = Path(__file__).resolve().parent.parent

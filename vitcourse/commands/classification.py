@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 from vitcourse.data import open_dataset, read_image, split_names
 from vitcourse.inference import class_names, image_transform, probabilities
 from vitcourse.train import TrainConfig
-from vitcourse.train.cli import fit_size
 from vitcourse.train.evaluation import visit_logits
+from vitcourse.train.program import fit_size
 
 SHOWN_NUMBERS, SHOWN_NAMES, SHOWN_PICTURES = 20, 50, 60  # what a figure has room for
 

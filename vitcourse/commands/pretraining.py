@@ -16,7 +16,7 @@ from vitcourse.data import open_dataset, split_names
 from vitcourse.pretraining.diagnostics import effective_rank
 from vitcourse.pretraining.transfer import extract_features, knn_predict, linear_probe, ridge_probe
 from vitcourse.train import TrainConfig
-from vitcourse.train.cli import fit_size
+from vitcourse.train.program import fit_size
 
 from . import classification
 

@@ -168,9 +168,9 @@ class DenseTask(Task):
 class Detection(DenseTask):
     """Objects: their boxes, or, of a model that wants them (``eomt``), their masks; by mean average precision.
 
-    Crowds (``iscrowd``) are not learned from, and in an evaluation what overlaps them does not count. Objects are small,
-    medium and large as COCO has it of images of 640 pixels: below 32² and 96² pixels there, and as much less as images
-    are smaller; of masks, whatever their images' size, as COCO has it.
+    Crowds (``iscrowd``) are not learned from, and in an evaluation what overlaps them does not count. Objects are
+    small, medium and large as COCO has it of images of 640 pixels: below 32² and 96² pixels there, and as much less as
+    images are smaller; of masks, whatever their images' size, as COCO has it.
 
     >>> import torch
     >>> from vitcourse import create_model

@@ -61,8 +61,8 @@ class Task:
         counts_samples: the count is the number of samples, an int, so that it is known beforehand.
         per_sample: about how much is counted per sample. The result does not depend on it; in fp16 it keeps scaled
             gradients in range.
-        least_count: what the sum is divided by where a whole step, or a whole evaluation, counts less: 1 for a detector,
-            whose loss also speaks of images without an object.
+        least_count: what the sum is divided by where a whole step, or a whole evaluation, counts less: 1 for a
+            detector, whose loss also speaks of images without an object.
         takes_pairs: samples are pairs (image, label), collated as PyTorch does, and may therefore be taken at once from
             a data set that holds them as tensors.
         augments: the fields of TrainConfig among ``AUGMENTATIONS`` that ``prepare`` heeds.

@@ -1,4 +1,4 @@
-"""Video classification as a task of the engine: ``fit(model, clips, val_clips, config, task=VideoClassification())``."""
+"""Video classification as a task of the engine: ``fit(model, clips, …, task=VideoClassification())``."""
 
 from collections.abc import Collection
 from dataclasses import replace
