@@ -39,7 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
         description="Measure a weights file on a data set, as the task asks that stands in the file: a classifier's "
         "loss, accuracy, accuracy per class and confusion matrix, of images or clips; a detector's mean average "
         "precision and a segmenter's mean IoU, at the size of the model's images; of an encoder that was trained "
-        "without labels, how well nearest neighbours, ridge regression and a linear probe read the classes out of its frozen features.",
+        "without labels, how well nearest neighbours, ridge regression and a linear probe read the classes out of its "
+        "frozen features.",
         allow_abbrev=False,
     )
     add_weights(parser)
