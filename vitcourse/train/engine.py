@@ -269,10 +269,10 @@ class _Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.zero_grad(set_to_none=True)  # also of what is in none of the caller's groups
-        if self.ema:
-            self.ema.update(self.model, self.step)
         with torch.no_grad():
             self.task.after_step(unwrap(self.model), self.step, self.total_steps)
+        if self.ema:  # last, for the buffers that the task has changed
+            self.ema.update(self.model, self.step)
         self.ledger.add(loss, norm, len(self.plan.batch(self.step)))
         self.step += 1
 
