@@ -801,7 +801,8 @@ def test_missing_tensorboard_is_said(monkeypatch, tmp_path):
 def test_recipes_build(name):
     recipe = load_recipe(name)
     config = TrainConfig(**recipe["train"])
-    of_data = {"num_classes": 10, "in_chans": 3 if recipe["data"] == "cifar10" else 1}
+    of_data = {"num_classes": 10, "in_chans": 3 if recipe["data"] in ("cifar10", "scenes", "moving") else 1}
+    of_data |= {name: value for name, value in recipe.get("data_args", {}).items() if name == "img_size"}
     model = create_model(recipe["model"], **{**of_data, **recipe["model_args"]})
     assert sum(p.numel() for p in model.parameters()) <= 10e6
     assert asdict(config)["epochs"] == recipe["train"]["epochs"]

@@ -17,9 +17,10 @@ from torchvision.datasets.utils import check_integrity
 from vitcourse.data.coco import coco_splits, open_coco
 from vitcourse.data.datasets import ImageDataset
 from vitcourse.data.embedded import fashion_mnist_subset
-from vitcourse.data.folders import IMAGE_SUFFIXES, SPLITS, files_by_class, is_picture, splits_of
+from vitcourse.data.folders import IMAGE_SUFFIXES, SPLITS, Faults, files_by_class, is_picture, splits_of
 from vitcourse.data.masks import masks_splits, open_masks
 from vitcourse.data.moving import Moving
+from vitcourse.data.reading import read_image
 from vitcourse.data.scenes import Scenes
 from vitcourse.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from vitcourse.data.video import open_videos
@@ -61,11 +62,28 @@ _LAYOUT = """expected a folder per class in a folder per split:
 """
 
 
-def _open_folder(top: Path, split: str, transform: Callable | None = None) -> ImageDataset:
+def _open_folder(top: Path, split: str, transform: Callable | None = None, on_error: str = "raise") -> ImageDataset:
     files = files_by_class(top, split, is_picture, _LAYOUT, "images", IMAGE_SUFFIXES)
+    faults = Faults(on_error)
+    if on_error == "skip":
+        of, files = sum(map(len, files.values())), {name: _readable(found, faults) for name, found in files.items()}
+        faults.tell("images", of, top)
     images = [file for found in files.values() for file in found]
     targets = [label for label, found in enumerate(files.values()) for _ in found]
     return ImageDataset(images, targets, list(files), mean=IMAGENET_MEAN, std=IMAGENET_STD, transform=transform)
+
+
+def _readable(files: Sequence[str], faults: Faults) -> list[str]:
+    """Those of the pictures that can be decoded."""
+    kept = []
+    for file in files:
+        try:
+            read_image(file)
+        except (ValueError, FileNotFoundError) as error:
+            faults.add(error)
+        else:
+            kept.append(file)
+    return kept
 
 
 # A user's own: which splits a folder has, and how one is opened.

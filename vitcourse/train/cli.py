@@ -385,7 +385,7 @@ def add_data_args(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on-error",
         choices=("raise", "skip"),
-        help="what becomes of files and boxes of a folder that cannot be used (coco, voc, masks, video): raise stops, "
+        help="what becomes of files and boxes of a folder that cannot be used: raise stops, "
         "skip leaves them out and says how many, for which pictures are all read once at the beginning (raise)",
     )
 
