@@ -38,8 +38,8 @@ def open_masks(top: Path, split: str, *, transform: Callable | None = None, on_e
         top: the folder.
         split: one of ``masks_splits``.
         transform: called with (image, target).
-        on_error: ``"raise"``, or ``"skip"`` to leave out images without a mask, and what cannot be read, for which all is
-            read once; that is said on stderr.
+        on_error: ``"raise"``, or ``"skip"`` to leave out images without a mask, and what cannot be read, for which all
+            is read once; that is said on stderr.
 
     Without classes.txt masks are binary: 0 is background, 255 (or 1) foreground. With it, the value of a pixel, or its
     place in the palette, is its class, and 255 counts for nothing. ``classes`` are ``semantic_classes`` here.

@@ -37,8 +37,8 @@ def open_voc(top: Path, split: str, *, transform: Callable | None = None, on_err
         top: the folder.
         split: one of ``voc_splits``.
         transform: called with (image, target).
-        on_error: ``"raise"``, or ``"skip"`` to leave out boxes and files that cannot be used, for which each picture is read
-            once, and which is said on stderr.
+        on_error: ``"raise"``, or ``"skip"`` to leave out boxes and files that cannot be used, for which each picture
+            is read once, and which is said on stderr.
 
     Coordinates are VOC's: pixels counted from 1, the last one inclusive; ``boxes`` count from 0 to the far edge.
     Classes are the names in classes.txt, or else those of the training split, sorted. Objects marked ``difficult`` are
