@@ -207,7 +207,7 @@ def test_letterboxed_images_have_exactly_their_size(size):
 
 
 def test_boxes_come_back_to_the_pixels_of_the_picture():
-    seen = dense.Seen(torch.zeros(3, 30, 47, dtype=torch.uint8), (20, 32))
+    seen = dense.Seen(Path("a.png"), (30, 47), (20, 32))
     boxes = boxes_to_picture(torch.tensor([[0.0, 0, 32, 20], [8, 5, 40, 10], [0, 21, 9, 30]]), seen)
     torch.testing.assert_close(boxes[:2], torch.tensor([[0.0, 0, 47, 30], [11.75, 7.5, 47, 15]]))
     assert boxes[2, 3] == boxes[2, 1]  # in the padding
@@ -217,7 +217,7 @@ def test_pixels_come_back_to_the_picture():
     scores = torch.zeros(3, 8, 8)
     scores[1, :, :4], scores[2, :, 4:] = 1, 1
     scores[0, 4:] = 9  # padding
-    labels = labels_of(scores, dense.Seen(torch.zeros(3, 8, 16, dtype=torch.uint8), (4, 8)))
+    labels = labels_of(scores, dense.Seen(Path("a.png"), (8, 16), (4, 8)))
     assert labels.shape == (8, 16) and (labels[:, :8] == 1).all() and (labels[:, 8:] == 2).all()
 
 

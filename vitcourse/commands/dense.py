@@ -140,17 +140,14 @@ class Seen(NamedTuple):
     """A picture, and what is needed to bring what was found in it back to its pixels.
 
     Attributes:
-        image: (3, H, W), uint8, upright.
+        file: of the picture; it may be huge, and is read again to be drawn on.
+        size: (height, width) of the picture, upright.
         inside: (height, width) that it has in the letterboxed image.
     """
 
-    image: Tensor
+    file: Path
+    size: tuple[int, int]
     inside: tuple[int, int]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) of the picture itself."""
-        return tuple(self.image.shape[-2:])
 
 
 def look(
@@ -173,7 +170,7 @@ def look(
                 part.append(({**record, "error": str(error)}, None))
                 continue
             height, width = image.shape[-2:]
-            seen = Seen(image.as_subclass(Tensor), tuple(letterbox.make_params([image])["size"]))
+            seen = Seen(file, (height, width), tuple(letterbox.make_params([image])["size"]))
             part.append(({**record, "width": width, "height": height}, seen))
             inputs.append(prepare(image, {})[0])
         found: Iterator[Any] = iter(())
@@ -184,9 +181,9 @@ def look(
             yield record, seen, None if seen is None else next(found)
 
 
-def canvas(image: Tensor) -> Image.Image:
-    """A picture to draw on, of at most :data:`LARGEST` pixels a side."""
-    picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+def canvas(file: Path) -> Image.Image:
+    """A picture to draw on, upright, of at most :data:`LARGEST` pixels a side."""
+    picture = Image.fromarray(read_image(file, 3).permute(1, 2, 0).numpy())
     picture.thumbnail((LARGEST, LARGEST))
     return picture
 

@@ -48,17 +48,18 @@ def predict(model: nn.Module, files: Sequence[Path], options: argparse.Namespace
         records.append(record)
         if seen is None:
             continue
-        found = {key: value.cpu() for key, value in found.items()}
+        sure = found["scores"] >= options.threshold
+        found = {key: value[sure].cpu() for key, value in found.items()}
         masks = [to_picture(mask, seen) for mask in found["masks"]] if "masks" in found else None
         boxes = _boxes_of(masks) if masks is not None else boxes_to_picture(found["boxes"], seen)
         record["objects"], kept = [], []
-        for i in _shown(boxes, found["scores"], options.threshold):
+        for i in (boxes[:, 2:] > boxes[:, :2]).all(1).nonzero().flatten().tolist():
             record["objects"].append(_entry(boxes[i], found["scores"][i], int(found["labels"][i]), names))
             if masks is not None:
                 record["objects"][-1]["mask"] = encode_mask(masks[i].numpy())
                 kept.append((masks[i], int(found["labels"][i])))
         if drawings.wanted:
-            picture = dense.overlay(dense.canvas(seen.image), kept)
+            picture = dense.overlay(dense.canvas(seen.file), kept)
             drawings.keep(record, dense.draw_boxes(picture, record["objects"], picture.width / seen.size[1]))
     return records
 
@@ -82,10 +83,6 @@ def _boxes_of(masks: Sequence[Tensor]) -> Tensor:
         if mask.any():
             box.copy_(masks_to_boxes(mask[None])[0] + torch.tensor([0, 0, 1, 1]))
     return boxes
-
-
-def _shown(boxes: Tensor, scores: Tensor, threshold: float) -> list[int]:
-    return ((scores >= threshold) & (boxes[:, 2:] > boxes[:, :2]).all(1)).nonzero().flatten().tolist()
 
 
 def _entry(box: Tensor, score: Tensor, label: int, names: Sequence[str]) -> dict[str, Any]:

@@ -61,13 +61,13 @@ def predict(model: nn.Module, files: Sequence[Path], options: argparse.Namespace
             record["mask"] = str(file)
         if drawings.wanted:
             seen_classes = [(labels == row["index"], row["index"]) for row in record["classes"] if row["index"]]
-            drawings.keep(record, dense.overlay(dense.canvas(seen.image), seen_classes))
+            drawings.keep(record, dense.overlay(dense.canvas(seen.file), seen_classes))
     return records
 
 
 def labels_of(scores: Tensor, seen: Seen) -> Tensor:
     """The likeliest class of each pixel of the picture, (H, W), from scores (K, h, w) of the letterboxed image."""
-    best, labels = None, torch.zeros(seen.size, dtype=torch.int64)
+    best, labels = None, torch.zeros(seen.size, dtype=torch.uint8 if len(scores) <= 256 else torch.int32)
     for k, one in enumerate(scores[:, : seen.inside[0], : seen.inside[1]].float().cpu()):
         one = F.interpolate(one[None, None], seen.size, mode="bilinear")[0, 0]  # one by one: pictures may be huge
         if best is None:
