@@ -809,7 +809,7 @@ def test_recipes_build(name):
 
 
 def test_model_arguments_are_read_as_in_python_and_as_in_a_recipe(capsys):
-    from vitcourse.train.cli import parse
+    from vitcourse.train.arguments import parse
 
     def read(text):
         return parse(["--model", "vit_tiny", "--data", "cifar10", "--model-args", text])[0].model_args
@@ -845,7 +845,7 @@ def test_model_arguments_are_read_as_in_python_and_as_in_a_recipe(capsys):
 
 
 def test_flags_override_the_recipe(tmp_path):
-    from vitcourse.train.cli import parse
+    from vitcourse.train.arguments import parse
 
     file = tmp_path / "mine.toml"
     file.write_text(

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from vitcourse.commands import add_running, add_weights, check_suffix, guarded, open_weights
-from vitcourse.train.cli import DATA_HELP, add_data_args
+from vitcourse.train.arguments import DATA_HELP, add_data_args
 
 
 def main(argv: list[str] | None = None) -> int:
