@@ -50,14 +50,15 @@ class Account(NamedTuple):
 def direction_of(file: str) -> str | None:
     """The direction that a test file belongs to: its own, or that of the module that it is called after.
 
-    >>> [direction_of(f"tests/test_{name}.py") for name in ("vit", "quantize_kernels", "cli")]
-    ['vit', 'hardware', None]
+    >>> [direction_of(f"tests/test_{name}.py") for name in ("vit", "quantize_kernels", "dense_detr", "cli")]
+    ['vit', 'hardware', 'dense_prediction', None]
     """
     stem = Path(file).stem.removeprefix("test_")
     for topic in TOPICS:
         parts = {path.stem for path in (ROOT / "vitcourse" / topic).glob("[a-z]*") if path.suffix in ("", ".py")}
         shared = {path.stem for path in (ROOT / "vitcourse").glob("[a-z]*")}
-        if any(stem == name or stem.startswith(f"{name}_") for name in {topic, *parts - shared}):
+        names = {topic, topic.partition("_")[0], *parts - shared}  # dense_detr is of dense_prediction
+        if any(stem == name or stem.startswith(f"{name}_") for name in names):
             return topic
     return None
 

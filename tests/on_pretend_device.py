@@ -25,6 +25,9 @@ from functools import partial  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from _dense_tasks import SMALL as DENSE  # noqa: E402
+from _dense_tasks import Shapes  # noqa: E402
+from _dense_tasks import small as small_dense  # noqa: E402
 from _pretraining import NAMES, small  # noqa: E402
 from _pretraining import images as small_images  # noqa: E402
 from _tasks import Nearness, Points, TwoViews, Views, regressor  # noqa: E402
@@ -35,7 +38,7 @@ from vitcourse.course import checks, grading  # noqa: E402
 from vitcourse.course.cases import Case  # noqa: E402
 from vitcourse.course.running import isolated, leaves  # noqa: E402
 from vitcourse.course.trial import Trial  # noqa: E402
-from vitcourse.data import ImageDataset  # noqa: E402
+from vitcourse.data import ImageDataset, moving  # noqa: E402
 from vitcourse.efficient_attention import (  # noqa: E402
     BigBirdAttention,
     LinearAttention,
@@ -49,6 +52,7 @@ from vitcourse.finetuning import METHODS, finetune, load_adapter, merge_lora, sa
 from vitcourse.hardware.prune import magnitude_prune, make_permanent, prune_model  # noqa: E402
 from vitcourse.hardware.quantize import SCHEMES, quantize_model  # noqa: E402
 from vitcourse.train import TrainConfig, evaluate, fit  # noqa: E402
+from vitcourse.video import VideoClassification  # noqa: E402
 from vitcourse.vit import VisionTransformer, record_attention  # noqa: E402
 from vitcourse.weights import save_weights  # noqa: E402
 
@@ -222,6 +226,29 @@ def test_other_tasks_train_there_too(kind):
     (there, loss), (here, expected) = run("pretend"), run("cpu")
     torch.testing.assert_close(there, here, rtol=1e-3, atol=1e-4)
     assert loss == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [*DENSE, "clips"])
+def test_detection_segmentation_and_clips_are_the_same_as_on_the_cpu(name):
+    found = []
+    for device in ("cpu", DEVICE.type):
+        if name == "clips":
+            torch.manual_seed(0)
+            sizes = {"img_size": 16, "patch_size": 8, "num_frames": 2, "embed_dim": 16, "depth": 1, "num_heads": 2}
+            model, task = create_model("timesformer_tiny", **sizes, num_classes=8), VideoClassification()
+            data = [moving(split, num_frames=2, img_size=16, length=8) for split in ("train", "val")]
+        else:
+            denoising = {"denoising": 2} if name == "detr" else {}
+            model, task = small_dense(name, torch.float32, **denoising)
+            data = [Shapes(seed=seed, dtype=torch.float32) for seed in (0, 1)]
+        config = replace(CONFIG, device=device, max_steps=3, batch_size=4, accum=2, ema=0.9, optimizer="sgd", lr=1e-3)
+        history = fit(model, *data, config, task=task, progress=False)
+        found.append((everything(model), history[-1]))
+    (ours, row), (theirs, there) = found[1], found[0]
+    if name != "detr":  # whose noise is drawn by each device's own generator
+        torch.testing.assert_close(ours.cpu(), theirs.cpu(), rtol=1e-3, atol=1e-4)
+        for key in task.metrics:
+            assert row[key] == (there[key] and pytest.approx(there[key], rel=1e-2, abs=1e-3)), key
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -129,7 +129,8 @@ class _Operator:
         self.random = torch.Tag.nondeterministic_seeded in operator.tags
         has = torch._C._dispatch_has_kernel_for_dispatch_key
         composite = (has(self.name, key) for key in ("CompositeExplicitAutograd", "CompositeImplicitAutograd"))
-        self.exists = operator.namespace in ("aten", "prims", "prim") or any(composite)
+        # torchvision has its own (nms, roi_align) for CUDA and for Apple's GPUs, in builds for these.
+        self.exists = operator.namespace in ("aten", "prims", "prim", "torchvision") or any(composite)
 
 
 _operators: dict[Any, _Operator] = {}

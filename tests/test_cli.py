@@ -23,7 +23,7 @@ from vitcourse.commands import classification as program
 from vitcourse.data import open_dataset, read_image
 from vitcourse.registry import Preprocess
 from vitcourse.train import TrainConfig, evaluate, fit
-from vitcourse.train.cli import fit_size
+from vitcourse.train.program import fit_size
 from vitcourse.weights import read_metadata
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -346,8 +346,8 @@ def test_a_model_knows_its_classes_from_its_file(weights, tmp_path):
         ("evaluate WEIGHTS --data FOLDER --figure no/such/folder/a.png", "does not exist; make it first"),
         ("evaluate WEIGHTS --data FOLDER --device gpu", "device 'gpu' is unknown"),
         ("evaluate WEIGHTS --data fashion_mnist_subset", "a class 'T-shirt/top', which the weights do not know"),
-        ("evaluate OTHER --data FOLDER", "trained on task 'segmentation', for which there is no program"),
-        ("predict OTHER a.png", "trained on task 'segmentation', for which there is no program"),
+        ("evaluate OTHER --data FOLDER", "trained on task 'captioning', for which there is no program"),
+        ("predict OTHER a.png", "trained on task 'captioning', for which there is no program"),
         ("predict WEIGHTS FOLDER", "has no pictures in it"),
         ("predict WEIGHTS a.png --sheet a.gif", "--sheet a.gif must end in .png"),
         ("predict WEIGHTS a.png --out a.xml", "--out a.xml must end in .csv or .json"),
@@ -355,7 +355,7 @@ def test_a_model_knows_its_classes_from_its_file(weights, tmp_path):
 )
 def test_errors_are_one_line(argv, message, folder, weights, capsys, tmp_path):
     other = tmp_path / "other.safetensors"
-    save_weights(create_model("vit_tiny", **SIZES), other, task="segmentation")
+    save_weights(create_model("vit_tiny", **SIZES), other, task="captioning")
     data = str(folder) if argv.startswith("predict") else f"imagefolder:{folder}"
     named = {"WEIGHTS": str(weights), "OTHER": str(other), "FOLDER": data}
     assert commands.main([named.get(word, word) for word in argv.split()]) == 1

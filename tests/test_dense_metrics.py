@@ -51,6 +51,20 @@ def test_mean_average_precision_is_cocos():
     assert nothing.compute()["map"] is None
 
 
+def test_what_lies_on_a_crowd_is_neither_right_nor_wrong():
+    boxes, labels = torch.tensor([[4.0, 4, 14, 14], [20, 20, 60, 60]]), torch.tensor([0, 0])
+    found = {"boxes": boxes, "labels": labels, "scores": torch.tensor([0.5, 0.9])}
+    for iscrowd, expected in ((None, 1.0), ([0, 1], 1.0)):
+        metric, target = DetectionMetric(), {"boxes": boxes, "labels": labels}
+        if iscrowd:
+            target["iscrowd"] = torch.tensor(iscrowd)
+        metric.update([found], [target])
+        assert metric.compute()["map"] == expected
+    metric = DetectionMetric()  # the surest one is wrong where there is nothing
+    metric.update([found], [{"boxes": boxes[:1], "labels": labels[:1]}])
+    assert metric.compute()["map"] == 0.5
+
+
 def test_masks_have_a_mean_average_precision_too():
     pytest.importorskip("torchmetrics")
     made = [target([[2, 2, 20, 20], [10, 8, 30, 30]], [0, 1], (32, 32))]

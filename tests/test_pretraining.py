@@ -30,7 +30,7 @@ from vitcourse.pretraining.options import OBJECTIVES, TokenizerOptions, option_f
 from vitcourse.pretraining.program import prepare
 from vitcourse.pretraining.tokenizer import load_tokenizer
 from vitcourse.train import TrainConfig, TrainingError, fit, main
-from vitcourse.train.cli import args_of, parse
+from vitcourse.train.arguments import args_of, parse
 from vitcourse.train.config import list_recipes, load_recipe
 from vitcourse.weights import read_metadata, save_weights
 

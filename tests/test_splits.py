@@ -14,6 +14,7 @@ from vitcourse import create_model
 from vitcourse.data import eval_transform, open_dataset
 from vitcourse.registry import Preprocess
 from vitcourse.train import TrainConfig, cli, evaluate, load_recipe, main
+from vitcourse.train.program import fit_size
 from vitcourse.train.splits import VALIDATION, open_splits
 from vitcourse.vit import VisionTransformer
 from vitcourse.weights import read_metadata
@@ -213,7 +214,7 @@ def test_the_command_line_validates_what_eval_transform_makes(pictures, loader, 
     model = VisionTransformer(img_size=size, patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=3)
     model.preprocess = Preprocess(size, (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), interpolation, crop_pct)
     spec, config = f"imagefolder:{pictures}", TrainConfig(loader=loader)
-    sized = cli.fit_size(open_dataset(spec, "val"), model, config, train=False)
+    sized = fit_size(open_dataset(spec, "val"), model, config, train=False)
     ready = open_dataset(spec, "val", transform=eval_transform(**asdict(model.preprocess)))
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.preprocess.mean, model.preprocess.std))
     for (image, label), (expected, same) in zip(sized, ready, strict=True):
@@ -223,7 +224,7 @@ def test_the_command_line_validates_what_eval_transform_makes(pictures, loader, 
         assert sized.img_size == size
     for crop_scale in (1.0, 0.5) if loader == "workers" else (1.0,):
         config = TrainConfig(loader=loader, crop_scale=crop_scale)
-        train_set = cli.fit_size(open_dataset(spec), model, config, train=True)
+        train_set = fit_size(open_dataset(spec), model, config, train=True)
         assert {image.shape[1:] for image, _ in train_set} == {torch.Size(model.img_size)}
 
 
@@ -231,12 +232,12 @@ def test_images_in_memory_of_the_right_size_stay_unless_a_crop_is_due():
     model = create_model("vit_tiny", img_size=28, patch_size=7, in_chans=1, embed_dim=8, depth=1, num_heads=2)
     model.preprocess = Preprocess(28, (0.5,), (0.5,), "bicubic", 1.0)
     val = open_dataset("fashion_mnist_subset", "test").take(range(5))
-    assert cli.fit_size(val, model, TrainConfig(), train=False) is val and val.transform is None
+    assert fit_size(val, model, TrainConfig(), train=False) is val and val.transform is None
     model.preprocess = Preprocess(28, (0.5,), (0.5,), "bicubic", 0.875)
-    sized = cli.fit_size(val, model, TrainConfig(loader="memory"), train=False)
+    sized = fit_size(val, model, TrainConfig(loader="memory"), train=False)
     ready = eval_transform(**asdict(model.preprocess))
     assert torch.equal((sized.images / 255 - 0.5) / 0.5, torch.stack([ready(image) for image in val.images]))
-    assert cli.fit_size(val, model, TrainConfig(), train=True) is val
+    assert fit_size(val, model, TrainConfig(), train=True) is val
 
 
 def test_fine_tuning_at_another_size(pictures, tmp_path, capsys):
@@ -254,7 +255,7 @@ def test_images_get_the_channels_of_the_model(pictures, tmp_path, capsys):
     assert main(grey) == 0, capsys.readouterr().err
     model = create_model(tmp_path / "grey" / "final.safetensors")
     assert model.in_chans == 1 and model.preprocess.mean == pytest.approx([np.mean((0.485, 0.456, 0.406))])
-    sized = cli.fit_size(open_dataset(f"imagefolder:{pictures}"), model, TrainConfig(), train=False)
+    sized = fit_size(open_dataset(f"imagefolder:{pictures}"), model, TrainConfig(), train=False)
     assert sized.in_chans == 1
     with Image.open(sized.images[3]) as picture:
         expected = eval_transform(8, (0.0,), (1.0,))(picture.convert("L"))
@@ -263,5 +264,5 @@ def test_images_get_the_channels_of_the_model(pictures, tmp_path, capsys):
     few = open_dataset("fashion_mnist_subset", "test").take(range(4))
     model = VisionTransformer(img_size=28, patch_size=7, in_chans=3, embed_dim=8, depth=1, num_heads=2)
     model.preprocess = Preprocess(28, (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
-    sized = cli.fit_size(few, model, TrainConfig(), train=True)
+    sized = fit_size(few, model, TrainConfig(), train=True)
     assert sized.in_chans == 3 and torch.equal(sized.images, few.images.expand(-1, 3, -1, -1))

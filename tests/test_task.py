@@ -102,6 +102,35 @@ def test_the_default_evaluation_is_the_mean_over_all_that_is_counted():
     assert model.training
 
 
+def test_a_step_that_counts_less_is_divided_by_the_least():
+    """A detector's batch without objects, and an evaluation of such: the sum itself."""
+
+    class Everywhere(Nearness):
+        least_count = 8.0
+
+        def loss(self, model, batch):
+            return model(batch[0]["x"]).square().sum(), torch.tensor(0)
+
+    data = Points(6, most=0)
+    expected = regressor()(data.x).square().sum().item() / 8
+    for accum in (1, 3):
+        model, config = regressor(), TrainConfig(batch_size=6, max_steps=1, accum=accum, device="cpu")
+        history = run(model, data, config, Everywhere())
+        assert history[0]["train_loss"] == pytest.approx(expected, rel=1e-6)
+    assert Everywhere().evaluate(regressor(), data)["val_loss"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_running_mean_has_the_buffers_that_a_task_sets_after_a_step():
+    class Counting(Nearness):
+        def after_step(self, model, step, total):
+            model.steps.fill_(step + 1)
+
+    model = regressor()
+    model.register_buffer("steps", torch.zeros(()))
+    run(model, Points(), replace(COUNTED, max_steps=2), Counting())
+    assert model.steps == 2
+
+
 def test_a_loss_must_depend_on_the_model():
     class Constant(Nearness):
         def loss(self, model, batch):

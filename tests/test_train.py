@@ -802,14 +802,15 @@ def test_missing_tensorboard_is_said(monkeypatch, tmp_path):
 def test_recipes_build(name):
     recipe = load_recipe(name)
     config = TrainConfig(**recipe["train"])
-    of_data = {"num_classes": 10, "in_chans": 3 if recipe["data"] == "cifar10" else 1}
+    of_data = {"num_classes": 10, "in_chans": 3 if recipe["data"] in ("cifar10", "scenes", "moving") else 1}
+    of_data |= {name: value for name, value in recipe.get("data_args", {}).items() if name == "img_size"}
     model = create_model(recipe["model"], **{**of_data, **recipe["model_args"]})
     assert sum(p.numel() for p in model.parameters()) <= 10e6
     assert asdict(config)["epochs"] == recipe["train"]["epochs"]
 
 
 def test_model_arguments_are_read_as_in_python_and_as_in_a_recipe(capsys):
-    from vitcourse.train.cli import parse
+    from vitcourse.train.arguments import parse
 
     def read(text):
         return parse(["--model", "vit_tiny", "--data", "cifar10", "--model-args", text])[0].model_args
@@ -845,7 +846,7 @@ def test_model_arguments_are_read_as_in_python_and_as_in_a_recipe(capsys):
 
 
 def test_flags_override_the_recipe(tmp_path):
-    from vitcourse.train.cli import parse
+    from vitcourse.train.arguments import parse
 
     file = tmp_path / "mine.toml"
     file.write_text(

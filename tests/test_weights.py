@@ -1072,7 +1072,7 @@ def test_all_weights_are_six_megabytes():
 
 
 def test_the_recipe_is_the_command():
-    from vitcourse.train.cli import parse
+    from vitcourse.train.arguments import parse
 
     argv = RECORD["command"].removeprefix("python -m vitcourse.train ").split()
     options, config, _ = parse(argv)

@@ -95,10 +95,10 @@ def ignored_mean_std(model: nn.Module, dataset: Dataset) -> str | None:
 
 
 def normalise(images: Tensor, mean_std: MeanStd | None) -> Tensor:
-    """uint8 images (B, C, H, W) to standardised float32; floating-point images are what they should be already."""
+    """uint8 images (B, C, H, W), or clips (B, C, T, H, W), to standardised float32; floats are what they should be."""
     if mean_std is None or images.is_floating_point():
         return images
-    mean, std = mean_std
+    mean, std = (values.unsqueeze(1) if images.ndim == 5 else values for values in mean_std)
     return (images.float() / 255 - mean) / std
 
 

@@ -33,12 +33,23 @@ COMMANDS = {
 }
 TASKS = {  # by the name that stands in a weights file
     "classification": "vitcourse.commands.classification",
+    "detection": "vitcourse.commands.detection",
+    "segmentation": "vitcourse.commands.segmentation",
+    "video": "vitcourse.commands.video",
     **dict.fromkeys(("moco", "beit", "mae", "lejepa"), "vitcourse.commands.pretraining"),
 }
 
 
 class TaskProgram(Protocol):
-    """What a module in :data:`TASKS` offers; the commands read and write the files."""
+    """What a module in :data:`TASKS` offers; the commands read and write the files.
+
+    Attributes:
+        BATCH_SIZE: images, or clips, at a time, unless told otherwise.
+        WANTED: what files are predicted of, and whether one of this name in a folder is such a file.
+    """
+
+    BATCH_SIZE: int
+    WANTED: tuple[str, Callable[[str], bool]]
 
     def measure(self, model: "nn.Module", options: "argparse.Namespace") -> dict[str, Any]:
         """Metrics on ``options.data``, as JSON can hold them."""
@@ -50,7 +61,10 @@ class TaskProgram(Protocol):
         """What ``measure`` found, as a figure."""
 
     def predict(self, model: "nn.Module", files: Sequence[Path], options: "argparse.Namespace") -> list[dict[str, Any]]:
-        """One record per file, as JSON can hold it, with ``"file"`` and, for one that cannot be read, ``"error"``."""
+        """One record per file, as JSON can hold it, with ``"file"`` and, for one that cannot be read, ``"error"``.
+
+        What begins with "_" is for ``sheet`` alone.
+        """
 
     def rows(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The records of whole files as rows of a table, all with the same columns."""
@@ -143,10 +157,12 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("weights", metavar="WEIGHTS", help="a .safetensors file of vitcourse train, or of save_weights")
 
 
-def add_running(parser: argparse.ArgumentParser, *, batch_size: int) -> None:
+def add_running(parser: argparse.ArgumentParser) -> None:
     """Flags about how, and not what."""
     parser.add_argument("--device", default="auto", help="cuda, mps, cpu; auto: VITCOURSE_DEVICE, or what is here")
-    parser.add_argument("--batch-size", type=positive, default=batch_size, help="images at a time (%(default)s)")
+    parser.add_argument(
+        "--batch-size", type=positive, help="images at a time (128; 16 of detectors, segmenters and models of clips)"
+    )
 
 
 def positive(text: str) -> int:

@@ -13,12 +13,17 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from vitcourse.data import open_dataset, read_image, split_names
+from vitcourse.data import read_image
+from vitcourse.data.folders import is_picture
 from vitcourse.inference import class_names, image_transform, probabilities
 from vitcourse.train import TrainConfig
-from vitcourse.train.cli import fit_size
 from vitcourse.train.evaluation import visit_logits
+from vitcourse.train.program import fit_size
 
+from .opening import choose_split, open_split
+
+BATCH_SIZE = 128
+WANTED = ("pictures", is_picture)
 SHOWN_NUMBERS, SHOWN_NAMES, SHOWN_PICTURES = 20, 50, 60  # what a figure has room for
 
 # --------------------------------------------------------------------------------------------------------- evaluate
@@ -26,9 +31,8 @@ SHOWN_NUMBERS, SHOWN_NAMES, SHOWN_PICTURES = 20, 50, 60  # what a figure has roo
 
 def measure(model: nn.Module, options: argparse.Namespace) -> dict[str, Any]:
     """Loss, accuracy, top-5 accuracy, accuracy per class, and the confusion matrix [true][predicted]."""
-    names = split_names(options.data)
-    split = options.split or next((name for name in ("test", "val") if name in names), names[0])
-    dataset = open_dataset(options.data, split, root=options.data_root, download=options.download)
+    split = choose_split(options)
+    dataset = open_split(options, split)
     config = TrainConfig(
         device=options.device, eval_batch_size=options.batch_size, num_workers=options.num_workers, loader="auto"
     )
@@ -175,6 +179,8 @@ def _short(name: str, longest: int = 18) -> str:
 
 def predict(model: nn.Module, files: Sequence[Path], options: argparse.Namespace) -> list[dict[str, Any]]:
     """For each file its ``options.top`` likeliest classes, ``{"file", "top": [{"class", "index", "probability"}]}``."""
+    if options.out_dir:
+        raise ValueError("--out-dir is for boxes and masks; for classes of pictures there is --sheet")
     transform, records = image_transform(model), [{"file": str(file)} for file in files]
     for start in range(0, len(files), options.batch_size):
         part, images = records[start : start + options.batch_size], []

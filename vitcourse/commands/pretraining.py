@@ -12,29 +12,28 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from vitcourse.data import open_dataset, split_names
 from vitcourse.pretraining.diagnostics import effective_rank
 from vitcourse.pretraining.transfer import extract_features, knn_predict, linear_probe, ridge_probe
 from vitcourse.train import TrainConfig
-from vitcourse.train.cli import fit_size
+from vitcourse.train.program import fit_size
 
 from . import classification
+from .classification import BATCH_SIZE as BATCH_SIZE
+from .classification import WANTED as WANTED
+from .opening import choose_split, open_split
 
 NEIGHBOURS = 20  # that vote, as many measure
 
 
 def measure(model: nn.Module, options: argparse.Namespace) -> dict[str, Any]:
     """Accuracy of nearest neighbours, ridge regression and a linear probe; per class and confusion are the probe's."""
-    names = split_names(options.data)
-    split = options.split or next((name for name in ("test", "val") if name in names), names[0])
+    split = choose_split(options)
     if split == "train":
         raise ValueError("--split train holds the examples that the encoder is measured by; use test or val")
     config = TrainConfig(
         device=options.device, eval_batch_size=options.batch_size, num_workers=options.num_workers, loader="auto"
     )
-    examples, questions = (
-        open_dataset(options.data, name, root=options.data_root, download=options.download) for name in ("train", split)
-    )
+    examples, questions = (open_split(options, name) for name in ("train", split))
     train, test = (
         extract_features(model, fit_size(dataset, model, config, train=False), config)
         for dataset in (examples, questions)

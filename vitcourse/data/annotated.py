@@ -89,7 +89,10 @@ class AnnotatedImages(Dataset):
         return len(self.annotations)
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        annotation = self.annotations[index]
+        image, target = self._read(self.annotations[index])
+        return (image, target) if self.transform is None else self.transform(image, target)
+
+    def _read(self, annotation: Annotation) -> tuple[Any, dict[str, Any]]:
         image = read_image(annotation.file, 3)
         size = tuple(image.shape[-2:])
         if annotation.size not in (None, size):
@@ -98,14 +101,33 @@ class AnnotatedImages(Dataset):
                 f"{annotation.file} has {size[1]} × {size[0]} pixels, but {annotation.where} says "
                 f"{annotation.size[1]} × {annotation.size[0]}{turned}; correct one of them"
             )
-        target = self._target(annotation, size)
-        return (image, target) if self.transform is None else self.transform(image, target)
+        return image, self._target(annotation, size)
 
     def take(self, indices: Sequence[int]) -> "AnnotatedImages":
         """Some of the images, in the given order."""
         part = copy.copy(self)
         part.annotations = [self.annotations[i] for i in indices]
         return part
+
+    def usable(self, faults: Faults) -> "AnnotatedImages":
+        """Those that can be read, where ``faults`` are left out: each is read once, for that. Else all, unread.
+
+        Raises ValueError where none can.
+        """
+        if faults.on_error == "raise":
+            return self
+        kept = [i for i, annotation in enumerate(self.annotations) if self._is_readable(annotation, faults)]
+        if not kept:
+            raise ValueError(f"none of {len(self)} images can be read; the first: {faults.first}")
+        return self if len(kept) == len(self) else self.take(kept)
+
+    def _is_readable(self, annotation: Annotation, faults: Faults) -> bool:
+        try:
+            self._read(annotation)
+        except (ValueError, FileNotFoundError) as error:
+            faults.add(error)
+            return False
+        return True
 
     def _target(self, annotation: Annotation, size: tuple[int, int]) -> dict[str, Any]:
         target: dict[str, Any] = {"image_id": annotation.image_id}

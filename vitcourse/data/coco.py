@@ -31,7 +31,8 @@ def open_coco(
         top: the folder.
         split: one of ``coco_splits``.
         transform: called with (image, target).
-        on_error: ``"raise"``, or ``"skip"`` to leave out boxes and images that cannot be used, which is said on stderr.
+        on_error: ``"raise"``, or ``"skip"`` to leave out boxes and images that cannot be used, for which each
+            picture is read once, and which is said on stderr.
         crowd: keep regions that cover many objects (``iscrowd`` 1); to train without, and to evaluate with them.
 
     Boxes that reach out of the image are clipped to it; where that is by more than a pixel, it is said on stderr.
@@ -59,15 +60,18 @@ def open_coco(
         annotation, clipped = _annotation(image, path, of_image[image["id"]], file, names, classes, masks, faults)
         annotations.append(annotation)
         cut += clipped
-    faults.tell("annotations and images", len(content["annotations"]) + len(content["images"]), file)
     if cut:
         print(
             f"vitcourse: {cut} boxes of {file} reach out of their images by more than a pixel; they are clipped",
             file=sys.stderr,
         )
+    told = ("annotations and images", len(content["annotations"]) + len(content["images"]), file)
     if not annotations:
+        faults.tell(*told)
         raise ValueError(f"{file} lists no image that can be used; add some")
-    return AnnotatedImages(annotations, classes, transform=transform)
+    dataset = AnnotatedImages(annotations, classes, transform=transform).usable(faults)
+    faults.tell(*told)
+    return dataset
 
 
 def _names(content: dict[str, Any], file: Path) -> dict[int, str]:

@@ -34,6 +34,17 @@ def decode_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     return mask
 
 
+def encode_mask(mask: np.ndarray) -> dict[str, list[int]]:
+    """A mask (height, width) as COCO's uncompressed run lengths.
+
+    >>> encode_mask(np.array([[0, 1], [0, 1], [1, 1]]))
+    {'size': [3, 2], 'counts': [2, 4]}
+    """
+    flat = np.asarray(mask, dtype=bool).flatten(order="F")
+    edges = np.flatnonzero(np.diff(flat, prepend=False)).tolist()
+    return {"size": list(mask.shape), "counts": np.diff([0, *edges, flat.size]).tolist()}
+
+
 def _from_runs(runs: Any, height: int, width: int) -> np.ndarray:
     """Run lengths count down the columns, pixels outside first."""
     try:

@@ -218,7 +218,9 @@ def hold_out(dataset: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Datas
     """
     if not 0 < share < 1:
         raise ValueError(f"share {share} is no part of the images; use 0 < share < 1")
-    targets = _strata(dataset)
+    targets, groups = _strata(dataset), _groups(dataset)
+    _, firsts, group_of = np.unique(groups, return_index=True, return_inverse=True)
+    targets = targets[firsts]  # of each group
     random = np.random.RandomState(seed)
     held: list[int] = []
     for label in np.unique(targets):
@@ -226,8 +228,15 @@ def hold_out(dataset: Dataset, share: float = 0.1, seed: int = 0) -> tuple[Datas
         held += members[: min(max(1, round(share * len(members))), len(members) - 1)].tolist()
     if not held:
         raise ValueError("every class has one image only, so none can be held out; add images, or validate on others")
-    rest = np.setdiff1d(np.arange(len(targets)), held)
-    return _take(dataset, rest.tolist()), _take(dataset, sorted(held))
+    chosen = np.isin(group_of, held)
+    return _take(dataset, np.flatnonzero(~chosen).tolist()), _take(dataset, np.flatnonzero(chosen).tolist())
+
+
+def _groups(dataset: Dataset) -> np.ndarray:
+    """Which items belong together: each by itself, unless the data set knows better."""
+    if isinstance(dataset, Subset):
+        return _groups(dataset.dataset)[dataset.indices]
+    return np.asarray(getattr(dataset, "groups", range(len(dataset))))
 
 
 def _take(dataset: Dataset, indices: list[int]) -> Dataset:

@@ -11,7 +11,7 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 
 from vitcourse.data.annotated import IGNORE, SemanticMask
-from vitcourse.data.transforms import Resize
+from vitcourse.data.transforms import resize_to
 from vitcourse.layers import to_pair
 
 PER_OBJECT = ("boxes", "labels", "masks", "area", "visible", "iscrowd", "tints")  # what of a target has N entries
@@ -112,7 +112,7 @@ class Letterbox(v2.Transform):
         if isinstance(inpt, tv_tensors.Mask):
             inpt = v2.functional.resize(inpt, params["size"])
         elif isinstance(inpt, Tensor) and not isinstance(inpt, tv_tensors.BoundingBoxes):
-            inpt = Resize(tuple(params["size"]), "bilinear")(inpt)
+            inpt = resize_to(inpt, tuple(params["size"]), "bilinear")
         else:
             inpt = self._call_kernel(v2.functional.resize, inpt, params["size"])
         fill = self.fill.get(kind, self.fill.get("others", 0))

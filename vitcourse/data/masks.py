@@ -38,7 +38,8 @@ def open_masks(top: Path, split: str, *, transform: Callable | None = None, on_e
         top: the folder.
         split: one of ``masks_splits``.
         transform: called with (image, target).
-        on_error: ``"raise"``, or ``"skip"`` to leave out images without a mask, which is said on stderr.
+        on_error: ``"raise"``, or ``"skip"`` to leave out images without a mask, and what cannot be read, for which all
+            is read once; that is said on stderr.
 
     Without classes.txt masks are binary: 0 is background, 255 (or 1) foreground. With it, the value of a pixel, or its
     place in the palette, is its class, and 255 counts for nothing. ``classes`` are ``semantic_classes`` here.
@@ -64,11 +65,15 @@ def open_masks(top: Path, split: str, *, transform: Callable | None = None, on_e
             faults.add(error)
             continue
         annotations.append(Annotation(file=file, image_id=number, where=mask, semantic=mask))
-    faults.tell("images", by_stem, f"masks:{folder}")
+    told = ("images", by_stem, f"masks:{folder}")
     if not annotations:
+        faults.tell(*told)
         raise FileNotFoundError(f"{images} holds no images with masks; {_LAYOUT}")
     named = read_classes(top)
     classes = named or list(_BINARY)
     if len(classes) > IGNORE:
         raise ValueError(f"{top / CLASSES_FILE} names {len(classes)} classes; masks of 8 bits tell {IGNORE} apart")
-    return AnnotatedImages(annotations, classes, semantic_classes=classes, binary=named is None, transform=transform)
+    options = {"semantic_classes": classes, "binary": named is None, "transform": transform}
+    dataset = AnnotatedImages(annotations, classes, **options).usable(faults)
+    faults.tell(*told)
+    return dataset

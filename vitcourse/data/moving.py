@@ -112,6 +112,11 @@ class Moving(Dataset):
         self.indices = range(LENGTHS[split] if length is None else length)
 
     @property
+    def groups(self) -> list[int]:
+        """The film of each clip, of which there are two clips: one forward, one backward."""
+        return [number // 2 for number in self.indices]
+
+    @property
     def targets(self) -> list[int]:
         """The labels of all clips."""
         return [number % len(self.classes) for number in self.indices]

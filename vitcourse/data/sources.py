@@ -1,8 +1,9 @@
 """Data sets by name: the embedded subset, rendered scenes and clips, torchvision's, and folders of a user."""
 
 import difflib
+import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from torchvision.datasets.utils import check_integrity
 from vitcourse.data.coco import coco_splits, open_coco
 from vitcourse.data.datasets import ImageDataset
 from vitcourse.data.embedded import fashion_mnist_subset
-from vitcourse.data.folders import IMAGE_SUFFIXES, SPLITS, files_by_class, is_picture, splits_of
+from vitcourse.data.folders import IMAGE_SUFFIXES, SPLITS, Faults, files_by_class, is_picture, splits_of
 from vitcourse.data.masks import masks_splits, open_masks
-from vitcourse.data.moving import moving
-from vitcourse.data.scenes import scenes
+from vitcourse.data.moving import Moving
+from vitcourse.data.reading import read_image
+from vitcourse.data.scenes import Scenes
 from vitcourse.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from vitcourse.data.video import open_videos
 from vitcourse.data.voc import open_voc, voc_splits
@@ -52,7 +54,7 @@ _TORCHVISION = {
     "oxford_iiit_pet": _Source("OxfordIIITPet", "oxford-iiit-pet", _PETS),
     "stl10": _Source("STL10", "stl10_binary", _NAMED),
 }
-_RENDERED = {"scenes": scenes, "moving": moving}
+_RENDERED = {"scenes": Scenes, "moving": Moving}
 _LAYOUT = """expected a folder per class in a folder per split:
     PATH/train/cat/1.jpg   PATH/train/dog/2.jpg
     PATH/val/cat/3.jpg     PATH/val/dog/4.jpg      (or valid, or validation)
@@ -60,11 +62,28 @@ _LAYOUT = """expected a folder per class in a folder per split:
 """
 
 
-def _open_folder(top: Path, split: str, transform: Callable | None = None) -> ImageDataset:
+def _open_folder(top: Path, split: str, transform: Callable | None = None, on_error: str = "raise") -> ImageDataset:
     files = files_by_class(top, split, is_picture, _LAYOUT, "images", IMAGE_SUFFIXES)
+    faults = Faults(on_error)
+    if on_error == "skip":
+        of, files = sum(map(len, files.values())), {name: _readable(found, faults) for name, found in files.items()}
+        faults.tell("images", of, top)
     images = [file for found in files.values() for file in found]
     targets = [label for label, found in enumerate(files.values()) for _ in found]
     return ImageDataset(images, targets, list(files), mean=IMAGENET_MEAN, std=IMAGENET_STD, transform=transform)
+
+
+def _readable(files: Sequence[str], faults: Faults) -> list[str]:
+    """Those of the pictures that can be decoded."""
+    kept = []
+    for file in files:
+        try:
+            read_image(file)
+        except (ValueError, FileNotFoundError) as error:
+            faults.add(error)
+        else:
+            kept.append(file)
+    return kept
 
 
 # A user's own: which splits a folder has, and how one is opened.
@@ -122,12 +141,12 @@ def open_dataset(
     kind, _, path = spec.partition(":")
     if kind in _FOLDERS:
         _check_split(spec, split, SPLITS)
+        _check_options(spec, options, _FOLDERS[kind][1])
         return _FOLDERS[kind][1](Path(path).expanduser(), split, transform=transform, **options)
     _check_split(spec, split, known)
+    _check_options(spec, options, _RENDERED.get(spec))
     if spec in _RENDERED:
         return _RENDERED[spec](split, transform=transform, **options)
-    if options:
-        raise TypeError(f"{spec} has no option {', '.join(options)}; leave it out")
     if spec == "fashion_mnist_subset":
         images, targets = fashion_mnist_subset(split)
         classes = datasets.FashionMNIST.classes
@@ -163,6 +182,16 @@ def split_names(spec: str) -> list[str]:
 def _check_split(spec: str, split: str, known: Sequence[str]) -> None:
     if split not in known:
         raise ValueError(f"split {split!r} of {spec} does not exist; use {' or '.join(map(repr, known))}")
+
+
+def _check_options(spec: str, options: Mapping[str, Any], opener: Callable | None) -> None:
+    """Raise TypeError for an option that a data set does not have, naming those that it has."""
+    known = [] if opener is None else [p.name for p in inspect.signature(opener).parameters.values()]
+    known = [name for name in known if name not in ("top", "split", "transform")]
+    if unknown := [name for name in options if name not in known]:
+        raise TypeError(
+            f"{spec} has no option {', '.join(unknown)}; " + (f"it has {', '.join(known)}" if known else "leave it out")
+        )
 
 
 # --- torchvision's data sets ---

@@ -162,13 +162,7 @@ class Resize:
         return f"{type(self).__name__}({self.size}, {self.interpolation!r})"
 
     def __call__(self, image: Tensor) -> Tensor:
-        size = self.size_of(*image.shape[-2:])
-        if size == tuple(image.shape[-2:]):
-            return image
-        if image.dtype == torch.uint8:
-            return tv_tensors.wrap(_resize_by_pillow(image, size, self.interpolation), like=image)
-        mode = "nearest-exact" if self.interpolation == "nearest" else self.interpolation  # Pillow's nearest
-        return v2.functional.resize(image, list(size), InterpolationMode(mode), antialias=True)
+        return resize_to(image, self.size_of(*image.shape[-2:]), self.interpolation)
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
         """What an image of ``height`` × ``width`` is resized to."""
@@ -177,6 +171,16 @@ class Resize:
             return tuple(int(self.size[0] * side / short) for side in (height, width))
         ratio = min(height / self.size[0], width / self.size[1])
         return round(height / ratio), round(width / ratio)
+
+
+def resize_to(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:
+    """Resize images ([B,] C, H, W) to exactly ``size`` (height, width), as :class:`Resize` does it."""
+    if tuple(size) == tuple(image.shape[-2:]):
+        return image
+    if image.dtype == torch.uint8:
+        return tv_tensors.wrap(_resize_by_pillow(image, size, interpolation), like=image)
+    mode = "nearest-exact" if interpolation == "nearest" else interpolation  # Pillow's nearest
+    return v2.functional.resize(image, list(size), InterpolationMode(mode), antialias=True)
 
 
 def _resize_by_pillow(image: Tensor, size: tuple[int, int], interpolation: str) -> Tensor:

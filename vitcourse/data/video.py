@@ -141,9 +141,18 @@ class VideoFolder(Dataset):
         self.indices = range(len(self.files) * self.sampling.clips)
 
     @property
+    def num_frames(self) -> int:
+        return self.sampling.num_frames
+
+    @property
+    def groups(self) -> list[int]:
+        """Which video each clip is of, in the order of the files."""
+        return [i // self.sampling.clips for i in self.indices]
+
+    @property
     def targets(self) -> list[int]:
         """The labels of all clips."""
-        return [self.file_targets[i // self.sampling.clips] for i in self.indices]
+        return [self.file_targets[which] for which in self.groups]
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -37,7 +37,8 @@ def open_voc(top: Path, split: str, *, transform: Callable | None = None, on_err
         top: the folder.
         split: one of ``voc_splits``.
         transform: called with (image, target).
-        on_error: ``"raise"``, or ``"skip"`` to leave out boxes and files that cannot be used, which is said on stderr.
+        on_error: ``"raise"``, or ``"skip"`` to leave out boxes and files that cannot be used, for which each picture
+            is read once, and which is said on stderr.
 
     Coordinates are VOC's: pixels counted from 1, the last one inclusive; ``boxes`` count from 0 to the far edge.
     Classes are the names in classes.txt, or else those of the training split, sorted. Objects marked ``difficult`` are
@@ -64,15 +65,18 @@ def open_voc(top: Path, split: str, *, transform: Callable | None = None, on_err
             continue
         annotations.append(annotation)
         cut += clipped
-    faults.tell("boxes and files", sum(len(tree.findall("object")) for _, tree in parsed) + len(parsed), f"voc:{top}")
     if cut:
         print(
             f"vitcourse: {cut} boxes of voc:{top} reach out of their images by more than a pixel; they are clipped",
             file=sys.stderr,
         )
+    told = ("boxes and files", sum(len(tree.findall("object")) for _, tree in parsed) + len(parsed), f"voc:{top}")
     if not annotations:
+        faults.tell(*told)
         raise ValueError(f"voc:{top} has no image in {split} that can be used; add some")
-    return AnnotatedImages(annotations, classes, transform=transform)
+    dataset = AnnotatedImages(annotations, classes, transform=transform).usable(faults)
+    faults.tell(*told)
+    return dataset
 
 
 def _train(top: Path) -> list[tuple[Path, ElementTree.Element]]:

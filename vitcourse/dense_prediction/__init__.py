@@ -16,7 +16,7 @@ All models are called as ``model(images, targets)``, the targets being for those
 gives the terms of the loss, each a sum and a count; ``model.results`` gives objects, ``model.segment`` the classes of
 pixels. Read in this order: ``boxes`` (and targets), ``terms``, ``base``, ``resnet``, ``pyramid``, ``fcos``;
 ``segmentation``, ``unet``, ``segmenter``; ``matching``, ``set_loss``, ``detr_layers``, ``detr_queries``, ``detr``;
-``masks``, ``eomt``; ``metrics``, ``models``.
+``masks``, ``eomt``; ``metrics``, ``tasks`` (of the training engine), ``models``.
 """
 
 from importlib import import_module
@@ -38,6 +38,7 @@ _MODULES = {
     "segmentation": ("IGNORED", "PixelLoss", "SemanticModel", "check_map", "to_map", "to_masks"),
     "segmenter": ("MaskTransformer", "Segmenter"),
     "set_loss": ("BoxSetLoss",),
+    "tasks": ("Detection", "Segmentation"),
     "terms": ("Term", "Terms", "focal_loss", "mean_loss", "sum_and_count"),
     "unet": ("UNet", "UNetDecoder", "Unetr"),
 }

@@ -4,8 +4,10 @@ torchmetrics and faster-coco-eval are needed for that alone: ``pip install 'vitc
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -57,18 +59,31 @@ class DetectionMetric:
             max_detection_thresholds=[1, 10, detections],
             class_metrics=classes is not None,
             backend="faster_coco_eval",
+            sync_on_compute=False,
         )
         self.metric.warn_on_many_detections = False
         self.detections = detections
 
     def update(self, found: Sequence[Target], targets: Sequence[Target]) -> None:
-        """Results of a model, with ``boxes`` or ``masks``, ``scores`` and ``labels``, and what was to be found."""
+        """Results of a model, with ``boxes`` or ``masks``, ``scores`` and ``labels``, and what was to be found.
+
+        What overlaps a target with ``iscrowd`` 1 is neither right nor wrong, as COCO has it.
+        """
         self.metric.update([self._entry(f, "scores") for f in found], [self._entry(t) for t in targets])
 
     def _entry(self, one: Target, *more: str) -> Mapping[str, Tensor]:
         shapes = one[self.kind]
         shapes = shapes.bool() if self.kind == "masks" else shapes.float() * self.factor
-        return {self.kind: shapes.cpu(), **{key: one[key].cpu() for key in ("labels", *more)}}
+        keys = ("labels", *more, *(key for key in ("iscrowd",) if key in one))
+        return {self.kind: shapes.cpu(), **{key: one[key].cpu() for key in keys}}
+
+    def gather(self) -> None:
+        """Take in what all processes have seen, of which each had every n-th image; they must all call it.
+
+        In the order of one process, since that decides between detections of equal scores.
+        """
+        for name, parts in _states_of_all(self.metric).items():
+            setattr(self.metric, name, [part[i] for i in range(len(parts[0])) for part in parts if i < len(part)])
 
     def compute(self) -> dict[str, float | None]:
         """``map``, at IoU 0.5 and 0.75, by size (None where there is no such object), and ``mar``, the recall.
@@ -83,6 +98,13 @@ class DetectionMetric:
             per_class = zip(result["classes"].reshape(-1), result["map_per_class"].reshape(-1), strict=True)
             found |= {f"map_{self.classes[int(k)]}": _number(value) for k, value in per_class}
         return found
+
+
+def _states_of_all(metric: Any) -> dict[str, list[Any]]:
+    """A metric's sums and lists by name, of each process in turn."""
+    states: list[dict[str, Any]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(states, dict(metric.metric_state))
+    return {name: [state[name] for state in states] for name in states[0]}
 
 
 def _number(value: Tensor) -> float | None:
@@ -113,6 +135,7 @@ class SegmentationMetric:
     ) -> None:
         classification = needs("torchmetrics.classification", "mean IoU")
         options = {"num_classes": num_classes, "ignore_index": ignored, "validate_args": False}
+        options["sync_on_compute"] = False
         self.iou = classification.MulticlassJaccardIndex(average="macro", **options)
         self.each = classification.MulticlassJaccardIndex(average="none", **options)
         self.accuracy = classification.MulticlassAccuracy(average="micro", **options)
@@ -130,6 +153,12 @@ class SegmentationMetric:
         if self.boundary:
             near = near_boundary(targets, self.boundary, self.ignored)
             self.near.update(found, torch.where(near, targets, self.ignored))
+
+    def gather(self) -> None:
+        """Take in what all processes have seen; they must all call it."""
+        for metric in (self.iou, self.each, self.accuracy, self.near):
+            for name, parts in _states_of_all(metric).items():
+                setattr(metric, name, sum(parts))
 
     def compute(self) -> dict[str, float]:
         """``miou``, ``pixel_accuracy`` and ``boundary_accuracy``; with names of classes, also ``iou_NAME``."""

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 from torch.utils.data import Dataset
 
-from vitcourse.train.cli import args_of, given
+from vitcourse.train.arguments import args_of, given
 from vitcourse.train.config import TrainConfig
 from vitcourse.train.task import Task
 from vitcourse.weights import save_weights

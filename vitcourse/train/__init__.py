@@ -3,7 +3,7 @@
 Read in this order: ``config`` (every choice there is), ``optim`` (how weights move), ``task`` (what is learned) and
 ``classification`` (what is learned unless asked otherwise), ``augment`` (how images are varied), ``batches`` (which
 images, when), ``runtime`` (on what device), ``evaluation``, ``ledger`` (what is measured), ``record`` (what is left on
-disk), ``engine`` (the run itself), ``cli``.
+disk), ``engine`` (the run itself); ``kinds`` (what the command line can train), ``arguments``, ``program``, ``cli``.
 """
 
 from importlib import import_module

@@ -58,8 +58,11 @@ class Classification(Task):
         targets = getattr(dataset, "targets", None)
         if targets is not None and self.num_classes is not None:
             check_labels(torch.as_tensor(targets), self.num_classes, name)
-        image, _ = dataset[0]
-        check_image(image, model, name)
+        self.check_sample(dataset[0], model, name)
+
+    def check_sample(self, sample: Any, model: nn.Module, name: str) -> None:
+        """Raise ValueError unless what the model takes comes first in a sample of the data set called ``name``."""
+        check_image(sample[0], model, name)
 
     def setup(self, model: nn.Module, train_set: Dataset, config: TrainConfig, device: torch.device) -> None:
         self.config = config

@@ -9,8 +9,8 @@ from typing import Any
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 RECIPE_KEYS = (
-    *("objective", "model", "data", "val", "val_share"),
-    *("model_args", "objective_args", "method", "method_args", "train"),
+    *("task", "objective", "model", "data", "val", "val_share"),
+    *("model_args", "data_args", "task_args", "objective_args", "method", "method_args", "train"),
 )
 
 # What may differ between the two halves of an interrupted run. None of these changes what is learned; `accum`, the

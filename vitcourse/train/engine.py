@@ -236,7 +236,10 @@ class _Trainer:
             if not self.task.counts_samples:
                 counted += torch.as_tensor(count).detach().to(counted)
         # Until all parts were seen, nobody knew the count that the sum is to be divided by.
-        self._update(loss_sum, None if self.task.counts_samples else _ratio(expected, self.processes.sum(counted)))
+        if self.task.counts_samples:
+            self._update(loss_sum)
+        else:
+            self._update(loss_sum, _ratio(expected, self.processes.sum(counted).clamp(min=self.task.least_count)))
 
     def _place(self, part: slice, size: int) -> Part:
         return Part(self.plan.epoch_of(self.step), self.step, part.start, size, self.plan.batch(self.step)[part])
@@ -268,10 +271,10 @@ class _Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.model.zero_grad(set_to_none=True)  # also of what is in none of the caller's groups
-        if self.ema:
-            self.ema.update(self.model, self.step)
         with torch.no_grad():
             self.task.after_step(unwrap(self.model), self.step, self.total_steps)
+        if self.ema:  # last, for the buffers that the task has changed
+            self.ema.update(self.model, self.step)
         self.ledger.add(loss, norm, len(self.plan.batch(self.step)))
         self.step += 1
 
@@ -392,7 +395,7 @@ class _Trainer:
         model = self.ema.model if self.ema else self.model
         measured = {k: row[k] for k in ("epoch", "step", *self.task.metrics) if row.get(k) is not None}
         facts = {
-            "classes": getattr(self.train_set, "classes", None),
+            "classes": self.task.class_names(self.train_set),
             "seed": self.config.seed,
             "command": self.command,
             **{k: v for k, v in self.about.items() if k not in HEADER_KEYS},  # save_weights knows these better

@@ -1,6 +1,7 @@
 """Which images train, which validate and choose the best weights, and which only tell at the end how good these are."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .config import TrainConfig, check_choice
 
 if TYPE_CHECKING:
-    from vitcourse.data import ImageDataset
+    from torch.utils.data import Dataset
 
 VALIDATION = ("val", "train", "test", "none")
 VAL_SHARE = 0.1
@@ -23,9 +24,9 @@ class Splits:
         notice: one line about images that validate and might have done something else, or None.
     """
 
-    train: "ImageDataset"
-    val: "ImageDataset | None"
-    test: "ImageDataset | None"
+    train: "Dataset"
+    val: "Dataset | None"
+    test: "Dataset | None"
     chosen_on: str
     notice: str | None = None
 
@@ -40,7 +41,7 @@ def open_splits(spec: str, val: str | None = None, val_share: float = VAL_SHARE,
             longer tell how good the chosen weights are; ``"none"``. By default ``"val"`` where there is one, else
             ``"train"``.
         val_share: the share of the training images that validates under ``"train"``, of each class alike.
-        where: ``root`` and ``download`` of ``open_dataset``.
+        where: ``root`` and ``download`` of ``open_dataset``, and options of the data set.
 
     Raises:
         ValueError: as ``open_dataset`` and ``hold_out`` do, and for an unknown ``val``.
@@ -82,19 +83,26 @@ def validation_of_earlier_run(folder: str | Path, spec: str) -> str | None:
     return "test" if "test" in split_names(spec) else "val"
 
 
-def measure_on_test(folder: str | Path, test_set: "ImageDataset", config: TrainConfig) -> dict[str, dict[str, float]]:
+def measure_on_test(
+    folder: str | Path, test_set: "Dataset", config: TrainConfig, evaluate: Callable[..., dict[str, float | None]]
+) -> dict[str, dict[str, float]]:
     """Measure a finished run's weights, the best and the final ones, on images that had no part in it.
 
     Every process of several calls this and takes its share of the images; they all read ``folder``.
 
+    Args:
+        folder: of the run.
+        test_set: the images, or clips.
+        config: of the run.
+        evaluate: the task's.
+
     Returns:
-        ``{"best": {"epoch", "test_loss", "test_accuracy"}, "final": …}``, which is also written to ``test.json`` in
-        ``folder``, and into the headers of both files.
+        ``{"best": {"epoch", "test_loss", "test_accuracy"}, "final": …}``, or what else the task measures; this is also
+        written to ``test.json`` in ``folder``, and into the headers of both files.
     """
     from vitcourse import create_model
     from vitcourse.weights import read_metadata
 
-    from .evaluation import evaluate
     from .record import write_atomically
     from .runtime import Processes, memory_errors
 
@@ -107,7 +115,7 @@ def measure_on_test(folder: str | Path, test_set: "ImageDataset", config: TrainC
         if facts["step"] not in measured:
             with memory_errors(config):
                 found = evaluate(model, test_set, config, share=processes.share(1), reduce=processes.sum)
-            measured[facts["step"]] = {key.replace("val_", "test_"): value for key, value in found.items()}
+            measured[facts["step"]] = {f"test_{key.removeprefix('val_')}": value for key, value in found.items()}
         results[file.stem] = {"epoch": facts["epoch"], **measured[facts["step"]]}
         if processes.is_main:
             _note(file, model, config, {**facts, **measured[facts["step"]]})

@@ -61,6 +61,8 @@ class Task:
         counts_samples: the count is the number of samples, an int, so that it is known beforehand.
         per_sample: about how much is counted per sample. The result does not depend on it; in fp16 it keeps scaled
             gradients in range.
+        least_count: what the sum is divided by where a whole step, or a whole evaluation, counts less: 1 for a
+            detector, whose loss also speaks of images without an object.
         takes_pairs: samples are pairs (image, label), collated as PyTorch does, and may therefore be taken at once from
             a data set that holds them as tensors.
         augments: the fields of TrainConfig among ``AUGMENTATIONS`` that ``prepare`` heeds.
@@ -82,6 +84,7 @@ class Task:
     gathers_batch: bool = False
     counts_samples: bool = False
     per_sample: float = 1.0
+    least_count: float = 0.0
     takes_pairs: bool = False
     augments: Collection[str] = ()
     partly_trained: bool = False
@@ -144,7 +147,7 @@ class Task:
 
         What is minimised is the sum over all processes and micro-batches of a step, divided by the count over all of
         them. Where nothing is counted, the sum is 0 and must still depend on the model, as a sum over an empty
-        selection of its outputs does.
+        selection of its outputs does; or ``least_count`` says what to divide by.
         """
         raise NotImplementedError(f"task {self.name!r} has no loss; override loss(model, batch) -> (sum, count)")
 
@@ -161,6 +164,10 @@ class Task:
     def after_epoch(self, model: nn.Module) -> dict[str, float]:
         """What joins the epoch's row beside the evaluation; every process calls it, ``model`` is without wrappers."""
         return {}
+
+    def class_names(self, dataset: Dataset) -> list[str] | None:
+        """What the classes are called that are learned, in their order, for the weights file; None without any."""
+        return getattr(dataset, "classes", None)
 
     def product(self, model: nn.Module) -> nn.Module:
         """What of ``model`` the weights files hold: all of it, but for what is of use in training only."""
@@ -187,9 +194,17 @@ class Task:
         with kept_random_state(), evaluating(model), torch.inference_mode(), autocast(device, config.precision):
             seed_all(config.seed)  # masks that a loss draws are the same in every evaluation
             for batch in self.batches(dataset, share or Share(), config, device):
-                totals += _pair(*self.loss(model, batch), like=totals)
-        total, count = reduce(totals).tolist()
-        return {"val_loss": total / count if count else None}
+                totals += pair(*self.loss(model, batch), like=totals)
+        return {"val_loss": self.mean(*reduce(totals).tolist())}
+
+    def mean(self, total: float, count: float) -> float | None:
+        """The loss of all that was counted; None where that is nothing.
+
+        >>> Task().mean(3.0, 2.0), Task().mean(0.0, 0.0)
+        (1.5, None)
+        """
+        count = max(count, self.least_count)
+        return total / count if count else None
 
     def batches(self, dataset: Dataset, share: Share, config: TrainConfig, device: torch.device) -> Iterator[Any]:
         """Every sample of ``dataset`` once, over all processes together, in batches as ``loss`` takes them."""
@@ -224,7 +239,8 @@ for _name in vars(Task):
         setattr(AroundTask, _name, _passing_on(_name))
 
 
-def _pair(total: Tensor, count: Count, like: Tensor) -> Tensor:
+def pair(total: Tensor, count: Count, like: Tensor) -> Tensor:
+    """A sum and its count, (2,), without gradients, where and as exact as ``like``."""
     return torch.stack([torch.as_tensor(value).detach().to(like) for value in (total, count)])
 
 

@@ -3,7 +3,8 @@
 Read :mod:`~vitcourse.video.tubelets`, :mod:`~vitcourse.video.positions`, :mod:`~vitcourse.video.backbone`,
 :mod:`~vitcourse.video.timesformer`, :mod:`~vitcourse.video.maps`, :mod:`~vitcourse.video.vivit`; then
 :mod:`~vitcourse.video.windows`, :mod:`~vitcourse.video.window_attention`, :mod:`~vitcourse.video.swin`; then
-:mod:`~vitcourse.video.single_frame` (is time used at all?) and :mod:`~vitcourse.video.mae`.
+:mod:`~vitcourse.video.single_frame` (is time used at all?), :mod:`~vitcourse.video.mae` and
+:mod:`~vitcourse.video.task` (of the training engine).
 """
 
 from importlib import import_module
@@ -35,6 +36,7 @@ from vitcourse.vit import SIZES
 
 _MODULES = {  # what imports more than models need
     "maps": ("BlockAttention", "attention_maps"),
+    "task": ("VideoClassification",),
     "mae": ("VideoMaskedAutoencoder", "tube_masking", "tubelet_targets"),
     "single_frame": ("freeze_frames", "reverse_frames", "shuffle_frames", "single_frame_bias"),
 }
