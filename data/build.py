@@ -15,6 +15,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 SEED = 0
 SUBSET_SIZES = {"train": 10_000, "test": 2_000}
 SIDE = 256
+RENDERED = ("scenes", "moving")
 # Our name -> scikit-image's. All are public domain or CC0 (README.md), and all lie in its wheel.
 PHOTOS = {
     "astronaut": "astronaut",
@@ -34,14 +36,17 @@ PHOTOS = {
     "rocket": "rocket",
 }
 TEXTURES = {"brick": "brick", "grass": "grass", "gravel": "gravel"}
-# What a run of ``vitcourse train`` leaves, and we keep as fashion_mnist_NAME: classifiers, encoders, and what paints.
+# What a run of ``vitcourse train`` leaves, by the name that we keep it under: classifiers, encoders, what paints, and
+# what was trained on what is rendered.
 WEIGHTS = {
-    "vit": "vit/final",
-    "supervised": "supervised/final",
-    "moco": "moco/final",
-    "lejepa": "lejepa/final",
-    "beit": "beit/final",
-    "mae": "mae/pretrainer",
+    "fashion_mnist_vit": "vit/final",
+    "fashion_mnist_supervised": "supervised/final",
+    "fashion_mnist_moco": "moco/final",
+    "fashion_mnist_lejepa": "lejepa/final",
+    "fashion_mnist_beit": "beit/final",
+    "fashion_mnist_mae": "mae/pretrainer",
+    "scenes_segmenter": "scenes_segmenter/final",
+    "moving_timesformer": "moving_timesformer/final",
 }
 
 
@@ -96,38 +101,31 @@ def crops(names: dict[str, str]) -> dict[str, bytes]:
 
 def weights(runs: Path, source: Path) -> dict[str, bytes]:
     """The trained models as stored, in float16, and a record of where each comes from and how well it does."""
-    files = {file.name: file.read_bytes() for file in (HERE / "weights").glob("fashion_mnist_*")}
+    files = {file.name: file.read_bytes() for file in (HERE / "weights").glob("*_*")}
     for name, place in WEIGHTS.items():
         file = runs / f"{place}.safetensors"
         if file.exists():
-            files[f"fashion_mnist_{name}.safetensors"] = file.read_bytes()
+            files[f"{name}.safetensors"] = file.read_bytes()
             record = record_of(file, runs / Path(place).parts[0] / "final.safetensors", source)
-            files[f"fashion_mnist_{name}.json"] = (json.dumps(record, indent=1) + "\n").encode()
+            files[f"{name}.json"] = (json.dumps(record, indent=1) + "\n").encode()
     return files
 
 
 def record_of(file: Path, run: Path, source: Path) -> dict[str, object]:
     """Command and seed, and what the images say that nobody has trained on: of a classifier, the accuracy; of an
-    encoder, what 20 nearest neighbours among the embedded training images find in its features."""
+    encoder, what 20 nearest neighbours among the embedded training images find in its features; of what was trained on
+    rendered images or clips, what the run itself has found in the test split at its end."""
     import torch
     import torchvision
 
     from vitcourse import create_model
-    from vitcourse.data import open_dataset
-    from vitcourse.pretraining import extract_features, knn_accuracy
-    from vitcourse.train import evaluate
     from vitcourse.weights import read_metadata
 
     model, trained = create_model(file).eval(), read_metadata(run)
-    whole, embedded = open_dataset("fashion_mnist", "test", root=source), open_dataset("fashion_mnist_subset", "test")
-    if getattr(model, "num_classes", 0):
-        tests = {
-            "accuracy": evaluate(model, whole)["val_accuracy"],
-            "accuracy_embedded": evaluate(model, embedded)["val_accuracy"],
-        }
+    if trained["data"] in RENDERED:
+        tests = {name: value for name, value in trained.items() if name.startswith("test_") and value is not None}
     else:
-        train = extract_features(model, open_dataset("fashion_mnist_subset"))
-        tests = {"accuracy_knn_embedded": knn_accuracy(train, extract_features(model, embedded))}
+        tests = asked(model, source)
     return {
         "command": trained["command"],
         "seed": trained["seed"],
@@ -135,6 +133,22 @@ def record_of(file: Path, run: Path, source: Path) -> dict[str, object]:
         **{name: round(value, 4) for name, value in tests.items()},
         "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
     }
+
+
+def asked(model: Any, source: Path) -> dict[str, float]:
+    """What a model of Fashion-MNIST knows about its test images."""
+    from vitcourse.data import open_dataset
+    from vitcourse.pretraining import extract_features, knn_accuracy
+    from vitcourse.train import evaluate
+
+    whole, embedded = open_dataset("fashion_mnist", "test", root=source), open_dataset("fashion_mnist_subset", "test")
+    if getattr(model, "num_classes", 0):
+        return {
+            "accuracy": evaluate(model, whole)["val_accuracy"],
+            "accuracy_embedded": evaluate(model, embedded)["val_accuracy"],
+        }
+    train = extract_features(model, open_dataset("fashion_mnist_subset"))
+    return {"accuracy_knn_embedded": knn_accuracy(train, extract_features(model, embedded))}
 
 
 def write(folder: Path, files: dict[str, bytes]) -> None:
