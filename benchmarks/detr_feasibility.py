@@ -45,12 +45,10 @@ PROPOSALS = {"num_queries": 10, "queries": "proposals"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"num_queries": 50},
     "few": {"num_queries": 10},
-    "few, finer tokens": {"num_queries": 10},
-    "few, denoising": {"num_queries": 10, "denoising": 4},
-    "anchors": {"num_queries": 10, "queries": "anchors"},
-    "anchors, denoising": {"num_queries": 10, "queries": "anchors", "denoising": 4},
     "proposals": PROPOSALS,
     "proposals, denoising": {**PROPOSALS, "denoising": 4},
+    "few, denoising": {"num_queries": 10, "denoising": 4},
+    "few, finer tokens": {"num_queries": 10},
     "plain, from scratch": {"num_queries": 50},
     "proposals, denoising, from scratch": {**PROPOSALS, "denoising": 4},
 }
