@@ -209,7 +209,7 @@ def test_many_classes_fit_into_the_figure():
     confusion = torch.eye(120, dtype=torch.long) * 3
     confusion[5, 7] = 4
     result = {"weights": "w.safetensors", "data": "d", "split": "test"}
-    result |= program._summary((1.0, 364, confusion), classes)
+    result |= program.summarise((1.0, 364, confusion), classes)
     figure = program.draw(result)
     figure.canvas.draw()
     assert max(figure.get_size_inches()) < 20 and len(figure.axes[0].get_xticks()) <= 50

@@ -335,7 +335,7 @@ def test_the_command_line_pretrains_evaluates_and_fine_tunes(name, tmp_path, cap
 def test_evaluate_asks_what_an_encoder_has_learnt(tmp_path, capsys, monkeypatch):
     from vitcourse.commands import pretraining as program
 
-    monkeypatch.setattr(program, "open_dataset", lambda spec, split, **_: few(split))
+    monkeypatch.setattr(program, "open_split", lambda options, split: few(split))
     file = tmp_path / "encoder.safetensors"
     save_weights(
         create_model("vit_tiny", img_size=28, patch_size=7, in_chans=1, num_classes=0, depth=1), file, task="mae"

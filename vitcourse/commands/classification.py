@@ -36,12 +36,12 @@ def measure(model: nn.Module, options: argparse.Namespace) -> dict[str, Any]:
     config = TrainConfig(
         device=options.device, eval_batch_size=options.batch_size, num_workers=options.num_workers, loader="auto"
     )
-    classes, place = _match_classes(model, dataset.classes)
+    classes, place = match_classes(model, dataset.classes)
     found = _count(model, fit_size(dataset, model, config, train=False), config, place, len(classes))
-    return {"task": "classification", "data": options.data, "split": split, **_summary(found, classes)}
+    return {"task": "classification", "data": options.data, "split": split, **summarise(found, classes)}
 
 
-def _match_classes(model: nn.Module, named: Sequence[str]) -> tuple[list[str], Tensor]:
+def match_classes(model: nn.Module, named: Sequence[str]) -> tuple[list[str], Tensor]:
     """The model's classes, and the place of each of the data set's among them: names decide, not their order.
 
     Raises:
@@ -84,7 +84,8 @@ def _count(
     return loss, among, confusion.view(classes, classes)
 
 
-def _summary(found: tuple[float, int, Tensor], classes: list[str]) -> dict[str, Any]:
+def summarise(found: tuple[float, int, Tensor], classes: list[str]) -> dict[str, Any]:
+    """Metrics, from the sum of the losses, how many have their class among the five likeliest, and the confusion."""
     loss, among, confusion = found
     images, right = confusion.sum(1).tolist(), confusion.diagonal().tolist()
     total = sum(images)
@@ -155,7 +156,7 @@ def draw(result: dict[str, Any]) -> Figure:
                         dark = "white" if shares[i, j] > 0.5 else "black"
                         matrix.text(j, i, n, ha="center", va="center", color=dark, fontsize=8)
         ticks = range(0, count, math.ceil(count / SHOWN_NAMES))
-        short = [_short(names[i]) for i in ticks]
+        short = [shortened(names[i]) for i in ticks]
         matrix.set_xticks(list(ticks), short, rotation=90, fontsize=8)
         matrix.set_yticks(list(ticks), short, fontsize=8)
         bars.barh(range(count), [row["accuracy"] or 0.0 for row in result["classes"]], color=plot.BLUE)
@@ -166,10 +167,11 @@ def draw(result: dict[str, Any]) -> Figure:
 
 
 def _title(result: dict[str, Any]) -> str:
-    return f"{_short(Path(result['weights']).name, 28)} on {_short(result['data'], 32)}, {result['split']}"
+    return f"{shortened(Path(result['weights']).name, 28)} on {shortened(result['data'], 32)}, {result['split']}"
 
 
-def _short(name: str, longest: int = 18) -> str:
+def shortened(name: str, longest: int = 18) -> str:
+    """A name as a figure has room for it."""
     name = name if len(name) <= longest else f"{name[: longest - 1]}…"
     return name.replace("$", r"\$")  # between two of them Matplotlib would set a formula
 
@@ -193,11 +195,12 @@ def predict(model: nn.Module, files: Sequence[Path], options: argparse.Namespace
             found = probabilities(model, torch.stack(images))
             whole = [record for record in part if "error" not in record]
             for record, row in zip(whole, found, strict=True):
-                record["top"] = _likeliest(row, class_names(model, len(row)), options.top)
+                record["top"] = best_guesses(row, class_names(model, len(row)), options.top)
     return records
 
 
-def _likeliest(row: Tensor, names: list[str], count: int) -> list[dict[str, Any]]:
+def best_guesses(row: Tensor, names: list[str], count: int) -> list[dict[str, Any]]:
+    """The likeliest classes, likeliest first, of probabilities (K,)."""
     values, indices = row.topk(min(count, len(names)))
     return [
         {"class": names[i], "index": i, "probability": p}
@@ -232,16 +235,17 @@ def sheet(records: list[dict[str, Any]]) -> Figure:
         for i, record in enumerate(records):
             picture, bars = axes[2 * (i // columns), i % columns], axes[2 * (i // columns) + 1, i % columns]
             plot.show_image(picture, read_image(record["file"]))
-            picture.set_title(_short(Path(record["file"]).name, 24), fontsize=8)
-            _draw_guesses(bars, record["top"][:3], guesses)
+            picture.set_title(shortened(Path(record["file"]).name, 24), fontsize=8)
+            draw_guesses(bars, record["top"][:3], guesses)
     return figure
 
 
-def _draw_guesses(ax: Any, guesses: list[dict[str, Any]], room: int) -> None:
+def draw_guesses(ax: Any, guesses: list[dict[str, Any]], room: int) -> None:
+    """Names with bars for their probabilities, with room for as many lines."""
     from vitcourse import plot
 
     for place, guess in enumerate(guesses):
         ax.barh(place, guess["probability"], height=0.9, color=plot.SKY if place == 0 else "#D9D9D9")
-        ax.text(0.02, place, _short(guess["class"]), va="center", fontsize=8)
+        ax.text(0.02, place, shortened(guess["class"]), va="center", fontsize=8)
         ax.text(0.98, place, f"{100 * guess['probability']:.1f} %", va="center", ha="right", fontsize=8)
     ax.set(xlim=(0, 1), ylim=(room - 0.5, -0.5))

@@ -20,7 +20,7 @@ from vitcourse.devices import device_of
 from vitcourse.inference import evaluating
 from vitcourse.train import TrainConfig
 
-from .classification import SHOWN_PICTURES, _match_classes, _short
+from .classification import SHOWN_PICTURES, match_classes, shortened
 from .opening import choose_split, open_split
 
 BATCH_SIZE = 16
@@ -58,7 +58,7 @@ def measure(task: DenseTask, model: nn.Module, options: argparse.Namespace, pref
             f"{options.data} has no boxes and no masks, and the weights are of a model for these; give scenes, "
             "coco:PATH, voc:PATH or masks:PATH"
         )
-    classes, place = _match_classes(model, task.class_names(dataset))
+    classes, place = match_classes(model, task.class_names(dataset))
     preprocess = model.preprocess
     prepare = dense_eval_transform(model.img_size, preprocess.mean, preprocess.std)
     dataset.transform = Renumbered(prepare, place, key)
@@ -125,9 +125,9 @@ def draw(result: dict[str, Any], names: Sequence[str], prefix: str) -> Figure:
         figure = Figure(figsize=(8.0, min(max(3.0, 0.3 * len(rows) + 1.2), 14.0)))
         whole, each = figure.subplots(1, 2)
         whole.barh(shown, [result[name] for name in shown], color=plot.BLUE)
-        each.barh([_short(row["name"]) for row in rows], [row[prefix] for row in rows], color=plot.SKY)
+        each.barh([shortened(row["name"]) for row in rows], [row[prefix] for row in rows], color=plot.SKY)
         for ax, title in ((whole, f"{result['data']}, {result['split']}"), (each, f"{prefix} of each class")):
-            ax.set(xlim=(0, 1), title=_short(title, 32))
+            ax.set(xlim=(0, 1), title=shortened(title, 32))
             ax.invert_yaxis()
             ax.tick_params(labelsize=8)
     return figure
@@ -272,5 +272,5 @@ def sheet(records: list[dict[str, Any]]) -> Figure:
             ax.set_axis_off()
         for ax, record in zip(axes.flat, shown, strict=False):
             ax.imshow(np.asarray(record["_small"]))
-            ax.set_title(_short(Path(record["file"]).name, 28), fontsize=8)
+            ax.set_title(shortened(Path(record["file"]).name, 28), fontsize=8)
     return figure

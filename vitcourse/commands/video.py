@@ -22,7 +22,7 @@ from vitcourse.video.program import clip_steps, is_of_clips, prepare
 from vitcourse.weights import read_metadata
 
 from . import classification
-from .classification import _match_classes, _short, _summary, draw, rows
+from .classification import draw, match_classes, rows, shortened, summarise
 from .opening import choose_split, open_split
 
 BATCH_SIZE = 16
@@ -49,7 +49,7 @@ def measure(model: nn.Module, options: argparse.Namespace) -> dict[str, Any]:
         eval_batch_size=options.batch_size,
         num_workers=options.num_workers,
     )
-    classes, place = _match_classes(model, dataset.classes)
+    classes, place = match_classes(model, dataset.classes)
     prepare(dataset, model, config, None, train=False)
     said, labels = _answers(model, dataset, config)
     labels = place[labels]
@@ -64,7 +64,7 @@ def measure(model: nn.Module, options: argparse.Namespace) -> dict[str, Any]:
         "clips": len(said),
         "clips_per_video": per_video,
         "clip_accuracy": right,
-        **_summary(found, classes),
+        **summarise(found, classes),
     }
 
 
@@ -137,7 +137,7 @@ def predict(model: nn.Module, files: Sequence[Path], options: argparse.Namespace
         mean_std = tuple(torch.tensor(v).view(-1, 1, 1) for v in (model.preprocess.mean, model.preprocess.std))
         found = probabilities(model, normalise(clips, mean_std)).mean(0)
         record["clips"] = len(clips)
-        record["top"] = classification._likeliest(found, class_names(model, len(found)), options.top)
+        record["top"] = classification.best_guesses(found, class_names(model, len(found)), options.top)
         if shown:
             shown -= 1
             record["_frames"] = clips[0]
@@ -166,7 +166,7 @@ def sheet(records: list[dict[str, Any]]) -> Figure:
             frames = record["_frames"]
             for i, ax in enumerate(line[:count]):
                 plot.show_image(ax, frames[:, math.floor(i * frames.shape[1] / count)])
-            line[0].set_title(_short(Path(record["file"]).name, 28), fontsize=8, loc="left")
+            line[0].set_title(shortened(Path(record["file"]).name, 28), fontsize=8, loc="left")
             line[count].set_axis_off()
-            classification._draw_guesses(line[count], record["top"][:3], 3)
+            classification.draw_guesses(line[count], record["top"][:3], 3)
     return figure
