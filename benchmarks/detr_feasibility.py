@@ -3,7 +3,7 @@
     python -m benchmarks.detr_feasibility            every run that runs/detr_feasibility.jsonl lacks, then results
     python -m benchmarks.detr_feasibility --runs 8   eight of them, to share a machine; results of who is finished
 
-Two variants learn everything anew. The others have the backbone that is shipped for it, which has learned to segment
+One variant learns everything anew. The others have the backbone that is shipped for it, which has learned to segment
 such scenes and stays as it is: the maps of all images are computed once, and the detector alone learns. 500 steps of 16
 scenes, those of lesson 07 with its five kinds of clothing; each variant has its own best rate. "tune" rows: one seed,
 judged by 256 scenes of the split ``val``; while the best rate lies at the end of its range, the range grows. "test"
@@ -49,7 +49,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "proposals, denoising": {**PROPOSALS, "denoising": 4},
     "few, denoising": {"num_queries": 10, "denoising": 4},
     "few, finer tokens": {"num_queries": 10},
-    "plain, from scratch": {"num_queries": 50},
     "proposals, denoising, from scratch": {**PROPOSALS, "denoising": 4},
 }
 START = (3e-4, 1e-3, 3e-3)
