@@ -52,11 +52,13 @@ def match_cases(rng):
     yield call(*_scene(rng, 5, 4, 5)).on("as many objects as queries")
     yield call(*_scene(rng, 7, 2, 1)).on("one object")
     yield call(*_scene(rng, 6, 3, 0)).on("an image without objects")
+    yield call(*_scene(rng, 1, 3, 1)).on("a single query")
     yield call(*_crowd(rng)).on("two objects that want the same query")
 
 
 def _boxes(rng, n):
-    return torch.cat([rng.uniform(n, 2, low=0.2, high=0.8), rng.uniform(n, 2, low=0.05, high=0.5)], 1)
+    """Boxes that would have an area even if their four numbers were two corners: that is a mistake to be named."""
+    return torch.cat([rng.uniform(n, 2, low=0.25, high=0.45), rng.uniform(n, 2, low=0.46, high=0.55)], 1)
 
 
 def _scene(rng, queries, classes, objects):
@@ -70,7 +72,7 @@ def _scene(rng, queries, classes, objects):
 
 def _crowd(rng):
     probabilities, boxes, labels, _ = _scene(rng, 8, 3, 2)
-    wanted = boxes[3] + 0.01 * rng.normal(2, 4)
+    wanted = boxes[3] + 0.001 * rng.normal(2, 4)
     return probabilities, boxes, labels, wanted
 
 
