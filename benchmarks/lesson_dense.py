@@ -146,7 +146,12 @@ def judged(model: nn.Module, split: str) -> Row:
         return {"accuracy": found["map_50"], **found}
     of_cloth = cloth.compute()
     found = kinds.compute()
-    return {"accuracy": found["miou"], **found, "cloth_iou": of_cloth["miou"], "cloth_edge": of_cloth["boundary_accuracy"]}
+    return {
+        "accuracy": found["miou"],
+        **found,
+        "cloth_iou": of_cloth["miou"],
+        "cloth_edge": of_cloth["boundary_accuracy"],
+    }
 
 
 # --------------------------------------------------------------------------------------------------------- one run
@@ -176,7 +181,11 @@ def train(run: Row) -> Row:
             return {"accuracy": 0.0, "failed": f"loss {loss.item()} in step {step}"}
         if run["stage"] == "test" and step % (STEPS // LOOKS) == 0:
             curve.append({"step": step, "cpu_seconds": round(spent, 1), "accuracy": judged(model, split)["accuracy"]})
-    row = {"parameters": sum(p.numel() for p in model.parameters()), "cpu_seconds": round(spent, 1), "loss": loss.item()}
+    row = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "cpu_seconds": round(spent, 1),
+        "loss": loss.item(),
+    }
     return row | judged(model, split) | ({"curve": curve} if curve else {})
 
 

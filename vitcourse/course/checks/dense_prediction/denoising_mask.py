@@ -83,9 +83,7 @@ denoising_cases.mistake(
 denoising_cases.mistake(
     "groups-see-each-other",
     "a group sees the other groups: the same objects, disturbed otherwise, from which together the truth can be guessed",
-    lambda real, num_queries: _mask(
-        real, num_queries, blocks=lambda row, column, q_row, q_column: ~q_row | q_column
-    ),
+    lambda real, num_queries: _mask(real, num_queries, blocks=lambda row, column, q_row, q_column: ~q_row | q_column),
 )
 denoising_cases.mistake(
     "all-apart",
@@ -108,7 +106,7 @@ denoising_cases.mistake(
 )
 denoising_cases.mistake(
     "inverted",
-    "True stands for \"must not see\" here; in this course it is \"may attend\"",
+    'True stands for "must not see" here; in this course it is "may attend"',
     lambda real, num_queries: ~_mask(real, num_queries),
 )
 denoising_cases.mistake(

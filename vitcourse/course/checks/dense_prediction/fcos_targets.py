@@ -53,7 +53,11 @@ def _scene(rng, points, boxes):
     xy = rng.uniform(points, 2) * torch.tensor([96.0, 80.0], dtype=torch.float64)
     spans = torch.tensor([[0.0, 20.25], [20.25, 40.5], [40.5, torch.inf]], dtype=torch.float64)
     first = rng.uniform(boxes, 2) * torch.tensor([60.0, 50.0], dtype=torch.float64)
-    return xy, spans[rng.integers(0, 3, (points,))], torch.cat([first, first + rng.uniform(boxes, 2, low=8, high=80)], 1)
+    return (
+        xy,
+        spans[rng.integers(0, 3, (points,))],
+        torch.cat([first, first + rng.uniform(boxes, 2, low=8, high=80)], 1),
+    )
 
 
 def _targets(xy, spans, boxes, *, inside=True, span=True, reach=None, cost=None, none=-1):
@@ -79,9 +83,7 @@ fcos_cases.mistake(
 fcos_cases.mistake(
     "first-box",
     "where several boxes fit, the one that comes first is taken; the order of the boxes should not matter",
-    lambda xy, spans, boxes: _targets(
-        xy, spans, boxes, cost=lambda _, area: torch.arange(len(area), dtype=area.dtype)
-    ),
+    lambda xy, spans, boxes: _targets(xy, spans, boxes, cost=lambda _, area: torch.arange(len(area), dtype=area.dtype)),
 )
 fcos_cases.mistake(
     "nearest-centre",

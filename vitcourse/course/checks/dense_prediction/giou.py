@@ -75,9 +75,7 @@ giou_cases.mistake(
 giou_cases.mistake(
     "rewarded",
     "emptiness is rewarded: the farther apart two boxes are, the better they seem",
-    lambda boxes, others: _giou(
-        boxes, others, term=lambda inside, union, hull: inside / union + (hull - union) / hull
-    ),
+    lambda boxes, others: _giou(boxes, others, term=lambda inside, union, hull: inside / union + (hull - union) / hull),
 )
 giou_cases.mistake(
     "empty-part-without-iou",

@@ -135,7 +135,7 @@ match_cases.mistake(
 )
 match_cases.mistake(
     "background-first",
-    "the classes are off by one, as if the first one were \"no object\"; it is the last",
+    'the classes are off by one, as if the first one were "no object"; it is the last',
     lambda *args: _match(*args, classes=lambda p, labels: p[:, labels + 1]),
 )
 match_cases.mistake(

@@ -40,7 +40,9 @@ def set_loss(
         if len(set(query.tolist())) != len(target["labels"]):
             raise ValueError(f"queries[{i}] {query.tolist()} are not one for each of {len(target['labels'])} objects")
         if (target["labels"] >= logits.shape[2] - 1).any():
-            raise ValueError(f"targets[{i}] has labels {target['labels'].tolist()}; there are {logits.shape[2] - 1} classes")
+            raise ValueError(
+                f"targets[{i}] has labels {target['labels'].tolist()}; there are {logits.shape[2] - 1} classes"
+            )
         wanted[i, query] = target["labels"]
         found.append(boxes[i, query])
     if len(found) != len(logits):
@@ -92,7 +94,18 @@ def _batch(rng, queries, classes, counts):
 
 
 def _terms(
-    logits, boxes, queries, targets, no_object=0.1, *, empty=-1, shift=0, divide=None, class_count=None, corners=True, per_box=1
+    logits,
+    boxes,
+    queries,
+    targets,
+    no_object=0.1,
+    *,
+    empty=-1,
+    shift=0,
+    divide=None,
+    class_count=None,
+    corners=True,
+    per_box=1,
 ):
     """The reference in parts, each of which a mistake may replace."""
     wanted = torch.full(logits.shape[:2], empty % logits.shape[2])
@@ -115,7 +128,7 @@ def _terms(
 
 set_loss_cases.mistake(
     "background-first",
-    "\"no object\" is taken for class 0 and the labels for 1, 2, …; here classes count from 0, and \"no object\" is the last",
+    '"no object" is taken for class 0 and the labels for 1, 2, …; here classes count from 0, and "no object" is the last',
     lambda *args, **kw: _terms(*args, **kw, empty=0, shift=1),
 )
 set_loss_cases.mistake(

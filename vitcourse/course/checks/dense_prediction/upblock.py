@@ -71,9 +71,7 @@ class _(_Wrong):
         return torch.cat([x, 0 * skip.detach()], 1)
 
 
-@up_block.mistake(
-    "below-blank", "the coarse map has no effect: the result is made of the finer map alone"
-)
+@up_block.mistake("below-blank", "the coarse map has no effect: the result is made of the finer map alone")
 class _(_Wrong):
     def join(self, x, skip):
         return torch.cat([0 * x.detach(), skip], 1)
@@ -85,9 +83,7 @@ class _(_Wrong):
         return torch.cat([x, skip.detach()], 1)
 
 
-@up_block.mistake(
-    "too-small", "the finer map is shrunk to the size of the coarse one; the way up ends where it began"
-)
+@up_block.mistake("too-small", "the finer map is shrunk to the size of the coarse one; the way up ends where it began")
 class _(UpBlock):
     def forward(self, x, skip):
         x = self.reduce(x)
