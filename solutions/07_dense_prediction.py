@@ -96,7 +96,7 @@ plt.show()
 # %% [markdown]
 # A backbone's last map has one vector for 16 × 16 pixels, and a detector that works *by points* asks each of them: in the middle of
 # your square, is there an object, of which kind, and how far are its sides? (With anchors it is the same: they stand at these places.)
-# Whatever lies between the points cannot be answered for, and of two objects over one point, one is lost. No model is needed to count that.
+# Whatever lies between the points cannot be answered for, and where objects share a point, only one can have it. No model is needed to count that.
 
 # %%
 # alt: Left: a scene with the points of a map of stride 16 in it, as dots; a small shoe lies between four of them. Right: the share
@@ -464,13 +464,13 @@ print("kept by nms for each class: ", [KINDS[what[i]] for i in batched_nms(pair,
 
 # %%
 def train(model, loss, lr, steps, look=None):
-    """AdamW, the rate up and down again; `loss(model, images, numbers of the batch)`. `look` is called ten times."""
+    """AdamW, the rate up and down again; `loss(model, numbers of the batch)`. `look` is called ten times."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps + 1, pct_start=0.15)
     model.train()
     for step in range(1, steps + 1):
-        where = torch.randint(len(images), (16,)).tolist()
-        value = loss(model, images[where], where)
+        where = torch.randint(len(images), (16,))
+        value = loss(model, where.to(device))
         optimizer.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -494,8 +494,8 @@ def precision(predict):
 
 
 def train_detector(model, steps=220):
-    def loss(model, x, where):
-        return dense_prediction.mean_loss(model.losses(model(x), [targets[i] for i in where]))
+    def loss(model, where):
+        return dense_prediction.mean_loss(model.losses(model(images[where]), [targets[i] for i in where]))
 
     return train(model, loss, 3e-3, steps)
 
@@ -518,7 +518,9 @@ result = precision(lambda x: detector.results(detector(x)))
 
 shown = [i for i in range(40) if len(new_targets[i]["boxes"]) > 2][:4]
 with torch.no_grad():
-    detections = detector.results(detector(new_images[shown]), threshold=0.35, iou_threshold=0.4, detections=5)
+    detections = detector.results(
+        detector(torch.stack([new_images[i] for i in shown])), threshold=0.35, iou_threshold=0.4, detections=5
+    )
 fig, axes = plot.panels(1, 4, width=2.7, height=2.8)
 for ax, i, found in zip(axes, shown, detections, strict=False):
     plot.show_image(ax, picture(new_images[i]))
@@ -699,8 +701,8 @@ cloth = (new_maps > 0).long()
 
 
 def train_unet(model, steps=70):
-    def loss(model, x, where):
-        return F.cross_entropy(model(x), torch.stack([targets[i]["map"] for i in where]).clamp(max=1))
+    def loss(model, where):
+        return F.cross_entropy(model(images[where]), torch.stack([targets[i]["map"] for i in where]).clamp(max=1))
 
     return train(model, loss, 3e-3, steps)
 
@@ -722,8 +724,8 @@ for name, skips in (("skips", True), ("no skips", False)):
 fig = plt.figure(figsize=(8.6, 4.8))
 left, right = fig.subfigures(1, 2, width_ratios=(0.85, 1))
 with torch.no_grad():
-    drawn = {name: model(new_images[shown]).softmax(1)[:, 1] for name, model in unets.items()}
-rows = {"scene": None, "true": cloth[shown], **drawn}
+    drawn = {name: model(torch.stack([new_images[i] for i in shown])).softmax(1)[:, 1] for name, model in unets.items()}
+rows = {"scene": None, "true": [cloth[i] for i in shown], **drawn}
 for (title, row), axes in zip(rows.items(), left.subplots(4, 3).reshape(4, 3), strict=True):
     for i, ax in enumerate(axes):
         plot.show_image(
@@ -1033,7 +1035,7 @@ def set_loss(logits, boxes, queries, targets, no_object=0.1):
 
 
 # %% [markdown]
-# **Why by objects?** Divided by images, the gradient of a batch with twenty objects is ten times that of one with two; divided by queries, the weight of everything
+# **Why by objects?** Divided by images, a batch of crowded scenes pulls harder than one of empty ones; divided by queries, the weight of everything
 # depends on a number that should not matter. And when a batch is cut into parts (gradient accumulation, several GPUs), only sums that are divided by the objects of the
 # *whole* batch add up to what the whole batch would give.
 #
@@ -1214,7 +1216,7 @@ expect("and without it", leaks["without"], at_least=1e-2)
 
 # %%
 def train_detr(model, look, steps=130):
-    def loss(model, x, where):
+    def loss(model, where):
         wanted = [on_map[i] for i in where]
         return dense_prediction.mean_loss(model.losses(model(cached[where], wanted), wanted))
 
@@ -1325,7 +1327,12 @@ for name, value in entropies.items():
 # alt: AP at IoU 0.5 against the training steps for four variants of DETR, with the range over three seeds: plain, few queries, proposals, proposals with denoising.
 ladder = json.loads((paths.results_dir() / "detr_feasibility.json").read_text(encoding="utf-8"))
 print(f"measured on {ladder['device']}, {ladder['date']}, torch {ladder['versions']['torch']}")
-LADDER = {"plain": "50 learnt queries", "few": "10 learnt queries", "proposals": "10 proposals", "proposals, denoising": "and denoising"}
+LADDER = {
+    "plain": "50 learnt queries",
+    "few": "10 learnt queries",
+    "proposals": "10 proposals",
+    "proposals, denoising": "and denoising",
+}
 fig, axes = plot.panels(1, 2, width=4.6, height=3.4)
 for ax, key in zip(axes, ("map_50", "spread"), strict=True):
     for name in LADDER:
