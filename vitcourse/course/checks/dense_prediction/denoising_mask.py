@@ -19,9 +19,9 @@ def denoising_mask(real: Tensor, num_queries: int) -> Tensor:
     """
     if real.dtype != torch.bool or real.ndim != 3:
         raise ValueError("real must be (B, G, n), boolean")
-    labels = torch.zeros(real.flatten(1).shape, dtype=torch.int64)
+    labels = torch.zeros(real.flatten(1).shape, dtype=torch.int64, device=real.device)
     image, query = real.flatten(1).nonzero(as_tuple=True)
-    disturbed = detr_queries.Disturbed(labels, torch.zeros(*labels.shape, 4), image, query, image, real.shape[1])
+    disturbed = detr_queries.Disturbed(labels, labels.new_zeros(*labels.shape, 4), image, query, image, real.shape[1])
     return detr_queries.denoising_mask(disturbed, num_queries)
 
 

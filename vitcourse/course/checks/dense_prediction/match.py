@@ -29,8 +29,8 @@ def match(probabilities: Tensor, boxes: Tensor, labels: Tensor, wanted: Tensor) 
         raise ValueError(f"{len(labels)} objects are more than {len(boxes)} queries")
     corners = (box_convert(x, "cxcywh", "xyxy") for x in (boxes, wanted))
     cost = 5 * torch.cdist(boxes, wanted, p=1) - 2 * pairwise_giou(*corners) - probabilities[:, labels]
-    objects, queries = linear_sum_assignment(cost.T.detach().numpy())
-    return cost, torch.as_tensor(queries)
+    _, queries = linear_sum_assignment(cost.T.detach().cpu().numpy())
+    return cost, torch.as_tensor(queries, device=cost.device)
 
 
 @check(
