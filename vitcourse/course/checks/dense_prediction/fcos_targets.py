@@ -15,8 +15,9 @@ def fcos_targets(xy: Tensor, spans: Tensor, boxes: Tensor) -> Tensor:
         spans: (N, 2), between which two numbers the farthest side of its box must lie.
         boxes: (n, 4), corners.
 
-    >>> fcos_targets(torch.tensor([[4.0, 4.0], [9.0, 9.0]]), torch.tensor([[0.0, 64.0]] * 2), torch.eye(4)[3:] * 8 + 1)
-    tensor([-1, -1])
+    >>> points, spans = torch.tensor([[4.0, 4.0], [20.0, 9.0]]), torch.tensor([[0.0, 64.0], [0.0, 64.0]])
+    >>> fcos_targets(points, spans, torch.tensor([[0.0, 0.0, 16.0, 16.0]]))
+    tensor([ 0, -1])
     """
     return assign(Points(xy, xy.new_ones(len(xy)), spans), boxes, radius=None)
 
