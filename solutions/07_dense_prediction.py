@@ -493,7 +493,7 @@ def precision(predict):
     return metric.compute()
 
 
-def train_detector(model, steps=220):
+def train_detector(model, steps=220 if session.quick else 5000):
     def loss(model, where):
         return dense_prediction.mean_loss(model.losses(model(images[where]), [targets[i] for i in where]))
 
@@ -700,7 +700,7 @@ new_maps = torch.stack([t["map"] for t in new_targets])
 cloth = (new_maps > 0).long()
 
 
-def train_unet(model, steps=70):
+def train_unet(model, steps=70 if session.quick else 2000):
     def loss(model, where):
         return F.cross_entropy(model(images[where]), torch.stack([targets[i]["map"] for i in where]).clamp(max=1))
 
@@ -752,8 +752,9 @@ ahead = borders["skips"]["boundary_accuracy"] - borders["no skips"]["boundary_ac
 expect("their lead near borders, in points", 100 * ahead, at_least=5.0)
 
 # %% [markdown]
-# The piece is found without skip connections, too, at about the right place. What is gone is its outline, and whatever is smaller than a cell of the coarse
-# map. The sweep in the next section asks the same of five kinds, with three seeds and for a ViT as well, each at its own best rate.
+# Without skip connections, too, it knows *about where* a piece lies. What is gone is the outline, and whatever is smaller than a cell of the coarse
+# map. (It is unsure as well: where its probability stays below one half it says "ground", and after so few steps that may be everywhere.) The sweep in the next
+# section asks the same of five kinds, with three seeds and for a ViT as well, each at its own best rate.
 #
 # ## 5 Transformers as decoders
 #
@@ -962,7 +963,7 @@ def match(probabilities, boxes, labels, wanted):
 # %%
 # alt: Left: a scene with its boxes in colours, and eight grey boxes of queries at random places; lines join each object to the query that it was given. Right:
 # the cost of each of eight queries for each object, as a matrix with numbers; the chosen cells are framed, one in each column and no two in a row.
-torch.manual_seed(1)
+torch.manual_seed(7)
 corners = new_targets[crowded]["boxes"].cpu()
 true = dense_prediction.to_centres(corners, (64, 64))
 loose = torch.cat([0.1 + 0.8 * torch.rand(8, 2), 0.15 + 0.25 * torch.rand(8, 2)], 1)
@@ -998,7 +999,7 @@ for j in range(len(true)):
 expect(
     "sum of costs if each object in turn took its best free query, less that of the matching",
     greedy - pairs.item(),
-    at_least=-1e-6,
+    at_least=0.5,
 )
 
 # %% [markdown]
@@ -1215,7 +1216,7 @@ expect("and without it", leaks["without"], at_least=1e-2)
 
 
 # %%
-def train_detr(model, look, steps=130):
+def train_detr(model, look, steps=130 if session.quick else 5000):
     def loss(model, where):
         wanted = [on_map[i] for i in where]
         return dense_prediction.mean_loss(model.losses(model(cached[where], wanted), wanted))
