@@ -1417,6 +1417,11 @@ print(
 # The honest summary: for boxes from a few thousand pictures, points on a pyramid. For outlines (cells, roads, organs) a U-Net; it is hard to beat with few pictures. With a large trained
 # ViT at hand and masks of objects to be told, EoMT. DETR where duplicates or crowds make NMS fail, with all the help that section 7 lists.
 #
+# Your own pictures and their boxes or masks go through the same models from the command line, with augmentation, checkpoints and mAP or mIoU:
+#
+#     vitcourse train --task detect --model fcos --data voc:PATH --out-dir runs/boxes
+#     vitcourse train --task segment --model unet --data masks:PATH --out-dir runs/masks
+#
 # ## Stretch problems
 #
 # 1. Give `fcos_targets` *centre sampling*: only points within 1.5 strides of the middle. What does it change for small objects?

@@ -59,7 +59,8 @@ def forgot_to_add(maps):
 def upwards(maps):
     out = list(maps)
     for i in range(1, len(out)):
-        rows, columns = ([int(k * n / m) for k in range(m)] for n, m in zip(out[i - 1].shape[2:], out[i].shape[2:], strict=True))
+        sizes = zip(out[i - 1].shape[2:], out[i].shape[2:], strict=True)
+        rows, columns = ([int(k * n / m) for k in range(m)] for n, m in sizes)
         out[i] = out[i] + out[i - 1][:, :, rows][:, :, :, columns]
     return out
 

@@ -60,11 +60,8 @@ def _mask(real, num_queries, *, blocks=None, filled=True, first=False):
     group = torch.cat([torch.arange(groups).repeat_interleave(places), torch.full((num_queries,), groups)])
     query = group == groups
     row, column = group[:, None], group[None]
-    if blocks is None:
-        mask = (row == column) | query[None]
-    else:
-        mask = blocks(row, column, query[:, None], query[None])
-    mask = mask.expand(len(real), -1, -1)
+    blocks = blocks or (lambda row, column, _, q_column: (row == column) | q_column)
+    mask = blocks(row, column, query[:, None], query[None]).expand(len(real), -1, -1)
     if filled:
         there = torch.cat([real.flatten(1), torch.ones(len(real), num_queries, dtype=torch.bool)], 1)
         mask = mask & there[:, None]
