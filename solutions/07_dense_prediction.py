@@ -764,6 +764,26 @@ expect("their lead near borders, in points", 100 * ahead, at_least=5.0)
 # to length 1; the product of class $k$'s token and patch $i$ is the score of class $k$ there. "Ground" is a class like any other. The scores lie on the
 # grid of patches, and are enlarged bilinearly: that is why it wants small patches.
 #
+# The course ships a small Segmenter that has been trained on many such scenes, for the ground and all ten classes. On its grid of
+# 8 × 8 patches, what some of its class tokens claim:
+
+# %%
+# alt: A scene; the scores of four class tokens on a grid of 8 by 8 patches, that of the ground bright everywhere but on the pieces, the others bright on one piece
+# or two each; and the classes of all pixels, soft outlines around the pieces.
+shipped = vitcourse.create_model(paths.data_dir() / "weights" / "scenes_segmenter.safetensors").to(device).eval()
+names = open_dataset("scenes").semantic_classes
+with torch.no_grad():
+    scores = shipped.decoder(shipped.backbone.feature_maps(new_images[crowded][None])[-1])[0].cpu()  # (11, 8, 8)
+    said = shipped(new_images[crowded][None])[0].argmax(0).cpu()
+tokens = torch.bincount(said.flatten(), minlength=len(names)).argsort(descending=True, stable=True)[:4]
+fig, axes = plot.panels(1, 6, width=1.9, height=2.1)
+plot.show_image(axes[0], picture(new_images[crowded]), "a scene")
+for ax, k in zip(axes[1:5], tokens.tolist(), strict=True):
+    plot.show_image(ax, scores[k], names[k].lower(), cmap="inferno", vmin=scores.min(), vmax=scores.max())
+plot.show_image(axes[5], said, "classes", cmap="tab20", vmin=0, vmax=19, interpolation="nearest")
+plt.show()
+
+# %% [markdown]
 # **EoMT** (Kerssies et al. 2025) goes a step further: no decoder. Learnt queries join the patches *inside of the ViT*, for its last blocks, through its own
 # attention and MLPs. Each query says a class, or "no object", and a mask. It is a ViT with two small heads.
 #
@@ -1079,15 +1099,15 @@ def denoising_mask(real, num_queries):
 # ### Your DETR
 #
 # The library's layers around **your** matching, **your** loss and **your** mask. A DETR that starts from nothing needs hundreds of epochs; in a minute it learns nothing at all,
-# and we tried. Here it stands on what you have trained already: **the maps of your own detector**, frozen and computed once. The 8 × 8 map of its pyramid has 32
-# channels; an encoder layer and three decoder layers are all that trains.
+# and we tried. Here it stands on a backbone that knows such scenes: that of the shipped Segmenter, frozen, its maps computed once. An encoder layer and three decoder layers are all
+# that trains.
 
 
 # %%
 class CachedMaps(nn.Module):
-    """Takes maps (B, 32, 8, 8) for images, and hands them out as they are."""
+    """Takes maps (B, 96, 8, 8) for images, and hands them out as they are."""
 
-    feature_info, num_classes, img_size, in_chans = [{"num_chs": 32, "reduction": 1}], 0, 8, 32
+    feature_info, num_classes, img_size, in_chans = [{"num_chs": 96, "reduction": 1}], 0, 8, 96
 
     def feature_maps(self, x, indices=None):
         return [x]
@@ -1147,11 +1167,8 @@ class MyDetr(dense_prediction.Detr):
 on_map = [{"labels": t["labels"], "boxes": t["boxes"] / 8} for t in targets]  # in cells of the map
 with torch.no_grad():
     cached, new_cached = (
-        torch.cat([detector.neck(detector.backbone.feature_maps(x, [0, 1, 2]))[1] for x in whole.split(100)])
-        for whole in (images, new_images)
+        torch.cat([shipped.backbone.feature_maps(x)[-1] for x in every.split(100)]) for every in (images, new_images)
     )
-    scale = cached.std((0, 2, 3), keepdim=True)
-    cached, new_cached = cached / scale, new_cached / scale
 
 torch.manual_seed(0)
 model, twin = (MyDetr(num_queries=10, denoising=2, queries="proposals").to(device) for _ in range(2))
