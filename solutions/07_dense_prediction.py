@@ -1307,7 +1307,9 @@ expect(
 # **Diagnosis.** A learnt query begins as the same vector for every image. What distinguishes images reaches it by cross-attention only, and that is nearly uniform at first:
 # it gives the *mean* of the map, which is much the same everywhere. The best that a query can do then is to say the mean box and the mean class of the objects it is
 # matched with. This lowers the loss at once, so that is what it learns; to lower it further it must learn *where to look*, from a gradient that changes its mind with
-# every change of the matching. Look at what each query looks at:
+# every change of the matching. The middle panel has these changes: at first most objects change hands from look to look, with either kind of query. (That they settle
+# is partly the schedule's doing: the rate goes to zero.) And mind that a large spread proves nothing by itself: proposals differ from image to image before anything is learnt.
+# It takes the third panel to see that they are also right. Look at what each query looks at:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
