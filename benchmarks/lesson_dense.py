@@ -47,7 +47,7 @@ KIND_OF = torch.tensor([0, 1, 0, 2, 0, 3, 0, 3, 4, 3])  # of each of Fashion-MNI
 SMALL = 10  # pixels: below its square an object is small, above nine times that large
 COATNET = {"stem_dim": 16, "embed_dim": (32, 48, 96), "depths": (1, 1, 2), "strides": (2, 2, 2), "layout": "CCT"}
 VIT = {"patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3}
-SPANS = ((0.0, 8.0), (8.0, 16.0), (16.0, float("inf")))
+SPANS = ((0.0, 10.5), (10.5, 20.5), (20.5, float("inf")))
 DETECTORS = {"one map": [2], "pyramid": [0, 1, 2], "finest map": [0]}
 NAMES = (
     *("one map", "pyramid", "U-Net", "U-Net, no skips"),
