@@ -68,15 +68,15 @@ def video_swin() -> VideoSwin:
 
 
 MODELS = {
-    "image mean": lambda: FrameMean(VisionTransformer(num_classes=CLASSES, **SIZES)),
-    "space only": lambda: timesformer("space_only"),
-    "joint": lambda: timesformer("joint"),
     "divided": lambda: timesformer("divided"),
+    "joint": lambda: timesformer("joint"),
+    "space only": lambda: timesformer("space_only"),
+    "video swin": video_swin,
     "factorised": lambda: FactorisedEncoder(
         num_frames=FRAMES, tubelet_size=2, num_classes=CLASSES, time_depth=1, **SIZES
     ),
-    "video swin": video_swin,
     "inflated": inflated,
+    "image mean": lambda: FrameMean(VisionTransformer(num_classes=CLASSES, **SIZES)),
     "divided, single frames": lambda: timesformer("divided", tubelet_size=1),
 }
 

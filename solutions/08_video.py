@@ -81,11 +81,19 @@ def visible(clips):
 clips, labels = films("train", 3200 if session.quick else 8000)
 test_clips, test_labels = films("test", 800)
 
+
 # %%
 # NBVAL_IGNORE_OUTPUT
 # alt: Four clips of a piece of clothing on a grey ground, a row for each motion, left, right, up and down, and all eight frames
 # side by side. From frame to frame the piece moves a little. The rows of left and right show one film, forward and backward.
-examples = [int((test_labels == k).nonzero()[0]) for k in range(4)]
+def calm(clips, chosen):
+    """Of the chosen clips the one in which least is seen to leave the frame and to come in again."""
+    moved = (clips[chosen] - clips[chosen].flatten(2).median(2).values[..., None, None, None]).abs().mean(1)
+    border = moved[..., [0, -1], :].mean((1, 2, 3)) + moved[..., [0, -1]].mean((1, 2, 3))
+    return int(chosen[border.argmin()])
+
+
+examples = [calm(test_clips, (test_labels == k).nonzero()[:, 0]) for k in range(4)]
 fig, axes = plot.panels(4, FRAMES, width=1.25, height=1.35)
 for row, example in enumerate(examples):
     for t, ax in enumerate(axes[FRAMES * row :][:FRAMES]):
@@ -150,7 +158,9 @@ by_frames = FrameMean(VisionTransformer(**small)).to(device)
 image_losses = train(by_frames, clips[:, :, ::2], labels, lr=1e-3, steps=100)
 
 # %%
-expect("accuracy of an image model, the mean over its frames", accuracy(by_frames, test_clips, test_labels), at_most=0.4)
+expect(
+    "accuracy of an image model, the mean over its frames", accuracy(by_frames, test_clips, test_labels), at_most=0.4
+)
 turned = logits_of(by_frames, test_clips.flip(2))
 expect("change of its logits when a clip is played backwards",
        (turned - logits_of(by_frames, test_clips)).abs().max(), at_most=1e-4)  # fmt: skip
@@ -201,7 +211,9 @@ for row, fps in enumerate((30, 12, 4, 2), 1):
     ax.plot(taken / 30, [row] * 8, "o", color=plot.COLOURS[row - 1])
     last = int((taken == taken[-1]).sum())
     if last > 1:
-        ax.annotate(f"{last} times the last frame", (taken[-1] / 30, row), (-8, 8), textcoords="offset points", ha="right")
+        ax.annotate(
+            f"{last} times the last frame", (taken[-1] / 30, row), (-8, 8), textcoords="offset points", ha="right"
+        )
 ax.set_yticks(range(5), ["the file", *(f"8 at {fps} a second" for fps in (30, 12, 4, 2))])
 ax.set(xlabel="seconds", ylim=(-0.6, 4.8))
 ax.invert_yaxis()
@@ -281,8 +293,8 @@ for how in ("mean", "centre"):
 # alt: Four frames of a tubelet with a piece of clothing that moves, then what three filters over the four frames see of it: the mean, a
 # blurred ghost; the centre, the third frame, sharp; and the difference of last and first frame, a bright edge on the side to
 # which the piece moves and a dark one where it was.
-fast = films("test", 16, speed=2.0, num_frames=4)[0]
-moves = fast[(fast[:, :, -1] - fast[:, :, 0]).abs().mean((1, 2, 3)).argmax()]  # (3, 4, H, W)
+fast, motions = films("test", 200, speed=2.0, num_frames=4)
+moves = fast[calm(fast, (motions == 1).nonzero()[:, 0])]  # (3, 4, H, W), to the right
 fig, axes = plot.panels(1, 7, width=1.6, height=1.8)
 for t in range(4):
     plot.show_image(axes[t], visible(moves[:, t]), f"frame {t}")
@@ -316,6 +328,7 @@ plt.show()
 @exercise("video.attention_macs")
 def attention_macs(kind, frames, places, dim):
     """Multiply–adds (an int) of one block's attention on one clip; kind: "joint", "space_only" or "divided"."""
+
     # <solution>
     def among(tokens):
         return 4 * tokens * dim**2 + 2 * tokens**2 * dim
@@ -356,15 +369,15 @@ for kind in ("space_only", "divided", "joint"):
 print("formula and count are equal:", all(model_macs(kind, 8, 224) == macs for kind, macs in counted.items()))
 
 # %% [markdown]
-# The paper's table 1 has 121.4<!--~ paper --> M parameters and 196<!--~ paper --> G for divided attention, and
-# 85.9<!--~ paper --> M and 180<!--~ paper --> G for joint, with the head of 400 classes left out of the one number, it seems.
+# The paper's tables have 121.4<!--~ paper --> M and 85.9<!--~ paper --> M parameters, and 0.59<!--~ paper --> T operations for three views of a clip, which is
+# 197<!--= 590 / 3 --> G each; the weights that its authors published have the 121.6 M that are counted here.
 # **At this size divided attention is the dearer one.** It has a whole attention more in each block. What it buys is how the cost *grows*:
 
 # %%
 # alt: Three panels for a TimeSformer of ViT-B's size. Left: cost against the number of frames at 224 pixels, on logarithmic axes:
 # divided and joint start together; joint bends upwards and costs several times as much at 96 frames. Middle: cost against the side of
-# the frames, 8 frames: the same bend. Right: memory of one block's attention weights against the number of frames: joint grows a
-# hundredfold faster than divided, to tens of gigabytes.
+# the frames, 8 frames: the same bend. Right: memory of one block's attention weights against the number of frames: joint grows with
+# the square, to some gigabytes; divided stays below a hundred megabytes.
 counts, sides = [2, 4, 8, 16, 32, 64, 96], [224, 336, 448, 560]
 fig, axes = plot.panels(1, 3, width=3.6, height=3.3)
 for kind, marker in (("joint", "s-"), ("divided", "o-"), ("space_only", "^:")):
@@ -389,6 +402,7 @@ for ax, ticks in zip(axes, (counts, sides, counts), strict=True):
     ax.minorticks_off()
 axes[2].set_xticks(counts[::2], counts[::2])
 axes[0].set_xticks(counts[::2], counts[::2])
+axes[1].set_yticks([150, 300, 600, 1200, 2400], [150, 300, 600, 1200, 2400])
 axes[0].legend()
 plt.show()
 ratios = {n: model_macs("joint", n, 224) / model_macs("divided", n, 224) for n in (8, 32, 96)}
@@ -461,7 +475,7 @@ class DividedBlock(nn.Module):
 # %%
 # alt: Five frames of six by six patches, in four rows. Attention along time alone: the patch in the place of the cross, in all five
 # frames. In space alone: all patches of the middle frame, none of the others. Both: the middle frame most, the column through
-# time, and faintly everything. A reshape in place of the cut: in every frame scattered stretches along the rows, but not the place of the cross.
+# time, and faintly everything. A reshape in place of the cut: five neighbours in a row of the middle frame.
 
 
 class Reshaped(DividedBlock):
@@ -491,7 +505,7 @@ def influence(kind, grid=(5, 6, 6, 1), place=(2, 2, 3)):
 
 kinds = ("time", "space", "time, then space", "a reshape")
 seen = {kind: influence(kind) for kind in kinds}
-fig, axes = plot.panels(4, 5, width=1.5, height=1.55)
+fig, axes = plot.panels(4, 5, width=1.6, height=1.25)
 for row, kind in enumerate(kinds):
     for t, ax in enumerate(axes[5 * row :][:5]):
         picture = (seen[kind][t] / seen[kind].max()).clamp(min=1e-4).log10()
@@ -623,7 +637,10 @@ print("not in the image model:", sorted({name.split(".")[-2] if "." in name else
 torch.manual_seed(0)
 mine = ClipTransformer(**sizes).to(device)
 losses = train(mine, clips, labels, lr=2e-3)
-reached = {"image model": accuracy(by_frames, test_clips, test_labels), "yours": accuracy(mine, test_clips, test_labels)}
+reached = {
+    "image model": accuracy(by_frames, test_clips, test_labels),
+    "yours": accuracy(mine, test_clips, test_labels),
+}
 
 fig, axes = plot.panels(1, 2, width=4.4, height=2.9)
 for values, label in ((image_losses, "image model"), (losses, "yours")):
@@ -709,7 +726,9 @@ expect("yours on reversed clips", found["reversed"], at_most=0.1)
 expect("reversed clips that it calls by the opposite motion", found["reversed,\nopposite"], at_least=0.85)
 pairs = list(zip(test_clips.split(100), test_labels.split(100), strict=True))
 library = single_frame_bias(mine, pairs, after_reversal=lambda label: OPPOSITE[label])
-expect("the library's meter says of frozen clips", library["frozen"], close_to=found["frozen"], tol=1e-3)
+expect(
+    "what the library's meter says of frozen clips differs by", abs(library["frozen"] - found["frozen"]), at_most=1e-3
+)
 
 # %% [markdown]
 # The last pair of bars is the proof. Pixels, frames and their number are the same in a clip and its reverse; *only the direction of time
@@ -741,7 +760,7 @@ busy = F.avg_pool2d(covered[None, None], 8)[0, 0].flatten().argmax().cpu()
 for block, (mean_ax, busy_ax) in enumerate(zip(axes[:2], axes[2:], strict=True)):
     time = maps[block].time[0].mean(0).flatten(0, 1).cpu()  # (places, t, t)
     for ax, matrix, title in ((mean_ax, time.mean(0), "mean"), (busy_ax, time[busy], "under the piece")):
-        ax.imshow(matrix, cmap="inferno", vmin=0, vmax=1)
+        ax.imshow(matrix, cmap="inferno", vmin=0, vmax=0.6)
         ax.set_title(f"block {block + 1}, {title}", fontsize=10)
         ax.set(xticks=range(4), yticks=range(4), xlabel="to moment")
         ax.grid(visible=False)
@@ -753,13 +772,13 @@ plt.show()
 # (Weights say where a token looked, not what it made of it; lesson 09 is about the difference.) The same as a film, since a page can
 # play one:
 
+
 # %%
 # NBVAL_IGNORE_OUTPUT
 def film(model, chosen, scale=4):
     """An animated GIF: the clips side by side, and below each of them where [CLS] looks in the last block."""
     looked = attention_maps(model, test_clips[chosen])[-1].cls.mean(1).cpu()  # (B, t, h, w)
-    looked = F.interpolate(looked, scale=8) if False else looked.repeat_interleave(8, 2).repeat_interleave(8, 3)
-    looked = looked / looked.amax((1, 2, 3), keepdim=True)
+    looked = looked.repeat_interleave(8, 2).repeat_interleave(8, 3) / looked.amax((1, 2, 3))[:, None, None, None]
     frames = []
     for t in range(FRAMES):
         clip = visible(test_clips[chosen][:, :, t])  # (B, 3, H, W)
@@ -812,12 +831,14 @@ print(f"not normalised: {unprepared:.0f} %")
 
 # %%
 at_home = by_speed[2]
-expect("points lost at a quarter of the speed", at_home - by_speed[0], at_least=5.0)
-expect("points lost with twice the frames at the same rate", at_home - same_rate[-1], at_most=40.0)
+expect("points lost at a quarter of the speed", at_home - by_speed[0], at_least=10.0)
+expect("points lost with twice the frames at the same rate", at_home - same_rate[-1], at_most=15.0)
+expect("points lost where pixels are not normalised", at_home - unprepared, at_least=15.0)
 
 # %% [markdown]
-# The model has learnt *pixels a frame*, not pixels a second: it is at home at the rate of training. Hence the first two numbers of
-# section 1 belong to the weights of a video model like its normalisation, and into the file beside them.
+# The *length* of a clip is the smaller worry: with interpolated positions twice the frames do no harm here. The *rate* is the larger one. What the model has
+# learnt is pixels a frame, and where these are too few or too many it does not recognise the motion. Hence the two numbers of section 1 belong to the weights of a video
+# model as its normalisation does, and into the file beside them.
 #
 # ## 8 Windows in space and time
 #
@@ -886,8 +907,8 @@ class WindowAttention(WindowAttention3d):
 
 
 # %%
-# alt: Left: a map of 6 frames of 4 by 4 tokens after the roll, drawn frame by frame and coloured by window; in the last windows of
-# time and space a second shade marks tokens that came around the end. Middle and right: which frame can change which in a clip of eight
+# alt: Left: a map of 6 frames of 4 by 4 tokens after the roll, drawn frame by frame and coloured by window; a paler
+# shade marks the tokens that the first token of a window must not see: they came around another end. Middle and right: which frame can change which in a clip of eight
 # frames, windows of four shifted by two, without and with the mask: without it two extra squares in the corners join the
 # last frames to the first.
 
@@ -915,14 +936,14 @@ def frames_that_count(masked, frames=8):
 size, window, by = (6, 4, 4), (3, 2, 2), (1, 1, 1)
 kinds = shift_mask_3d(size, window, by)
 strangers = torch.stack([mask[0] for mask in kinds])  # of the first token in each window: (windows, N)
-number = torch.arange(len(kinds))[:, None] + 0.5 * strangers
+number = 2 * torch.arange(len(kinds))[:, None] + strangers  # two shades a window
 folded = window_reverse_3d(number[..., None], window, size)[0, ..., 0]  # (T, H, W)
 tables = {"without the mask": frames_that_count(False), "with it": frames_that_count(True)}
 
 fig = plt.figure(figsize=(10.5, 3.4))
 left, right = fig.subfigures(1, 2, width_ratios=(1, 1.25))
 for t, ax in enumerate(left.subplots(2, 3).flat):
-    ax.imshow(folded[t], cmap="tab20", vmin=0, vmax=len(kinds))
+    ax.imshow(folded[t], cmap="tab20", vmin=-0.5, vmax=19.5)
     ax.set(xticks=[], yticks=[])
     ax.set_title(f"place {t} in time", fontsize=9)
     ax.grid(visible=False)
@@ -936,7 +957,11 @@ right.colorbar(axes[1].images[0], ax=list(axes), shrink=0.7, label="change")
 plt.show()
 
 # %%
-expect("without the mask: change of the first frame when the last one changes", tables["without the mask"][0, 7], at_least=1e-3)
+expect(
+    "without the mask: change of the first frame when the last one changes",
+    tables["without the mask"][0, 7],
+    at_least=1e-3,
+)
 expect("with it", tables["with it"][0, 7], at_most=1e-7)
 
 # %% [markdown]
@@ -974,7 +999,9 @@ for frames, window in ((11, [2, 3, 4]), (6, [8, 7, 7])):
 with torch.device("meta"):
     full = vitcourse.create_model("video_swin_tiny").eval()
     macs = count_macs(full, torch.empty(1, 3, 16, 224, 224))
-print(f"Video Swin-T: {sum(p.numel() for p in full.parameters()) / 1e6:.2f} M parameters, {macs / 1e9:.1f} GMACs at 16 frames")
+print(
+    f"Video Swin-T: {sum(p.numel() for p in full.parameters()) / 1e6:.2f} M parameters, {macs / 1e9:.1f} GMACs at 16 frames"
+)
 
 # %% [markdown]
 # ## 9 Nine in ten hidden
@@ -1004,7 +1031,7 @@ def tube_mask(noise, visible, moments):
 
 # %% [markdown]
 # How much can be copied? The laziest predictor there is: for each hidden patch, the pixels of the *nearest frame in which its place is
-# seen*, and grey where there is none. On our clips, of which most is ground that stands still:
+# seen*, and where there is none the mean colour of what is seen. On clips of `moving` whose ground is a picture, and stands still:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -1013,12 +1040,11 @@ def tube_mask(noise, visible, moments):
 # error of always answering grey: much lower for random masks than for tubes.
 torch.manual_seed(0)
 grid = SIDE // 4
-seen_places = grid**2 // 10
-some = test_clips[:100].cpu()
-at_random = torch.rand(100 * FRAMES, grid**2).argsort(1).argsort(1).reshape(100, -1) >= grid**2 // 10 * 1
+some = films("test", 200, textures=None)[0].cpu()
+count, seen_places = len(some), grid**2 // 10
 masks = {
-    "at random": tube_mask(torch.rand(100 * FRAMES, grid**2), seen_places, 1).reshape(100, -1),
-    "tubes": tube_mask(torch.rand(100, grid**2), seen_places, FRAMES),
+    "at random": tube_mask(torch.rand(count * FRAMES, grid**2), seen_places, 1).reshape(count, -1),
+    "tubes": tube_mask(torch.rand(count, grid**2), seen_places, FRAMES),
 }
 
 
@@ -1040,13 +1066,10 @@ lazy = {name: lazy_error(mask) for name, mask in masks.items()}
 fig = plt.figure(figsize=(10.5, 3.0))
 left, right = fig.subfigures(1, 2, width_ratios=(2.2, 1))
 axes = left.subplots(3, FRAMES)
-for row, (name, mask) in enumerate({"the clip": None, **masks}.items()):
+for row, (name, mask) in enumerate({"the clip": torch.zeros_like(masks["tubes"]), **masks}.items()):
+    hidden = mask[0].reshape(FRAMES, grid, grid).repeat_interleave(4, 1).repeat_interleave(4, 2)
     for t, ax in enumerate(axes[row]):
-        picture = visible(some[examples[0] % 100, :, t]) if mask is None else None
-        if mask is not None:
-            hidden = mask[examples[0] % 100].reshape(FRAMES, grid, grid)[t].repeat_interleave(4, 0).repeat_interleave(4, 1)
-            picture = torch.where(hidden, torch.tensor(1.0), visible(some[examples[0] % 100, :, t]))
-        plot.show_image(ax, picture)
+        plot.show_image(ax, torch.where(hidden[t], 1.0, visible(some[0, :, t])))
         ax.add_patch(plt.Rectangle((-0.5, -0.5), SIDE, SIDE, fill=False, color="grey", linewidth=0.6))
     axes[row, 0].text(-4, SIDE / 2, name, rotation=90, va="center", ha="right", fontsize=9)
 ax = right.subplots()
@@ -1075,3 +1098,45 @@ expect("and under tubes", lazy["tubes"], at_least=0.95)
 # 5 points of each other; the factorised encoder is 5 points or more behind both; Video Swin is within 10 points of joint; inflation gains 5 points or
 # more over divided from nothing; single frames lose 10 or more; nobody has more than 30 % on
 # shuffled clips; and for divided the four straight motions are 20 points easier than the other four.<!--~ prediction -->
+
+# %%
+results = json.loads((paths.results_dir() / "lesson_video.json").read_text(encoding="utf-8"))
+print(f"measured on {results['device']}, {results['date']}, torch {results['versions']['torch']}")
+MODELS = list(dict.fromkeys(row["model"] for row in results["rows"]))
+
+
+def rows(model, stage="test"):
+    return [row for row in results["rows"] if (row["model"], row["stage"]) == (model, stage)]
+
+
+def runs(model, key="accuracy"):
+    """One number a seed, in per cent."""
+    return [100 * row[key] for row in rows(model)]
+
+
+print("model                    MMACs  parameters   rates tried, the best one")
+for model in MODELS:
+    tried = sorted({row["lr"] for row in rows(model, "tune")})
+    (best,) = {row["lr"] for row in rows(model)}
+    listed = " ".join(f"{'*' if lr == best else ''}{lr:g}" for lr in tried)
+    first = rows(model)[0]
+    print(f"{model:22s} {first['macs'] / 1e6:7.1f} {first['parameters']:11,d}   {listed}")
+
+# %%
+# alt: Left: bars of the accuracy of each model on eight motions, with a dot for each of three seeds, and dashed lines at chance and
+# at one half. Right: the meter for the same models, how accuracy falls when clips are shuffled, frozen or reversed, as points
+# in rows.
+fig, axes = plot.panels(1, 2, width=5.2, height=3.8)
+plot.bars(axes[0], {model: runs(model) for model in MODELS})
+for share in (12.5, 50):
+    axes[0].axvline(share, linestyle=":", color="black")
+axes[0].set(xlabel="accuracy on eight motions, %", xlim=(0, 110))
+views = {"accuracy": "as they are", "shuffled": "shuffled", "frozen": "frozen", "reversed": "reversed"}
+for (key, label), marker in zip(views.items(), "os^D", strict=True):
+    axes[1].plot([np.mean(runs(model, key)) for model in MODELS], range(len(MODELS)), marker, label=label)
+axes[1].axvline(12.5, linestyle=":", color="black")
+axes[1].set_yticks(range(len(MODELS)), [""] * len(MODELS))
+axes[1].invert_yaxis()
+axes[1].set(xlabel="accuracy, %", xlim=(-3, 103), title="the meter")
+axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
+plt.show()
