@@ -89,8 +89,8 @@ test_clips, test_labels = films("test", 800)
 def calm(clips, chosen):
     """Of the chosen clips the one in which least is seen to leave the frame and to come in again."""
     moved = (clips[chosen] - clips[chosen].flatten(2).median(2).values[..., None, None, None]).abs().mean(1)
-    border = moved[..., [0, -1], :].mean((1, 2, 3)) + moved[..., [0, -1]].mean((1, 2, 3))
-    return int(chosen[border.argmin()])
+    rows, columns = moved[..., 0, :] + moved[..., -1, :], moved[..., 0] + moved[..., -1]
+    return int(chosen[(rows.mean((1, 2)) + columns.mean((1, 2))).argmin()])
 
 
 examples = [calm(test_clips, (test_labels == k).nonzero()[:, 0]) for k in range(4)]
@@ -685,11 +685,11 @@ def clip_views(clips, order):
     """Clips (B, C, T, H, W), order (B, T) -> {"shuffled": …, "reversed": …, "frozen": …}, each of the clips' shape."""
     # <solution>
     number = torch.arange(len(clips), device=clips.device)[:, None]
-    middle = clips.shape[2] // 2
+    middle = clips[:, :, clips.shape[2] // 2]
     return {
         "shuffled": clips[number, :, order].transpose(1, 2),
         "reversed": clips.flip(2),
-        "frozen": clips[:, :, [middle] * clips.shape[2]],
+        "frozen": repeat(middle, "b c h w -> b c t h w", t=clips.shape[2]),
     }
     # </solution>
 
@@ -1031,7 +1031,7 @@ def tube_mask(noise, visible, moments):
 
 # %% [markdown]
 # How much can be copied? The laziest predictor there is: for each hidden patch, the pixels of the *nearest frame in which its place is
-# seen*, and where there is none the mean colour of what is seen. On clips of `moving` whose ground is a picture, and stands still:
+# seen*, and where there is none the mean colour of what is seen. The clips are slow, as films of 30 frames a second are, and their ground is a picture that stands still:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -1040,7 +1040,7 @@ def tube_mask(noise, visible, moments):
 # error of always answering grey: much lower for random masks than for tubes.
 torch.manual_seed(0)
 grid = SIDE // 4
-some = films("test", 200, textures=None)[0].cpu()
+some = films("test", 200, textures=None, speed=0.25)[0].cpu()
 count, seen_places = len(some), grid**2 // 10
 masks = {
     "at random": tube_mask(torch.rand(count * FRAMES, grid**2), seen_places, 1).reshape(count, -1),
@@ -1078,7 +1078,7 @@ ax.set(xlabel="error of copying,\n% of that of one colour", xlim=(0, 130))
 plt.show()
 
 # %%
-expect("error of copying under random masks, as a share", lazy["at random"], at_most=0.8)
+expect("error of copying under random masks, as a share", lazy["at random"], at_most=0.75)
 expect("and under tubes", lazy["tubes"], at_least=0.95)
 
 # %% [markdown]
@@ -1087,17 +1087,18 @@ expect("and under tubes", lazy["tubes"], at_least=0.95)
 #
 # ## 10 The sweep: which attention sees motion?
 #
-# So far one model, one rate, four motions. `benchmarks/lesson_video.py` takes **all eight motions** (turning and growing as well), eight
-# models of about the same width and depth, 500<!--~ setting --> steps of 32 clips each, and gives each its own best learning rate, chosen by one seed
-# on clips that nobody trains on and nothing is reported of. Three seeds, 800<!--~ setting --> test clips. `inflated` is `divided`
-# that starts as a ViT trained on the pictures of Fashion-MNIST (`centre`); all others start from nothing. Tubelets have two frames, but for the
-# last one.
+# So far one model, one rate, one seed. `benchmarks/lesson_video.py` takes the same four motions and eight models of about the same width and depth,
+# gives each 240<!--~ setting --> steps of 32 clips and its own best learning rate, chosen by one seed on clips that nobody trains on and nothing is
+# reported of. Three seeds, 800<!--~ setting --> test clips. *Image mean* is the model of section 0. *Inflated* is *divided*, but starts as a ViT that was trained on the pictures of
+# Fashion-MNIST (`centre`); all others start from nothing. Tubelets have two frames, but for the last model's. *Take-off* is the first step at which the
+# loss is half of that of guessing, a mean of twenty steps.
 #
-# What we expected, and wrote down before the first result: the image model is within 3 points of chance, 12.5; *space only* is at
-# 30 at least, since its tubelets see two frames, and 5 points or more behind divided; joint and divided are within
-# 5 points of each other; the factorised encoder is 5 points or more behind both; Video Swin is within 10 points of joint; inflation gains 5 points or
-# more over divided from nothing; single frames lose 10 or more; nobody has more than 30 % on
-# shuffled clips; and for divided the four straight motions are 20 points easier than the other four.<!--~ prediction -->
+# What we expected, and wrote down before the first result (of joint and divided we had seen a trial run, of nobody else): image mean within
+# 3 points of chance, 25; joint and divided at 90 at least, and within 5 points of each other; *space only* far above chance all the same, at
+# 60 at least, since its tubelets see two frames, but 10 points or more behind divided; the factorised encoder in
+# between; Video Swin at 80 at least; inflation: no difference of more than 3 points in the end, but a
+# take-off that is 20 steps earlier; single frames: 10 points or more behind tubelets of two; nobody above 45 on shuffled clips, nobody
+# more than 5 points from chance on frozen ones.<!--~ prediction -->
 
 # %%
 results = json.loads((paths.results_dir() / "lesson_video.json").read_text(encoding="utf-8"))
@@ -1114,29 +1115,82 @@ def runs(model, key="accuracy"):
     return [100 * row[key] for row in rows(model)]
 
 
-print("model                    MMACs  parameters   rates tried, the best one")
+print("model                    MMACs  parameters   take-off   rates tried, the best one")
 for model in MODELS:
     tried = sorted({row["lr"] for row in rows(model, "tune")})
     (best,) = {row["lr"] for row in rows(model)}
     listed = " ".join(f"{'*' if lr == best else ''}{lr:g}" for lr in tried)
-    first = rows(model)[0]
-    print(f"{model:22s} {first['macs'] / 1e6:7.1f} {first['parameters']:11,d}   {listed}")
+    first, begun = rows(model)[0], [row["takeoff"] for row in rows(model)]
+    begun = "never" if None in begun else f"{np.mean(begun):.0f}"
+    print(f"{model:22s} {first['macs'] / 1e6:7.1f} {first['parameters']:11,d} {begun:>10s}   {listed}")
 
 # %%
-# alt: Left: bars of the accuracy of each model on eight motions, with a dot for each of three seeds, and dashed lines at chance and
+# alt: Left: bars of the accuracy of each model on four motions, with a dot for each of three seeds, and dashed lines at chance and
 # at one half. Right: the meter for the same models, how accuracy falls when clips are shuffled, frozen or reversed, as points
 # in rows.
 fig, axes = plot.panels(1, 2, width=5.2, height=3.8)
 plot.bars(axes[0], {model: runs(model) for model in MODELS})
-for share in (12.5, 50):
+for share in (25, 50):
     axes[0].axvline(share, linestyle=":", color="black")
-axes[0].set(xlabel="accuracy on eight motions, %", xlim=(0, 110))
+axes[0].set(xlabel="accuracy on four motions, %", xlim=(0, 118))
 views = {"accuracy": "as they are", "shuffled": "shuffled", "frozen": "frozen", "reversed": "reversed"}
 for (key, label), marker in zip(views.items(), "os^D", strict=True):
     axes[1].plot([np.mean(runs(model, key)) for model in MODELS], range(len(MODELS)), marker, label=label)
-axes[1].axvline(12.5, linestyle=":", color="black")
+axes[1].axvline(25, linestyle=":", color="black")
 axes[1].set_yticks(range(len(MODELS)), [""] * len(MODELS))
 axes[1].invert_yaxis()
 axes[1].set(xlabel="accuracy, %", xlim=(-3, 103), title="the meter")
 axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
 plt.show()
+
+# %% [markdown]
+# RESULTS
+#
+# ## 11 When would you choose it?
+#
+# | | image model, mean over frames | space only, tubelets | joint | divided (TimeSformer) | factorised encoder (ViViT) | Video Swin | VideoMAE, then any |
+# | --- | --- | --- | --- | --- | --- | --- | --- |
+# | sees | what is there | motion inside a tubelet | **everything at once** | everything, in two hops | what frames say, late | its window, then further | as its encoder |
+# | cost over frames | linear | linear | quadratic | **nearly linear** | **linear**, the second encoder is small | **linear** | a tenth of the tokens in pre-training |
+# | cost over the area of a frame | quadratic | quadratic | quadratic | quadratic | quadratic | **linear** | as its encoder |
+# | starts from image weights | **as it is** | inflated | inflated | inflated, time at zero | inflated, second encoder new | inflated, biases repeated | needs none |
+# | other numbers of frames | **any** | any | positions interpolated | positions interpolated | positions interpolated | **any** | as its encoder |
+# | one answer for each frame | yes | yes | possible | possible | no | **maps at four strides** | as its encoder |
+# | choose it | if the scene tells the class: measure it first | almost never | short clips, small frames | long clips, a good ViT at hand | clips arrive frame by frame, features are stored | large frames, dense answers | many clips, few labels |
+#
+# The honest summary: **first run the meter on the baseline.** Where the mean over frames is nearly as good as anything, no attention along time will
+# pay for itself, and half of the published gains on scene-like collections are of that kind. Where motion matters, begin with joint attention on short
+# clips, since fused kernels made it cheap, and take a divided or windowed model when the clips grow.
+#
+# ### Questions that come up again and again
+#
+# * *"My model gives good numbers but fails on my own videos."* Rate, duration and normalisation, in this order (section 7). Then the meter.
+# * *"The clip is shorter than asked for."* Hold the last frame, loop, or refuse, and do the same in training and in use. Never leave frames out of one clip of a batch.
+# * *"It trains, but is no better than the image model."* Look for a `reshape` between frames and patches (section 4), for a [CLS] that is only in the first
+#   frame, for horizontal flips in the augmentation: they turn left into right.
+# * *"May I use more frames than the checkpoint?"* Yes, with interpolated positions; keep the rate. transformers' TimeSformer accepts other numbers too, and mixes frames and patches.
+# * *"(B, C, T, H, W) or (B, T, C, H, W)?"* Look at the first convolution. Print the shape once, with three different numbers.
+#
+# ## Stretch problems
+#
+# 1. Train on all eight motions (`films` without the restriction). Which are learnt first, and why do turning and growing take so long?
+# 2. Give the model tubelets of one frame. How many steps does it need to reach the same accuracy? Draw its attention along time.
+# 3. Train on films with `label="direction"`: a film forward or backward, two classes. What is the best that shuffled clips can give?
+# 4. Put the ground back (`textures=None`). What has to change in recipe, size or data until your model learns again?
+# 5. Replace "time, then space" by "space, then time", or do both at once and add. Does the order matter, in cost or in accuracy?
+# 6. Pre-train with `video.VideoMaskedAutoencoder` on clips without labels, and fine-tune with 100 labelled ones. Compare tubes with random masks.
+# 7. Add a static "scene" to every class (a tint, say) in nine of ten training clips. What do accuracy and the meter say now, and which of the two would you have believed?
+# 8. Sample two clips of each film at test time and average their logits ("views"). What is gained here, and why more on real videos?
+#
+# ## Papers
+#
+# * Bertasius et al. 2021, [Is Space-Time Attention All You Need for Video Understanding?](https://arxiv.org/abs/2102.05095): TimeSformer.
+# * Arnab et al. 2021, [ViViT](https://arxiv.org/abs/2103.15691): tubelets, central inflation, the factorised encoder.
+# * Liu et al. 2022, [Video Swin Transformer](https://arxiv.org/abs/2106.13230): windows in space and time.
+# * Carreira and Zisserman 2017, [Quo Vadis, Action Recognition?](https://arxiv.org/abs/1705.07750): inflation.
+# * Tong et al. 2022, [VideoMAE](https://arxiv.org/abs/2203.12602), and Feichtenhofer et al. 2022, [Masked Autoencoders As Spatiotemporal Learners](https://arxiv.org/abs/2205.09113).
+# * Huang et al. 2018, [What Makes a Video a Video](https://openaccess.thecvf.com/content_cvpr_2018/html/Huang_What_Makes_a_CVPR_2018_paper.html), and Lei et al. 2023,
+#   [Revealing Single Frame Bias for Video-and-Language Learning](https://arxiv.org/abs/2206.03428): is time used at all?
+# * Wei et al. 2018, [Learning and Using the Arrow of Time](https://openaccess.thecvf.com/content_cvpr_2018/html/Wei_Learning_and_Using_CVPR_2018_paper.html): its direction as a label.
+# * Fan et al. 2021, [Multiscale Vision Transformers](https://arxiv.org/abs/2104.11227): the pyramid's way to clips.
+# * Bardes et al. 2024, [V-JEPA](https://arxiv.org/abs/2404.08471): what became of masked pre-training on video.

@@ -30,7 +30,7 @@ def attention_macs(rng: Draws) -> Case:
 
 @domain("video.DividedBlock")
 def divided_block(rng: Draws) -> list[Case]:
-    heads, width = rng.size(1, 3), rng.size(1, 3)
+    heads, width = rng.size(1, 3), rng.size(2, 4)
     block = build(heads * width, heads)
     cases = []
     for _ in range(rng.size(1, 2)):

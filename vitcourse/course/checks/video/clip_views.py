@@ -14,11 +14,11 @@ def clip_views(clips: Tensor, order: Tensor) -> dict[str, Tensor]:
     [[2, 0, 3, 1], [3, 2, 1, 0], [2, 2, 2, 2]]
     """
     number = torch.arange(len(clips), device=clips.device)[:, None]
-    frames = clips.shape[2]
+    middle = clips[:, :, clips.shape[2] // 2]
     return {
         "shuffled": clips[number, :, order].transpose(1, 2),
         "reversed": clips.flip(2),
-        "frozen": clips[:, :, [frames // 2] * frames],
+        "frozen": middle.unsqueeze(2).expand_as(clips).contiguous(),
     }
 
 
