@@ -4,10 +4,10 @@
     python -m benchmarks.lesson_video --runs 4   four of them, to share a machine; results of who is finished
 
 The four straight motions of ``moving`` on a plain ground, clips of 8 × 32 × 32, 1 600 to train on. Every model has
-about the same width and depth, the same 240 steps of 32 clips, and its own best rate. "tune" rows: one seed, judged by 200
-clips of the split ``val``. While the best rate lies at the end of its range, the range grows. "test" rows: the chosen
-rate, three seeds, judged by 800 clips of ``test`` as they are, shuffled, reversed and frozen, and motion by motion.
-``takeoff`` is the first step at which the mean loss of 20 steps is below half of the loss of guessing.
+about the same width and depth, the same 240 steps of 32 clips, and its own best rate. "tune" rows: one seed, judged by
+200 clips of the split ``val``. While the best rate lies at the end of its range, the range grows. "test" rows: the
+chosen rate, three seeds, judged by 800 clips of ``test`` as they are, shuffled, reversed and frozen, and motion by
+motion. ``takeoff`` is the first step at which the mean loss of 20 steps is below half of the loss of guessing.
 
 ``inflated`` starts as a ViT that was trained on the pictures of Fashion-MNIST, and ``divided`` from nothing.
 """
