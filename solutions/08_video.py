@@ -166,15 +166,15 @@ expect("change of its logits when a clip is played backwards",
        (turned - logits_of(by_frames, test_clips)).abs().max(), at_most=1e-4)  # fmt: skip
 
 # %% [markdown]
-# It guesses: one in four would be chance. More training would not help. A sum does not know the order of what was
-# summed, so a clip and its reverse get the same logits, and one of the two is answered wrongly: **half of these clips is all that any
-# model can have that takes frames without their order**, and this one has no reason to come near. At the end of this lesson your model has nearly all of them.
+# It guesses: one in four is chance. More training would not help. A sum does not know the order of what was
+# summed, so a clip and its reverse get the same logits, and one of the two is answered wrongly: **no model that
+# takes frames without their order can be right about more than half of these clips**, and this one has no reason to come near that. Yours will be right about nearly all of them.
 #
 # ## 1 From a file to a clip
 #
 # A file holds some thousands of frames at its own rate. A model takes 8, or 16, or 32. *Which*? Two numbers say it: how many
 # frames, and how many of them a second. TimeSformer's first model takes 8 frames, every
-# 32nd<!--~ paper --> of the file: at 30 frames a second a clip of 8.5<!--= 8 * 32 / 30 --> seconds, one look a second.
+# 32nd<!--~ paper --> of the file: at 30 frames a second a clip of 8.5<!--= 8 * 32 / 30 --> seconds, about one frame a second.
 #
 # The rate is part of what a model has learnt. Ask for every 32nd frame of a file with 60 frames a second instead of 30, and all motions
 # are half as fast. So count in *seconds*: frame $k$ of the clip is wanted $k / \text{fps}$ seconds after its first, and what is
@@ -320,8 +320,8 @@ plt.show()
 # $2 n^2 D$ for the two products. Softmax, norms and sums are not counted, nor is the MLP.
 #
 # ### Exercise 3 · `attention_macs`
-# *Difficulty 2 of 5, about 15 minutes.* A model of clips that is twice as good and ten times as dear is found out before
-# the GPUs are rented, not after.<!--~ setting -->
+# *Difficulty 2 of 5, about 15 minutes.* Whether a model of clips can be trained at all is known before the GPUs are
+# rented, by a formula of three lines.
 
 
 # %%
@@ -371,7 +371,7 @@ print("formula and count are equal:", all(model_macs(kind, 8, 224) == macs for k
 # %% [markdown]
 # The paper's tables have 121.4<!--~ paper --> M and 85.9<!--~ paper --> M parameters, and 0.59<!--~ paper --> T operations for three views of a clip, which is
 # 197<!--= 590 / 3 --> G each; the weights that its authors published have the 121.6 M that are counted here.
-# **At this size divided attention is the dearer one.** It has a whole attention more in each block. What it buys is how the cost *grows*:
+# **At this size divided attention is the more expensive one.** It has a whole attention more in each block. What it buys is how the cost *grows*:
 
 # %%
 # alt: Three panels for a TimeSformer of ViT-B's size. Left: cost against the number of frames at 224 pixels, on logarithmic axes:
@@ -424,7 +424,7 @@ print("joint : divided, " + ", ".join(f"{ratio:.2f} at {n} frames" for n, ratio 
 #
 # `temporal_fc` starts at **zero**, so a new model is the image model, frame by frame, and from there it is taught to look along time.
 #
-# Both steps cut one axis of $T \cdot S$ tokens in two. Here is the most expensive line of many a video model: `reshape(B * S, T, D)`. It
+# Both steps cut one axis of $T \cdot S$ tokens in two. One line has spoilt many a video model: `reshape(B * S, T, D)`. It
 # has the right shape, it runs, it trains. It puts $T$ neighbours of *one frame* into a sequence and calls them times.
 #
 # ### Exercise 4 · `DividedBlock`
@@ -527,7 +527,7 @@ for kind in kinds:
 # A token needs to know *where* it is, and *when*. TimeSformer adds two learnt positions: one for its place, shared by all frames, and
 # one for its frame, shared by all places. The first is a ViT's, and stays. The second starts at zero.
 #
-# A table of 8 times fits clips of 8 frames. For 16 one interpolates, linearly: the table's ends are the beginning and the end of the clip,
+# A table of eight positions fits clips of 8 frames. For 16 one interpolates, linearly: the table's ends are the beginning and the end of the clip,
 # and a frame is a stretch of time, whose centre counts (`align_corners=False`). The authors take the nearest old position, so that two frames share
 # one, and cannot tell which of them came first. transformers' model goes on and mixes frames and patches silently where $T$ is not
 # `num_frames`.
@@ -626,8 +626,8 @@ print("not in the image model:", sorted({name.split(".")[-2] if "." in name else
 # %% [markdown]
 # ## 6 Train it
 #
-# Your model, from nothing, on the clips of section 0: as wide and as deep as the image model there, tubelets of two frames, and not
-# a second longer than it takes to drink a sip.
+# Your model, from nothing, on the clips of section 0: as wide and as deep as the image model there, tubelets of two frames, and a
+# quarter of a minute of training.<!--~ setting -->
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -648,7 +648,7 @@ for values, label in ((image_losses, "image model"), (losses, "yours")):
     axes[0].plot(np.arange(len(smooth)) + 5, smooth, label=label)
 axes[0].axhline(np.log(4), linestyle=":", color="black", label="guessing")
 axes[0].set(xlabel="step", ylabel="loss, mean of ten steps", ylim=(0, 1.7))
-axes[0].legend()
+axes[0].legend(loc="lower left")
 plot.bars(axes[1], {name: [100 * value] for name, value in reached.items()})
 axes[1].axvline(25, linestyle=":", color="black")
 axes[1].set(xlabel="accuracy on test clips, %", xlim=(0, 118))
@@ -1158,9 +1158,9 @@ plt.show()
 # | one answer for each frame | yes | yes | possible | possible | no | **maps at four strides** | as its encoder |
 # | choose it | if the scene tells the class: measure it first | almost never | short clips, small frames | long clips, a good ViT at hand | clips arrive frame by frame, features are stored | large frames, dense answers | many clips, few labels |
 #
-# The honest summary: **first run the meter on the baseline.** Where the mean over frames is nearly as good as anything, no attention along time will
-# pay for itself, and half of the published gains on scene-like collections are of that kind. Where motion matters, begin with joint attention on short
-# clips, since fused kernels made it cheap, and take a divided or windowed model when the clips grow.
+# The honest summary: **train the image model first, and run the meter on everything.** Where the mean over frames is nearly as good as the rest, no attention along
+# time will pay for itself. Where motion matters, begin with joint attention on short
+# clips, which fused kernels have made affordable, and take a divided or windowed model when the clips grow.
 #
 # ### Questions that come up again and again
 #

@@ -26,7 +26,7 @@ def attention_macs(kind: str, frames: int, places: int, dim: int) -> int:
     reference="vitcourse.course.checks.video.attention_macs.attention_macs",
     level=2,
     minutes=15,
-    why="A model of clips that is twice as good and ten times as dear is found out before the GPUs are rented, not after.",
+    why="Whether a model of clips can be trained at all is known before the GPUs are rented, by a formula of three lines.",
     hints=[
         "Write the cost of attention among n tokens first: four projections of D × D for each token, and two products "
         "in which every token meets every other.",
