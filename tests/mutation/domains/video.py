@@ -25,7 +25,7 @@ def inflate_weight(rng: Draws) -> Case:
 @domain("video.attention_macs")
 def attention_macs(rng: Draws) -> Case:
     kind = rng.choice(["joint", "space_only", "divided"])
-    return call(kind, rng.size(1, 100), rng.size(1, 800), rng.choice([1, 12, 64, 192, 768]))
+    return call(kind, rng.size(1, 9), rng.size(1, 12), rng.size(1, 6))  # small: a mutant may take powers of powers
 
 
 @domain("video.DividedBlock")

@@ -37,10 +37,10 @@ def attention_macs(kind: str, frames: int, places: int, dim: int) -> int:
 )
 def attention_macs_cases(rng):
     for kind in ("joint", "space_only", "divided"):
-        yield call(kind, 3, 20, 8)
-        yield call(kind, rng.integer(4, 9), rng.integer(10, 30), 12).on(f"{kind} attention, other sizes")
+        yield call(kind, 3, 11, 5)
+        yield call(kind, rng.integer(4, 9), rng.integer(10, 15), 6).on(f"{kind} attention, other sizes")
         yield call(kind, 1, 7, 4).on(f"{kind} attention in one frame")
-    yield call("divided", 96, 196, 768).on("ViT-B's width and 96 frames")
+        yield call(kind, 13, 2, 3).on(f"{kind} attention, more frames than places")
 
 
 def _counted(kind, frames, places, dim, *, projections=4, products=2, cls=1, last=1, factor=1, time=None, joint=None):
