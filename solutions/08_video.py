@@ -166,9 +166,10 @@ expect("change of its logits when a clip is played backwards",
        (turned - logits_of(by_frames, test_clips)).abs().max(), at_most=1e-4)  # fmt: skip
 
 # %% [markdown]
-# It guesses: one in four is chance. More training would not help. A sum does not know the order of what was
-# summed, so a clip and its reverse get the same logits, and one of the two is answered wrongly: **no model that
-# takes frames without their order can be right about more than half of these clips**, and this one has no reason to come near that. Yours will be right about nearly all of them.
+# It guesses: one in four is chance. More training would not help. A sum does not know the order of what was summed, so a clip and
+# its reverse get the same logits, and one of the two is answered wrongly: **no model that takes frames without their order can be
+# right about more than half of these clips**, and this one has no reason to come near that. Yours will be right about nearly all
+# of them.
 #
 # ## 1 From a file to a clip
 #
@@ -246,10 +247,10 @@ for name in ("timesformer_base", "vivit_base", "video_swin_tiny"):
 #
 # ## 2 Tubelets, and weights that were made for images
 #
-# ViT cuts an image into patches. A clip is cut into *tubelets*: the same square in $t$ frames that follow each other, projected to
-# one token by a 3-D convolution whose stride is its size (ViViT, Arnab et al. 2021). With $t = 1$ a frame is embedded by itself, as in TimeSformer.
-# With $t = 2$ there are half as many tokens, and more: **a filter over two frames can subtract one from the other**. It
-# sees motion before any attention has begun.
+# ViT cuts an image into patches. A clip is cut into *tubelets*: the same square in $t$ frames that follow each other, projected
+# to one token by a 3-D convolution whose stride is its size (ViViT, Arnab et al. 2021). With $t = 1$ a frame is embedded by
+# itself, as in TimeSformer. With $t = 2$ there are half as many tokens, and more: **a filter over two frames can subtract one
+# from the other**. It sees motion before any attention has begun.
 #
 # A video model is seldom trained from nothing. Images are plentiful, and an image model knows what things look like. Its
 # filters are (D, C, p, p) and yours are (D, C, t, p, p). *Inflation* makes one of the other, and two ways are in use:
@@ -260,8 +261,8 @@ for name in ("timesformer_base", "vivit_base", "video_swin_tiny"):
 # Both keep one promise: of a clip in which nothing moves, the new filter says exactly what the old one says of its picture.
 #
 # ### Exercise 2 · `inflate_weight`
-# *Difficulty 2 of 5, about 10 minutes.* Few video models are trained from nothing: they begin as a model of images, which must not notice
-# that time has been added.
+# *Difficulty 2 of 5, about 10 minutes.* Few video models are trained from nothing: they begin as a model of images, which must
+# not notice that time has been added.
 
 
 # %%
@@ -286,8 +287,9 @@ for how in ("mean", "centre"):
     expect(f"{how}: difference on a still clip", (of_clip - of_image).abs().max(), at_most=1e-4)
 
 # %% [markdown]
-# On a clip that moves they differ. The projection is linear, so a filter inflated to its mean sees the *mean of the frames*, and one
-# inflated at the centre sees *one* of them. Neither sees motion yet. That has to be learnt, and the first thing to be learnt is a difference:
+# On a clip that moves they differ. The projection is linear, so a filter inflated to its mean sees the *mean of the frames*, and
+# one inflated at the centre sees *one* of them. Neither sees motion yet. That has to be learnt, and the first thing to be learnt
+# is a difference:
 
 # %%
 # alt: Four frames of a tubelet with a piece of clothing that moves, then what three filters over the four frames see of it: the mean, a
@@ -308,13 +310,14 @@ plt.show()
 # %% [markdown]
 # ## 3 What does it cost to look at everything?
 #
-# $T$ frames of $S$ patches are $1 + TS$ tokens with [CLS]. A ViT-B on 8 frames of 224 × 224 pixels has $S = 196$, and
-# 1 569<!--= 1 + 8 * 196 --> tokens. Let all of them look at all (**joint** attention), and the products $QK^\top$ and $AV$ grow with the
+# $T$ frames of $S$ patches are $1 + TS$ tokens with [CLS]. A ViT-B on 8 frames of 224 × 224 pixels has $S = 196$, and 1 569<!--=
+# 1 + 8 * 196 --> tokens. Let all of them look at all (**joint** attention), and the products $QK^\top$ and $AV$ grow with the
 # square of the clip's length. TimeSformer (Bertasius et al. 2021) compares:
 #
 # * **space only**: every frame by itself, with a copy of [CLS] in each. Cheap, and blind to time.
 # * **joint**: all tokens together.
-# * **divided**: each place along time (its $T$ patches, without [CLS]), one more linear layer for every patch; then space only. Two attentions, each of them short.
+# * **divided**: each place along time (its $T$ patches, without [CLS]), one more linear layer for every patch; then space only.
+#   Two attentions, each of them short.
 #
 # Attention among $n$ tokens of width $D$ costs $4 n D^2$ multiply–adds for its four projections (queries, keys, values, output), and
 # $2 n^2 D$ for the two products. Softmax, norms and sums are not counted, nor is the MLP.
@@ -369,9 +372,10 @@ for kind in ("space_only", "divided", "joint"):
 print("formula and count are equal:", all(model_macs(kind, 8, 224) == macs for kind, macs in counted.items()))
 
 # %% [markdown]
-# The paper's tables have 121.4<!--~ paper --> M and 85.9<!--~ paper --> M parameters, and 0.59<!--~ paper --> T operations for three views of a clip, which is
-# 197<!--= 590 / 3 --> G each; the weights that its authors published have the 121.6 M that are counted here.
-# **At this size divided attention is the more expensive one.** It has a whole attention more in each block. What it buys is how the cost *grows*:
+# The paper's tables have 121.4<!--~ paper --> M and 85.9<!--~ paper --> M parameters, and 0.59<!--~ paper --> T operations for
+# three views of a clip, which is 197<!--= 590 / 3 --> G each; the weights that its authors published have the 121.6 M that are
+# counted here. **At this size divided attention is the more expensive one.** It has a whole attention more in each block. What it
+# buys is how the cost *grows*:
 
 # %%
 # alt: Three panels for a TimeSformer of ViT-B's size. Left: cost against the number of frames at 224 pixels, on logarithmic axes:
@@ -409,17 +413,17 @@ ratios = {n: model_macs("joint", n, 224) / model_macs("divided", n, 224) for n i
 print("joint : divided, " + ", ".join(f"{ratio:.2f} at {n} frames" for n, ratio in ratios.items()))
 
 # %% [markdown]
-# The right panel is why the paper's joint model could not be trained on longer clips at all. (Fused attention, lesson 06, never writes these
-# weights down. It takes the memory away, and leaves the multiply–adds.)
+# The right panel is why the paper's joint model ran out of memory at 32<!--~ paper --> frames, and at 448<!--~ paper --> pixels.
+# (Fused attention, lesson 06, never writes these weights down. It takes the memory away, and leaves the multiply–adds.)
 #
 # ## 4 Time, then space
 #
 # One block of divided attention, for tokens $z$ (B, 1 + T·S, D) that come *frame by frame*, behind one [CLS]:
 #
-# 1. **Along time.** The patches of one place, one from each frame, are a sequence of $T$. [CLS] stays outside. What attention finds goes
-#    through `temporal_fc`, and is added to the patches.
-# 2. **In space.** Each frame is a sequence: a copy of [CLS], then its $S$ patches. The copies come back different, one from each frame; their
-#    *mean* is added to [CLS], the rest to the patches.
+# 1. **Along time.** The patches of one place, one from each frame, are a sequence of $T$. [CLS] stays outside. What attention
+#    finds goes through `temporal_fc`, and is added to the patches.
+# 2. **In space.** Each frame is a sequence: a copy of [CLS], then its $S$ patches. The copies come back different, one from each
+#    frame; their *mean* is added to [CLS], the rest to the patches.
 # 3. **MLP**, as ever.
 #
 # `temporal_fc` starts at **zero**, so a new model is the image model, frame by frame, and from there it is taught to look along time.
@@ -431,7 +435,8 @@ print("joint : divided, " + ", ".join(f"{ratio:.2f} at {n} frames" for n, ratio 
 # *Difficulty 4 of 5, about 30 minutes.* Frames and places lie behind one another in one axis. Cut it in the wrong order, and the
 # model still runs, still trains, and looks at tokens that have nothing to do with each other.
 #
-# The parts are made. `self.attn` is called as in lesson 00, `self.attn(x, (h, w, 1))` for frames with [CLS]; attention along time needs no grid.
+# The parts are made. `self.attn` is called as in lesson 00, `self.attn(x, (h, w, 1))` for frames with [CLS]; attention along time
+# needs no grid.
 
 
 # %%
@@ -527,10 +532,10 @@ for kind in kinds:
 # A token needs to know *where* it is, and *when*. TimeSformer adds two learnt positions: one for its place, shared by all frames, and
 # one for its frame, shared by all places. The first is a ViT's, and stays. The second starts at zero.
 #
-# A table of eight positions fits clips of 8 frames. For 16 one interpolates, linearly: the table's ends are the beginning and the end of the clip,
-# and a frame is a stretch of time, whose centre counts (`align_corners=False`). The authors take the nearest old position, so that two frames share
-# one, and cannot tell which of them came first. transformers' model goes on and mixes frames and patches silently where $T$ is not
-# `num_frames`.
+# A table of eight positions fits clips of 8 frames. For 16 one interpolates, linearly: the table's ends are the beginning and the
+# end of the clip, and a frame is a stretch of time, whose centre counts (`align_corners=False`). The authors take the nearest old
+# position, so that two frames share one, and cannot tell which of them came first. transformers' model goes on and mixes frames
+# and patches silently where $T$ is not `num_frames`.
 #
 # ### Exercise 5 · `resize_time_embed`
 # *Difficulty 2 of 5, about 10 minutes.* A model that was trained on 8 frames will be given 16, or 5. Without this it fails, or, worse,
@@ -664,16 +669,17 @@ expect("its lead over the image model, in points", 100 * (reached["yours"] - rea
 #
 # ## 7 Does it look at time at all?
 #
-# Here we know that it must. With real videos nobody knows: a model may be right about "playing the piano" because there is a piano
-# (Huang et al. 2018, Lei et al. 2023 call it *single-frame bias*). There is a cheap meter for that. Show the model the same clips otherwise:
+# Here we know that it must. With real videos nobody knows: a model may be right about "playing the piano" because there is a
+# piano (Huang et al. 2018, Lei et al. 2023 call it *single-frame bias*). There is a cheap meter for that. Show the model the same
+# clips otherwise:
 #
 # * **shuffled**: the same frames, in another order. Who is as good has not used the order.
 # * **reversed**: all motions the other way. Who is as good has not seen their direction.
 # * **frozen**: one frame, again and again. Who is as good has used one frame.
 #
 # ### Exercise 6 · `clip_views`
-# *Difficulty 2 of 5, about 15 minutes.* Three lines that have shown, of more than one model with good numbers, that it had never looked at
-# time.
+# *Difficulty 2 of 5, about 15 minutes.* Three lines that have shown, of more than one model with good numbers, that it had never
+# looked at time.
 #
 # Each clip is shuffled in an order of its own: frame $k$ of the shuffled clip $b$ is frame `order[b, k]` of the clip. Frozen is frame
 # number $\lfloor T/2 \rfloor$.
@@ -731,8 +737,8 @@ expect(
 )
 
 # %% [markdown]
-# The last pair of bars is the proof. Pixels, frames and their number are the same in a clip and its reverse; *only the direction of time
-# differs*, and the answer follows it. Nothing but time can have been used.
+# The last pair of bars is the proof. Pixels, frames and their number are the same in a clip and its reverse; *only the direction
+# of time differs*, and the answer follows it. Nothing but time can have been used.
 #
 # **What does it look at?** Space attention is drawn as ever, frame by frame: what [CLS] gives to each patch. Attention along time is a
 # small matrix for each place: from which moment to which. With your weights in the library's model, `attention_maps` lays both out.
@@ -836,15 +842,16 @@ expect("points lost with twice the frames at the same rate", at_home - same_rate
 expect("points lost where pixels are not normalised", at_home - unprepared, at_least=15.0)
 
 # %% [markdown]
-# The *length* of a clip is the smaller worry: with interpolated positions twice the frames do no harm here. The *rate* is the larger one. What the model has
-# learnt is pixels a frame, and where these are too few or too many it does not recognise the motion. Hence the two numbers of section 1 belong to the weights of a video
-# model as its normalisation does, and into the file beside them.
+# The *length* of a clip is the smaller worry: with interpolated positions twice the frames do no harm here. The *rate* is the
+# larger one. What the model has learnt is pixels a frame, and where these are too few or too many it does not recognise the
+# motion. Hence the two numbers of section 1 belong to the weights of a video model as its normalisation does, and into the file
+# beside them.
 #
 # ## 8 Windows in space and time
 #
 # The other way to make attention cheap is Swin's (lesson 01): attend inside windows, shift them in every second block, mask the
-# strangers that the roll has put together. **Video Swin** (Liu et al. 2022) does it with boxes of $p \times q \times r$ tokens in place of squares.
-# Three things are new:
+# strangers that the roll has put together. **Video Swin** (Liu et al. 2022) does it with boxes of $p \times q \times r$ tokens in
+# place of squares. Three things are new:
 #
 # * The roll goes along **time** as well. The last frames of a clip and its first ones land in one window: the end would look at the
 #   beginning.
@@ -854,8 +861,8 @@ expect("points lost where pixels are not normalised", at_home - unprepared, at_l
 #   not what one would choose, but what the published weights were trained with.
 #
 # ### Exercise 7 · `shift_mask_3d`
-# *Difficulty 4 of 5, about 25 minutes.* After the roll the end of a clip shares a window with its beginning. Without the mask the model takes
-# them for neighbours in time.
+# *Difficulty 4 of 5, about 25 minutes.* After the roll the end of a clip shares a window with its beginning. Without the mask the
+# model takes them for neighbours in time.
 #
 # `size` is that of the map *before* it is padded. Windows have shrunk already, and axes on which nothing moves have a shift of 0.
 
@@ -965,9 +972,10 @@ expect(
 expect("with it", tables["with it"][0, 7], at_most=1e-7)
 
 # %% [markdown]
-# Now the production peer. torchvision's Video Swin, a small one, with *every* parameter random (its biases and the table of positions start near zero,
-# and would hide mistakes), loads into the library's; the mixers of that are replaced by yours. The clip is chosen to be
-# awkward: frames that no window divides, sides that no patch divides, fewer moments than a window has in the second model.
+# Now the production peer. torchvision's Video Swin, a small one, with *every* parameter random (its biases and the table of
+# positions start near zero, and would hide mistakes), loads into the library's; the mixers of that are replaced by yours. The
+# clip is chosen to be awkward: frames that no window divides, sides that no patch divides, fewer moments than a window has in the
+# second model.
 
 # %%
 from torchvision.models.video.swin_transformer import SwinTransformer3d
@@ -1006,14 +1014,14 @@ print(
 # %% [markdown]
 # ## 9 Nine in ten hidden
 #
-# Labelled clips are expensive, and clips are not. **VideoMAE** (Tong et al. 2022) does to clips what MAE (lesson 03) does to images: hide most of it, and let a
-# ViT predict the pixels from what is left. It hides 90 %<!--~ paper --> of a clip, where MAE hides 75 %<!--~ paper --> of an
-# image, and it does not choose at random. What is hidden in one frame stands, hardly changed, in the next one: a model could *copy*. So the same places are hidden in
-# all frames. The masks are **tubes**.
+# Labelled clips are expensive, and clips are not. **VideoMAE** (Tong et al. 2022) does to clips what MAE (lesson 03) does to
+# images: hide most of it, and let a ViT predict the pixels from what is left. It hides 90 %<!--~ paper --> of a clip, where MAE
+# hides 75 %<!--~ paper --> of an image, and it does not choose at random. What is hidden in one frame stands, hardly changed, in
+# the next one: a model could *copy*. So the same places are hidden in all frames. The masks are **tubes**.
 #
 # ### Exercise 8 · `tube_mask`
-# *Difficulty 2 of 5, about 10 minutes.* Where a patch is hidden in one frame and seen in the next, predicting it is copying. Tubes leave
-# nothing to copy.
+# *Difficulty 2 of 5, about 10 minutes.* Where a patch is hidden in one frame and seen in the next, predicting it is copying.
+# Tubes leave nothing to copy.
 #
 # As in lesson 03, who is hidden is decided by noise: a number for each of the N places of a frame. The `visible` places with the
 # least are seen.
@@ -1030,8 +1038,9 @@ def tube_mask(noise, visible, moments):
 
 
 # %% [markdown]
-# How much can be copied? The laziest predictor there is: for each hidden patch, the pixels of the *nearest frame in which its place is
-# seen*, and where there is none the mean colour of what is seen. The clips are slow, as films of 30 frames a second are, and their ground is a picture that stands still:
+# How much can be copied? The laziest predictor there is: for each hidden patch, the pixels of the *nearest frame in which its
+# place is seen*, and where there is none the mean colour of what is seen. The clips are slow, as films of 30 frames a second are,
+# and their ground is a picture that stands still:
 
 # %%
 # NBVAL_IGNORE_OUTPUT
@@ -1087,18 +1096,19 @@ expect("and under tubes", lazy["tubes"], at_least=0.95)
 #
 # ## 10 The sweep: which attention sees motion?
 #
-# So far one model, one rate, one seed. `benchmarks/lesson_video.py` takes the same four motions and eight models of about the same width and depth,
-# gives each 240<!--~ setting --> steps of 32 clips and its own best learning rate, chosen by one seed on clips that nobody trains on and nothing is
-# reported of. Three seeds, 800<!--~ setting --> test clips. *Image mean* is the model of section 0. *Inflated* is *divided*, but starts as a ViT that was trained on the pictures of
-# Fashion-MNIST (`centre`); all others start from nothing. Tubelets have two frames, but for the last model's. *Take-off* is the first step at which the
-# loss is half of that of guessing, a mean of twenty steps.
+# So far one model, one rate, one seed. `benchmarks/lesson_video.py` takes the same four motions and eight models of about the
+# same width and depth, gives each 240<!--~ setting --> steps of 32 clips and its own best learning rate, chosen by one seed on
+# clips that nobody trains on and nothing is reported of. Three seeds, 800<!--~ setting --> test clips. *Image mean* is the model
+# of section 0. *Inflated* is *divided*, but starts as a ViT that was trained on the pictures of Fashion-MNIST (`centre`); all
+# others start from nothing. Tubelets have two frames, but for the last model's. *Take-off* is the first step at which the loss is
+# half of that of guessing, a mean of twenty steps.
 #
-# What we expected, and wrote down before the first result (of joint and divided we had seen a trial run, of nobody else): image mean within
-# 3 points of chance, 25; joint and divided at 90 at least, and within 5 points of each other; *space only* far above chance all the same, at
-# 60 at least, since its tubelets see two frames, but 10 points or more behind divided; the factorised encoder in
-# between; Video Swin at 80 at least; inflation: no difference of more than 3 points in the end, but a
-# take-off that is 20 steps earlier; single frames: 10 points or more behind tubelets of two; nobody above 45 on shuffled clips, nobody
-# more than 5 points from chance on frozen ones.<!--~ prediction -->
+# What we expected, and wrote down before the first result (of joint and divided we had seen a trial run, of nobody else): image
+# mean within 3 points of chance, 25; joint and divided at 90 at least, and within 5 points of each other; *space only* far above
+# chance all the same, at 60 at least, since its tubelets see two frames, but 10 points or more behind divided; the factorised
+# encoder in between; Video Swin at 80 at least; inflation: no difference of more than 3 points in the end, but a take-off that is
+# 20 steps earlier; single frames: 10 points or more behind tubelets of two; nobody above 45 on shuffled clips, nobody more than 5
+# points from chance on frozen ones.<!--~ prediction -->
 
 # %%
 results = json.loads((paths.results_dir() / "lesson_video.json").read_text(encoding="utf-8"))
@@ -1158,17 +1168,20 @@ plt.show()
 # | one answer for each frame | yes | yes | possible | possible | no | **maps at four strides** | as its encoder |
 # | choose it | if the scene tells the class: measure it first | almost never | short clips, small frames | long clips, a good ViT at hand | clips arrive frame by frame, features are stored | large frames, dense answers | many clips, few labels |
 #
-# The honest summary: **train the image model first, and run the meter on everything.** Where the mean over frames is nearly as good as the rest, no attention along
-# time will pay for itself. Where motion matters, begin with joint attention on short
-# clips, which fused kernels have made affordable, and take a divided or windowed model when the clips grow.
+# The honest summary: **train the image model first, and run the meter on everything.** Where the mean over frames is nearly as
+# good as the rest, no attention along time will pay for itself. Where motion matters, begin with joint attention on short clips,
+# which fused kernels have made affordable, and take a divided or windowed model when the clips grow.
 #
 # ### Questions that come up again and again
 #
-# * *"My model gives good numbers but fails on my own videos."* Rate, duration and normalisation, in this order (section 7). Then the meter.
-# * *"The clip is shorter than asked for."* Hold the last frame, loop, or refuse, and do the same in training and in use. Never leave frames out of one clip of a batch.
-# * *"It trains, but is no better than the image model."* Look for a `reshape` between frames and patches (section 4), for a [CLS] that is only in the first
-#   frame, for horizontal flips in the augmentation: they turn left into right.
-# * *"May I use more frames than the checkpoint?"* Yes, with interpolated positions; keep the rate. transformers' TimeSformer accepts other numbers too, and mixes frames and patches.
+# * *"My model gives good numbers but fails on my own videos."* Rate, duration and normalisation, in this order (section 7). Then
+#   the meter.
+# * *"The clip is shorter than asked for."* Hold the last frame, loop, or refuse, and do the same in training and in use. Never
+#   leave frames out of one clip of a batch.
+# * *"It trains, but is no better than the image model."* Look for a `reshape` between frames and patches (section 4), for a [CLS]
+#   that is only in the first frame, for horizontal flips in the augmentation: they turn left into right.
+# * *"May I use more frames than the checkpoint?"* Yes, with interpolated positions; keep the rate. transformers' TimeSformer
+#   accepts other numbers too, and mixes frames and patches.
 # * *"(B, C, T, H, W) or (B, T, C, H, W)?"* Look at the first convolution. Print the shape once, with three different numbers.
 #
 # ## Stretch problems
@@ -1178,19 +1191,26 @@ plt.show()
 # 3. Train on films with `label="direction"`: a film forward or backward, two classes. What is the best that shuffled clips can give?
 # 4. Put the ground back (`textures=None`). What has to change in recipe, size or data until your model learns again?
 # 5. Replace "time, then space" by "space, then time", or do both at once and add. Does the order matter, in cost or in accuracy?
-# 6. Pre-train with `video.VideoMaskedAutoencoder` on clips without labels, and fine-tune with 100 labelled ones. Compare tubes with random masks.
-# 7. Add a static "scene" to every class (a tint, say) in nine of ten training clips. What do accuracy and the meter say now, and which of the two would you have believed?
+# 6. Pre-train with `video.VideoMaskedAutoencoder` on clips without labels, and fine-tune with 100 labelled ones. Compare tubes
+#    with random masks.
+# 7. Add a static "scene" to every class (a tint, say) in nine of ten training clips. What do accuracy and the meter say now, and
+#    which of the two would you have believed?
 # 8. Sample two clips of each film at test time and average their logits ("views"). What is gained here, and why more on real videos?
 #
 # ## Papers
 #
-# * Bertasius et al. 2021, [Is Space-Time Attention All You Need for Video Understanding?](https://arxiv.org/abs/2102.05095): TimeSformer.
+# * Bertasius et al. 2021, [Is Space-Time Attention All You Need for Video Understanding?](https://arxiv.org/abs/2102.05095):
+#   TimeSformer.
 # * Arnab et al. 2021, [ViViT](https://arxiv.org/abs/2103.15691): tubelets, central inflation, the factorised encoder.
 # * Liu et al. 2022, [Video Swin Transformer](https://arxiv.org/abs/2106.13230): windows in space and time.
 # * Carreira and Zisserman 2017, [Quo Vadis, Action Recognition?](https://arxiv.org/abs/1705.07750): inflation.
-# * Tong et al. 2022, [VideoMAE](https://arxiv.org/abs/2203.12602), and Feichtenhofer et al. 2022, [Masked Autoencoders As Spatiotemporal Learners](https://arxiv.org/abs/2205.09113).
-# * Huang et al. 2018, [What Makes a Video a Video](https://openaccess.thecvf.com/content_cvpr_2018/html/Huang_What_Makes_a_CVPR_2018_paper.html), and Lei et al. 2023,
+# * Tong et al. 2022, [VideoMAE](https://arxiv.org/abs/2203.12602), and Feichtenhofer et al. 2022, [Masked Autoencoders As
+#   Spatiotemporal Learners](https://arxiv.org/abs/2205.09113).
+# * Huang et al. 2018, [What Makes a Video a
+#   Video](https://openaccess.thecvf.com/content_cvpr_2018/html/Huang_What_Makes_a_CVPR_2018_paper.html), and Lei et al. 2023,
 #   [Revealing Single Frame Bias for Video-and-Language Learning](https://arxiv.org/abs/2206.03428): is time used at all?
-# * Wei et al. 2018, [Learning and Using the Arrow of Time](https://openaccess.thecvf.com/content_cvpr_2018/html/Wei_Learning_and_Using_CVPR_2018_paper.html): its direction as a label.
+# * Wei et al. 2018, [Learning and Using the Arrow of
+#   Time](https://openaccess.thecvf.com/content_cvpr_2018/html/Wei_Learning_and_Using_CVPR_2018_paper.html): its direction as a
+#   label.
 # * Fan et al. 2021, [Multiscale Vision Transformers](https://arxiv.org/abs/2104.11227): the pyramid's way to clips.
 # * Bardes et al. 2024, [V-JEPA](https://arxiv.org/abs/2404.08471): what became of masked pre-training on video.
