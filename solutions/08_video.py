@@ -789,7 +789,8 @@ def film(model, chosen, scale=4):
     for t in range(FRAMES):
         clip = visible(test_clips[chosen][:, :, t])  # (B, 3, H, W)
         lit = clip * (0.25 + 0.75 * looked[:, t // 2, None])
-        both = torch.cat([rearrange(part, "b c h w -> h (b w) c") for part in (clip, lit)])
+        framed = [F.pad(part, (1, 1, 1, 1), value=1.0) for part in (clip, lit)]
+        both = torch.cat([rearrange(part, "b c h w -> h (b w) c") for part in framed])
         picture = Image.fromarray((255 * both).round().byte().numpy())
         frames.append(picture.resize((scale * picture.width, scale * picture.height), Image.Resampling.NEAREST))
     file = BytesIO()
