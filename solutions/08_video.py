@@ -125,7 +125,7 @@ class FrameMean(nn.Module):
         return rearrange(logits, "(b t) k -> b t k", b=len(clips)).mean(1)
 
 
-def train(model, clips, labels, lr, steps=200 if session.quick else 1500):
+def train(model, clips, labels, lr, steps=280 if session.quick else 1500):
     """AdamW on random batches of 32 clips, with warm-up and half a cosine; returns the losses."""
     config, losses = TrainConfig(lr=lr, warmup=0.1), []
     optimizer = torch.optim.AdamW(param_groups(model.train(), config.weight_decay))
@@ -783,11 +783,12 @@ plt.show()
 # NBVAL_IGNORE_OUTPUT
 def film(model, chosen, scale=4):
     """An animated GIF: the clips side by side, and below each of them where [CLS] looks in the last block."""
-    looked = attention_maps(model, test_clips[chosen])[-1].cls.mean(1).cpu()  # (B, t, h, w)
+    shown = torch.stack([test_clips[i] for i in chosen])
+    looked = attention_maps(model, shown)[-1].cls.mean(1).cpu()  # (B, t, h, w)
     looked = looked.repeat_interleave(8, 2).repeat_interleave(8, 3) / looked.amax((1, 2, 3))[:, None, None, None]
     frames = []
     for t in range(FRAMES):
-        clip = visible(test_clips[chosen][:, :, t])  # (B, 3, H, W)
+        clip = visible(shown[:, :, t])  # (B, 3, H, W)
         lit = clip * (0.25 + 0.75 * looked[:, t // 2, None])
         framed = [F.pad(part, (1, 1, 1, 1), value=1.0) for part in (clip, lit)]
         both = torch.cat([rearrange(part, "b c h w -> h (b w) c") for part in framed])
