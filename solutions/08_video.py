@@ -631,8 +631,8 @@ print("not in the image model:", sorted({name.split(".")[-2] if "." in name else
 # %% [markdown]
 # ## 6 Train it
 #
-# Your model, from nothing, on the clips of section 0: as wide and as deep as the image model there, tubelets of two frames, and a
-# quarter of a minute of training.<!--~ setting -->
+# Your model, from nothing, on the clips of section 0: as wide and as deep as the image model there, tubelets of two frames, and
+# less than half a minute of training.<!--~ setting -->
 
 # %%
 # NBVAL_IGNORE_OUTPUT
