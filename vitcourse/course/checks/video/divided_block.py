@@ -1,5 +1,7 @@
 """The check of `video.DividedBlock`."""
 
+from dataclasses import replace
+
 import torch
 from einops import rearrange, repeat
 
@@ -30,10 +32,13 @@ from vitcourse.course.checks import build, check
     },
 )
 def divided_block(rng):
-    yield build(dim=8, num_heads=2).call(rng.normal(2, 1 + 3 * 4 * 5, 8), (3, 4, 5, 1))
+    first = build(dim=8, num_heads=2).call(rng.normal(2, 1 + 3 * 4 * 5, 8), (3, 4, 5, 1))
+    yield first
     yield build(12, 3).call(rng.normal(1, 1 + 5 * 2 * 3, 12), (5, 2, 3, 1)).on("a batch of one")
     yield build(6, 1).call(rng.normal(3, 1 + 1 * 7 * 2, 6), (1, 7, 2, 1)).on("a clip of one frame")
     yield build(4, 2).call(rng.normal(2, 1 + 7 * 1 * 1, 4), (7, 1, 1, 1)).on("frames of one patch")
+    other = build(dim=8, num_heads=2).call(rng.normal(1, 1 + 4 * 5 * 3, 8), (4, 5, 3, 1))
+    yield replace(other, earlier=(first,)).on("a second clip, of another grid")
 
 
 class _Wrong(video.DividedBlock):
