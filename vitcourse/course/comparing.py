@@ -130,10 +130,7 @@ def _kind(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # Python does not write an integer of more than some thousand digits
-        return "a number of thousands of digits"
+    text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -245,7 +245,7 @@ def _differentiate(outcome: Outcome, output: Any, sources: dict[str, Tensor]) ->
     """Gradients of a fixed random combination of all outputs: no symmetry of a plain sum can hide a mistake."""
     generator = torch.Generator().manual_seed(0)
     total = 0
-    for _, leaf in sorted(leaves(output), key=lambda pair: pair[0]):  # a dict's names may come in any order
+    for _, leaf in leaves(output):
         if isinstance(leaf, Tensor) and leaf.is_floating_point():
             weight = torch.randn(leaf.shape, generator=generator, dtype=torch.float64)
             if leaf.requires_grad:
