@@ -39,20 +39,8 @@ START = (3e-4, 1e-3, 3e-3)  # the rates that every search begins with
 IMAGE_MODEL = Path("runs") / "lesson_video_image.pt"
 
 
-class FrameMean(nn.Module):
-    """A model of images on each frame of a clip (B, C, T, H, W), and the mean of its logits (B, K)."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, clips: Tensor) -> Tensor:
-        logits = self.model(clips.transpose(1, 2).flatten(0, 1))
-        return logits.unflatten(0, (clips.shape[0], -1)).mean(1)
-
-
-def timesformer(kind: str, tubelet_size: int = 2) -> TimeSformer:
-    sizes = {"num_frames": FRAMES, "tubelet_size": tubelet_size, "num_classes": CLASSES, **SIZES}
+def timesformer(kind: str) -> TimeSformer:
+    sizes = {"num_frames": FRAMES, "tubelet_size": 2, "num_classes": CLASSES, **SIZES}
     return TimeSformer(attention_type=kind, **sizes)
 
 
@@ -86,8 +74,6 @@ MODELS = {
     ),
     "inflated": inflated,
     "joint, times at zero": lambda: timesformer("joint"),
-    "image mean": lambda: FrameMean(VisionTransformer(num_classes=CLASSES, **SIZES)),
-    "divided, single frames": lambda: timesformer("divided", tubelet_size=1),
 }
 
 
