@@ -28,7 +28,7 @@ from benchmarks.sweeps import SEEDS, Row, sweep
 from vitcourse.data import ImageDataset, moving, open_dataset
 from vitcourse.hardware.prune import count_macs
 from vitcourse.train import TrainConfig, fit, learning_rate, param_groups
-from vitcourse.video import FactorisedEncoder, TimeSformer, VideoSwin, single_frame_bias
+from vitcourse.video import TimeSformer, VideoSwin, single_frame_bias
 from vitcourse.vit import VisionTransformer
 
 FRAMES, SIDE, CLASSES = 8, 32, 4
@@ -69,9 +69,6 @@ MODELS = {
     "joint": lambda: random_times(timesformer("joint")),
     "space only": lambda: timesformer("space_only"),
     "video swin": video_swin,
-    "factorised": lambda: FactorisedEncoder(
-        num_frames=FRAMES, tubelet_size=2, num_classes=CLASSES, time_depth=1, **SIZES
-    ),
     "inflated": inflated,
     "joint, times at zero": lambda: timesformer("joint"),
 }
