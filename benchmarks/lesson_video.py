@@ -10,7 +10,7 @@ chosen rate, three seeds, judged by 800 clips of ``test`` as they are, shuffled,
 motion. ``takeoff`` is the first step at which the mean loss of 20 steps is below half of the loss of guessing.
 
 ``inflated`` starts as a ViT that was trained on the pictures of Fashion-MNIST, and ``divided`` from nothing. Positions
-in time start at zero in both, as the paper has it; in ``joint``, which does not get off the ground that way, at random.
+in time start at zero in both, as the paper has it; in ``joint``, which is longer on the ground that way, at random.
 """
 
 import math

@@ -1157,24 +1157,27 @@ plt.show()
 # %% [markdown]
 # What came out, beside what was expected:
 #
-# * **Joint** reaches 92.1<!--= percent(lesson_video, "accuracy", model="joint", stage="test") --> %, 90 or more in every
-#   seed,<!--? min(values(lesson_video, "accuracy", model="joint", stage="test")) >= 0.9 --> as expected, if its times differ from
-#   the beginning. With times at *zero* it stays at the loss of guessing at every rate that was tried.<!--?
-#   min(values(lesson_video, "train_loss", model="joint, times at zero", stage="tune")) > 1.38 --> Then nothing tells one moment
-#   from another, and the model is symmetric in time. Such a start is a saddle: the gradient has to find a way out first.
-# * **Divided**, of which the same is true, does find it, but not always within 240 steps: 93<!--= 100 * values(lesson_video,
-#   "accuracy", model="divided", stage="test")[0] -->, 97<!--= 100 * values(lesson_video, "accuracy", model="divided",
-#   stage="test")[2] --> and, in the seed that is still on its way, 53<!--= 100 * values(lesson_video, "accuracy",
-#   model="divided", stage="test")[1] --> %. A miss: we had expected 90 at least. (Section 6 gives it 40<!--= 280 - 240 --> steps
-#   more, and a rate between two of this grid. If a run of yours sits on a plateau, wait, or begin with random times.)
+# * **Joint** reaches 92.1<!--= percent(lesson_video, model="joint", stage="test") --> %, 90 or more in every seed,<!--?
+#   min(values(lesson_video, "accuracy", model="joint", stage="test")) >= 0.9 --> as expected, if its times differ from the
+#   beginning. With times at *zero* two seeds reach 83<!--= 100 * sorted(values(lesson_video, "accuracy", model="joint, times at
+#   zero", stage="test"))[1] --> and 86<!--= 100 * sorted(values(lesson_video, "accuracy", model="joint, times at zero",
+#   stage="test"))[2] --> %, and the third stays at 30<!--= 100 * sorted(values(lesson_video, "accuracy", model="joint, times at
+#   zero", stage="test"))[0] -->, as it did at every rate that was tried.<!--? min(values(lesson_video, "train_loss",
+#   model="joint, times at zero", stage="tune")) > 1.38 --> At such a start nothing tells one moment from another. It is a saddle,
+#   and how long a run sits on it is a matter of chance.
+# * **Divided** starts there, too: 93<!--= 100 * values(lesson_video, "accuracy", model="divided", stage="test")[0] -->, 97<!--=
+#   100 * values(lesson_video, "accuracy", model="divided", stage="test")[2] --> and, in the seed that is still on its way after
+#   240 steps, 53<!--= 100 * values(lesson_video, "accuracy", model="divided", stage="test")[1] --> %. A miss: we had expected 90
+#   at least. (Section 6 gives it 40<!--= 280 - 240 --> steps more, and a rate between two of this grid. If a run of yours sits on
+#   a plateau, wait, or begin with random times.)
 # * **Space only** has 33.5<!--= percent(lesson_video, "accuracy", model="space only", stage="test") --> %, far below the 60 that
 #   we had expected.<!--? percent(lesson_video, "accuracy", model="space only", stage="test") < 40 --> The information is there:
 #   every tubelet holds two frames, and on reversed clips the answers do change. But one step of a motion is little to go by, and
 #   in 240 steps hardly anything is learnt.
 # * **Video Swin** is at chance, 28.3<!--= percent(lesson_video, "accuracy", model="video swin", stage="test") --> %,<!--?
 #   percent(lesson_video, "accuracy", model="video swin", stage="test") < 30 --> where we had expected 80: the largest miss. It
-#   has the smallest tubelets (4 × 4 pixels), a mean over all places at its end, and a window of two moments. It may well need ten
-#   times the steps. That is not a verdict on a model that was made for long training, only on this budget.
+#   has the smallest tubelets (4 × 4 pixels), a mean over all places at its end, and a window of two moments. It may well need far
+#   more steps. That is not a verdict on a model that was made for long training, only on this budget.
 # * **Inflated** takes off in every seed, on average at step 106<!--= mean(lesson_video, "takeoff", model="inflated",
 #   stage="test") -->, and reaches 97.2<!--= percent(lesson_video, "accuracy", model="inflated", stage="test") --> %. From nothing
 #   two seeds take off, at 144<!--= values(lesson_video, "takeoff", model="divided", stage="test")[0] --> and 162<!--=
