@@ -37,6 +37,12 @@ def rounded(num_frames, fps, video_fps, video_frames, start=0):
     return torch.from_numpy(np.minimum(start + frames, video_frames - 1))
 
 
+@variant("nearest")
+def half_to_even(num_frames, fps, video_fps, video_frames, start=0):
+    frames = (torch.arange(num_frames) * video_fps / fps).round().long()
+    return (start + frames).clamp(max=video_frames - 1)
+
+
 @variant("next-frame")
 def ceiling(num_frames, fps, video_fps, video_frames, start=0):
     return listed(num_frames, lambda k: min(start + math.ceil(Fraction(k * video_fps, fps)), video_frames - 1))
