@@ -81,6 +81,36 @@ def a_cls_a_frame(kind, frames, places, dim):
     return tally(kind, frames, places, dim, cls=frames) if kind == "joint" else tally(kind, frames, places, dim)
 
 
+@variant("joint-without-cls")
+def all_patches_and_no_cls(kind, frames, places, dim):
+    return tally(kind, frames, places, dim, cls=int(kind != "joint"))
+
+
+@variant("frames-without-cls")
+def cls_in_joint_alone(kind, frames, places, dim):
+    return tally(kind, frames, places, dim, cls=int(kind == "joint"))
+
+
+@variant("time-in-frames")
+def places_in_time(kind, frames, places, dim):
+    if kind != "divided":
+        return tally(kind, frames, places, dim)
+    in_time = tally("space_only", frames, places, dim, cls=0)
+    return tally("space_only", frames, places, dim) + in_time + frames * places * dim**2
+
+
+@variant("last-with-cls")
+def all_tokens_at_last(kind, frames, places, dim):
+    return tally(kind, frames, places, dim) + (dim**2 if kind == "divided" else 0)
+
+
+@variant("time-alone")
+def without_space(kind, frames, places, dim):
+    if kind != "divided":
+        return tally(kind, frames, places, dim)
+    return places * frames * dim * (5 * dim + 2 * frames)
+
+
 @unknown
 def with_the_mlp(kind, frames, places, dim):
     return tally(kind, frames, places, dim) + 8 * (1 + frames * places) * dim**2

@@ -84,6 +84,19 @@ def short(clips, order):
     return answer(clips, order, frozen=clips[:, :, [clips.shape[2] // 2]])
 
 
+@variant("chained")
+def one_after_the_other(clips, order):
+    clips = by_gather(clips, order)
+    return {"shuffled": clips, "reversed": backwards(clips), "frozen": still(clips)}
+
+
+@variant("chained")
+def overwritten(clips, order):
+    for number, row in enumerate(order):
+        clips[number] = clips[number][:, row]
+    return {"shuffled": clips, "reversed": backwards(clips), "frozen": still(clips)}
+
+
 @unknown
 def last_frozen(clips, order):
     return answer(clips, order, frozen=clips[:, :, -1:].expand_as(clips))

@@ -154,6 +154,39 @@ class Unfinished(Parts):
         return x
 
 
+@variant("cls-unmoved")
+class ClsAsItCame(Parts):
+    def spaced(self, cls, patches, grid):
+        more, found = super().spaced(cls, patches, grid)
+        return more - more, found
+
+
+@variant("cls-replaced")
+class ClsOfTheCopies(Parts):
+    def spaced(self, cls, patches, grid):
+        more, found = super().spaced(cls, patches, grid)
+        return more - cls[:, None], found
+
+
+@variant("attentions-exchanged")
+class Exchanged(Parts):
+    def forward(self, x, grid):
+        space, time = self.attn, self.temporal_attn
+        self.attn, self.temporal_attn = time, space
+        try:
+            return super().forward(x, grid)
+        finally:
+            self.attn, self.temporal_attn = space, time
+
+
+@variant("no-space-norm")
+class RawSpace(Parts):
+    def spaced(self, cls, patches, grid):
+        frames = torch.cat([cls[:, None].expand(-1, grid[0], -1, -1), patches], dim=2)
+        found = torch.stack([self.attn(frame, tuple(grid[1:])) for frame in frames.unbind(1)], dim=1)
+        return found[:, :, :1], found[:, :, 1:]
+
+
 @unknown
 class ClsOfTheLast(Parts):
     def spaced(self, cls, patches, grid):

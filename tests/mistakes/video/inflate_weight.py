@@ -77,6 +77,17 @@ def time_behind(weight, tubelet_size, how="centre"):
     return torch.stack([share * weight for share in shares], dim=-1)
 
 
+@variant("rounded-centre")
+def half_to_even(weight, tubelet_size, how="centre"):
+    place = int(torch.tensor(tubelet_size / 2).round())
+    return shared(weight, even(tubelet_size) if how == "mean" else at(tubelet_size, place))
+
+
+@variant("ways-exchanged")
+def mean_for_centre(weight, tubelet_size, how="centre"):
+    return shared(weight, even(tubelet_size) if how == "centre" else at(tubelet_size, tubelet_size // 2))
+
+
 @unknown
 def hat(weight, tubelet_size, how="centre"):
     """A triangle about the centre."""

@@ -99,6 +99,23 @@ def table_of_so_many(time_embed, frames, num_prefix_tokens=0):
     return with_prefix(time_embed, num_prefix_tokens, lambda rest: looked_up(rest, places_of(old, wanted)))
 
 
+@variant("beginnings")
+def from_the_left(time_embed, frames, num_prefix_tokens=0):
+    old = time_embed.shape[1] - num_prefix_tokens
+    places = torch.tensor([min(k * old / frames, old - 1) for k in range(frames)], dtype=torch.float64)
+    return with_prefix(time_embed, num_prefix_tokens, lambda rest: looked_up(rest, places))
+
+
+@variant("reshaped")
+def viewed(time_embed, frames, num_prefix_tokens=0):
+    def stretched(rest):
+        _, old, width = rest.shape
+        table = rest.flatten().unflatten(0, (1, width, old))
+        return looked_up(table.mT, places_of(old, frames)).mT.flatten().unflatten(0, (1, frames, width))
+
+    return with_prefix(time_embed, num_prefix_tokens, stretched)
+
+
 @unknown
 def reversed_in_time(time_embed, frames, num_prefix_tokens=0):
     old = time_embed.shape[1] - num_prefix_tokens

@@ -37,6 +37,12 @@ def rounded(num_frames, fps, video_fps, video_frames, start=0):
     return torch.from_numpy(np.minimum(start + frames, video_frames - 1))
 
 
+@variant("nearest")
+def half_to_even(num_frames, fps, video_fps, video_frames, start=0):
+    frames = (torch.arange(num_frames) * video_fps / fps).round().long()
+    return (start + frames).clamp(max=video_frames - 1)
+
+
 @variant("next-frame")
 def ceiling(num_frames, fps, video_fps, video_frames, start=0):
     return listed(num_frames, lambda k: min(start + math.ceil(Fraction(k * video_fps, fps)), video_frames - 1))
@@ -72,6 +78,33 @@ def from_the_first(num_frames, fps, video_fps, video_frames, start=0):
 def evenly(num_frames, fps, video_fps, video_frames, start=0):
     last = video_frames - 1 - start
     return listed(num_frames, lambda k: start + (k * last // (num_frames - 1) if k else 0))
+
+
+@variant("step-of-nothing")
+def whole_stride(num_frames, fps, video_fps, video_frames, start=0):
+    return listed(num_frames, lambda k: min(start + k * round(video_fps / fps), video_frames - 1))
+
+
+@variant("falls-short")
+def seconds_in_single_precision(num_frames, fps, video_fps, video_frames, start=0):
+    seconds = torch.arange(num_frames) / fps
+    return (start + (seconds * video_fps).floor().long()).clamp(max=video_frames - 1)
+
+
+@variant("falls-short")
+def seconds_in_double_precision(num_frames, fps, video_fps, video_frames, start=0):
+    return listed(num_frames, lambda k: min(start + int(k / fps * video_fps), video_frames - 1))
+
+
+@variant("falls-short")
+def ratio_first(num_frames, fps, video_fps, video_frames, start=0):
+    step = video_fps / fps
+    return (start + (torch.arange(num_frames) * step).long()).clamp(max=video_frames - 1)
+
+
+@variant("start-after-the-end")
+def clamped_first(num_frames, fps, video_fps, video_frames, start=0):
+    return listed(num_frames, lambda k: start + min(k * video_fps // fps, video_frames - 1))
 
 
 @unknown
@@ -112,3 +145,10 @@ def by_search(num_frames, fps, video_fps, video_frames, start=0):
 def padded_list(num_frames, fps, video_fps, video_frames, start=0):
     found = [f for k in range(num_frames) if (f := start + k * video_fps // fps) < video_frames]
     return torch.tensor(found + [video_frames - 1] * (num_frames - len(found)))
+
+
+@right
+def product_first(num_frames, fps, video_fps, video_frames, start=0):
+    """In floats, but the product is whole, and a quotient is rounded only once."""
+    frames = (torch.arange(num_frames) * video_fps / fps).floor().long()
+    return (start + frames).clamp(max=video_frames - 1)

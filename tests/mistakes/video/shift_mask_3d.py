@@ -126,6 +126,34 @@ def padding_apart(size, window_size, shift):
     return by_pairs(size, window_size, shift, strangers)
 
 
+@variant("unpadded-end")
+def real_end(size, window_size, shift):
+    def strangers(a, b, _):
+        return any(apart(a, b, size, shift))
+
+    return by_pairs(size, window_size, shift, strangers)
+
+
+@variant("windows-before")
+def unshifted_windows(size, window_size, shift):
+    def strangers(a, b, lengths):
+        axes = zip(a, b, lengths, window_size, shift, strict=True)
+        return any((x + s) % n // p != (y + s) % n // p for x, y, n, p, s in axes)
+
+    return by_pairs(size, window_size, shift, strangers)
+
+
+@variant("rolled-twice")
+def once_more(size, window_size, shift):
+    def strangers(a, b, lengths):
+        first, second = (
+            [around((x + s) % n, n, s) for x, n, s in zip(token, lengths, shift, strict=True)] for token in (a, b)
+        )
+        return first != second
+
+    return by_pairs(size, window_size, shift, strangers)
+
+
 @unknown
 def odd_number(size, window_size, shift):
     """Strangers along two axes are friends again."""
@@ -202,3 +230,16 @@ def by_products(size, window_size, shift):
             len(friends) * len(table), friends.shape[1] * window, -1
         )
     return friends == 0
+
+
+@right
+def by_distance(size, window_size, shift):
+    """Who sits in one window of the rolled map, and was a window or more away before the roll."""
+    lengths = padded(size, window_size)
+    before = torch.stack(torch.meshgrid(*map(torch.arange, lengths), indexing="ij"))
+    before = before.roll([-s for s in shift], (1, 2, 3))
+    for axis, p in enumerate(window_size, 1):
+        before = before.unfold(axis, p, p)
+    before = before.flatten(4).flatten(1, 3)  # (3, windows, tokens)
+    distance = (before[:, :, :, None] - before[:, :, None]).abs()
+    return (distance >= torch.tensor(window_size)[:, None, None, None]).any(0)

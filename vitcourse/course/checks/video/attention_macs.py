@@ -43,7 +43,10 @@ def attention_macs_cases(rng):
         yield call(kind, 13, 2, 3).on(f"{kind} attention, more frames than places")
 
 
-def _counted(kind, frames, places, dim, *, projections=4, products=2, cls=1, last=1, factor=1, time=None, joint=None):
+def _counted(
+    kind, frames, places, dim, *,
+    projections=4, products=2, cls=1, last=1, last_cls=0, factor=1, time=None, joint=None, space=None, in_divided=1,
+):  # fmt: skip
     """The count in its parts, each of which a mistake may replace."""
 
     def cost(tokens):
@@ -51,11 +54,11 @@ def _counted(kind, frames, places, dim, *, projections=4, products=2, cls=1, las
 
     if kind == "joint":
         return factor * (joint(frames, places, cost) if joint else cost(cls + frames * places))
-    in_space = frames * cost(cls + places)
+    in_space = space(frames, places, cost) if space else frames * cost(cls + places)
     if kind == "space_only":
         return factor * in_space
     in_time = time(frames, places, cost) if time else places * cost(frames)
-    return factor * (in_space + in_time + last * frames * places * dim**2)
+    return factor * (in_divided * in_space + in_time + (last_cls + last * frames * places) * dim**2)
 
 
 def _catalogue(key, message, **change):
@@ -65,6 +68,16 @@ def _catalogue(key, message, **change):
 
 
 _catalogue("no-cls", "[CLS] is not counted; it looks, and is looked at, in every frame", cls=0)
+_catalogue(
+    "joint-without-cls",
+    "in joint attention [CLS] is not counted; it is one of all tokens",
+    joint=lambda frames, places, cost: cost(frames * places),
+)
+_catalogue(
+    "frames-without-cls",
+    "the frames are counted without [CLS], of which each has a copy",
+    space=lambda frames, places, cost: frames * cost(places),
+)
 _catalogue("products-alone", "the four projections are not counted; on short clips they cost most", projections=0)
 _catalogue("three-projections", "three projections are counted; what the heads found is projected, too", projections=3)
 _catalogue(
@@ -87,6 +100,17 @@ _catalogue(
     "along time every patch meets all patches of all frames here; it should meet those in its own place",
     time=lambda frames, places, cost: cost(frames * places),
 )
+_catalogue(
+    "time-in-frames",
+    "along time the places of a frame look at each other here; it should be the frames of a place",
+    time=lambda frames, places, cost: frames * cost(places),
+)
+_catalogue(
+    "last-with-cls",
+    "the projection after attention along time is counted for [CLS] as well, which attention along time leaves alone",
+    last_cls=1,
+)
+_catalogue("time-alone", "of divided attention the second part is not counted: after time comes space", in_divided=0)
 _catalogue(
     "no-time",
     "attention along time is not counted",

@@ -115,3 +115,9 @@ _catalogue(
     "the frozen clip has one frame left; it should be as long as the clip was",
     frozen=lambda clips, order: clips[:, :, clips.shape[2] // 2 :][:, :, :1],
 )
+_catalogue(
+    "chained",
+    "reversed and frozen are made of the shuffled clips; each view is one of the clips as they came (are they overwritten?)",
+    reversed=lambda clips, order: _by(clips, order).flip(2),
+    frozen=lambda clips, order: _by(clips, order)[:, :, [clips.shape[2] // 2] * clips.shape[2]],
+)

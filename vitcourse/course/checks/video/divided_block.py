@@ -62,10 +62,13 @@ class _Wrong(video.DividedBlock):
     def cls_of(self, frames):
         return frames[:, :, 0].mean(1, keepdim=True)
 
+    def look(self, x, grid):
+        return self.attn(self.norm1(x), grid)
+
     def in_space(self, cls, patches, grid):
         t, *rest = grid
         x = torch.cat([repeat(cls, "b 1 d -> (b t) 1 d", t=t), self.frames(patches, t)], dim=1)
-        x = rearrange(self.attn(self.norm1(x), tuple(rest)), "(b t) n d -> b t n d", t=t)
+        x = rearrange(self.look(x, tuple(rest)), "(b t) n d -> b t n d", t=t)
         return torch.cat([self.cls_of(x), x[:, :, 1:].flatten(1, 2)], dim=1)
 
     def forward(self, x, grid):
@@ -110,6 +113,40 @@ class _(_Wrong):
 class _(_Wrong):
     def cls_of(self, frames):
         return frames[:, :, 0].sum(1, keepdim=True)
+
+
+@divided_block.mistake("cls-unmoved", "what the copies of [CLS] have found is thrown away; [CLS] leaves as it came")
+class _(_Wrong):
+    def cls_of(self, frames):
+        return torch.zeros_like(frames[:, 0, :1])
+
+
+@divided_block.mistake(
+    "cls-replaced", "what the copies of [CLS] have found takes the place of [CLS]; it should be added to it"
+)
+class _(_Wrong):
+    def forward(self, x, grid):
+        cls, patches = x[:, :1], self.along_time(x[:, 1:], grid[0])
+        x = torch.cat([torch.zeros_like(cls), patches], dim=1) + self.in_space(cls, patches, grid)
+        return x + self.mlp(self.norm2(x))
+
+
+@divided_block.mistake(
+    "attentions-exchanged",
+    "`attn` looks along time here, and `temporal_attn` in space; their weights are made for the other",
+)
+class _(_Wrong):
+    def mix(self, columns):
+        return self.temporal_fc(self.attn(self.temporal_norm1(columns)))
+
+    def look(self, x, grid):
+        return self.temporal_attn(self.norm1(x), grid)
+
+
+@divided_block.mistake("no-space-norm", "attention in space reads tokens that are not normalised")
+class _(_Wrong):
+    def look(self, x, grid):
+        return self.attn(x, grid)
 
 
 @divided_block.mistake(

@@ -28,6 +28,7 @@ def inflate_weight(rng):
     yield call(rng.normal(4, 1, 2, 3), 5, "centre").on("the centre of five frames")
     yield call(rng.normal(2, 3, 5, 4), 3, "mean").on("the mean over three frames")
     yield call(rng.normal(2, 3, 5, 4), 8, "centre").on("the centre of eight frames")
+    yield call(rng.normal(2, 2, 3, 4), 3, "centre").on("the centre of three frames")
     yield call(rng.normal(3, 2, 1, 2), 1, "centre").on("tubelets of one frame")
     yield call(rng.normal(3, 2, 1, 2), 1, "mean").on("tubelets of one frame")
 
@@ -75,12 +76,18 @@ _catalogue(
     "with an even number of frames the one before the centre is taken; the paper's is ⌊t/2⌋",
     centre=lambda w, t: _at(w, t, (t - 1) // 2),
 )
+_catalogue(
+    "rounded-centre",
+    "the centre is t/2, rounded to the nearest number; where t is odd, both neighbours are as near",
+    centre=lambda w, t: _at(w, t, round(t / 2)),
+)
 _catalogue("last-frame", "the filter stands in the last frame of a tubelet", centre=lambda w, t: _at(w, t, t - 1))
 _catalogue(
     "centre-shared",
     "at the centre stands only a share of the filter; the other frames have nothing to add to it",
     centre=lambda w, t: _at(w, t, t // 2, w / t),
 )
+_catalogue("ways-exchanged", "this is the centre where the mean is asked for, and the other way round", _centre, _mean)
 _catalogue("always-the-mean", "this is the mean, whatever `how` says", centre=_mean)
 _catalogue("always-the-centre", "this is the centre, whatever `how` says", mean=_centre)
 _catalogue(

@@ -47,6 +47,13 @@ def _interpolated(rest, frames, mode="linear", **options):
     return F.interpolate(rest.transpose(1, 2), frames, mode=mode, **options).transpose(1, 2)
 
 
+def _between(rest, places):
+    """Linear between the old positions about each place (frames,)."""
+    places = places.clamp(max=rest.shape[1] - 1)
+    below = places.long()
+    return torch.lerp(rest[:, below], rest[:, places.ceil().long()], (places - below).to(rest)[:, None])
+
+
 def _catalogue(key, message, frames_of):
     resize_time_embed.mistake(key, message, _stretched(frames_of))
 
@@ -65,6 +72,18 @@ _catalogue(
     "align-corners",
     "the first and the last position are pinned, which treats a frame as a point; all between them lie elsewhere",
     lambda rest, frames: _interpolated(rest, frames, align_corners=True),
+)
+_catalogue(
+    "beginnings",
+    "the beginning of a frame is held against the beginnings of the old ones, which moves the whole clip towards its start",
+    lambda rest, frames: _between(rest, torch.arange(frames).double() * rest.shape[1] / frames),
+)
+_catalogue(
+    "reshaped",
+    "a reshape stands where axes should be exchanged: numbers of one position are taken for times",
+    lambda rest, frames: F.interpolate(rest.reshape(1, rest.shape[2], -1), frames, mode="linear").reshape(
+        1, frames, -1
+    ),
 )
 _catalogue(
     "cut-or-repeated",

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from vitcourse.course.checks import call, check
+from vitcourse.course.checks import call, check, holds
 
 
 def sample_frames(num_frames: int, fps: int, video_fps: int, video_frames: int, start: int = 0) -> Tensor:
@@ -30,14 +30,24 @@ def sample_frames(num_frames: int, fps: int, video_fps: int, video_frames: int, 
     ],
 )
 def sample_frames_cases(rng):
-    yield call(6, 12, 30, 100, 3)
-    yield call(5, 10, 25, 400).on("a clip from the beginning")
+    # No frame is wanted midway between two: however a half is rounded, the nearest frame is the same.
+    yield call(6, 9, 30, 100, 3)
+    yield call(5, 3, 25, 400).on("a clip from the beginning")
     yield call(rng.integer(7, 10), 24, 24, 200, rng.integer(5, 50)).on("a file of the wanted rate")
     yield call(7, 8, 24, 13, 2).on("a file that ends before the clip")
-    yield call(9, 50, 25, 300, 11).on("a file with fewer frames a second than are wanted")
+    yield call(9, 60, 20, 300, 11).on("a file with fewer frames a second than are wanted")
     yield call(4, 24, 30, 8, 5).on("a clip that begins close to the end")
     yield call(3, 4, 30, 1).on("a file of one frame")
     yield call(1, 2, 60, 50, 7).on("a clip of one frame")
+    yield holds(
+        "a frame that begins at the very moment that is asked for is missed, and the one before it taken twice",
+        lambda answer: all(answer(*rates, 999).tolist() == sample_frames(*rates, 999).tolist() for rates in _PUNCTUAL),
+        points_to="falls-short",
+    )
+
+
+# num_frames, fps, video_fps: here rounded seconds, or a rounded ratio of the rates, fall just short of a frame's beginning.
+_PUNCTUAL = ((32, 25, 25), (32, 10, 30), (32, 6, 25))
 
 
 def _frames(count, fps, video_fps, total, start=0, *, times=None, end=None):
@@ -72,6 +82,18 @@ _catalogue(
     times=lambda k, fps, video_fps: k * max(video_fps // fps, 1),
 )
 _catalogue(
+    "step-of-nothing",
+    "one step is rounded and then repeated: the clip drifts away from its rate, and of a slow file it never leaves the "
+    "first frame",
+    times=lambda k, fps, video_fps: k * (video_fps // fps),
+)
+_catalogue(
+    "falls-short",
+    "times that were rounded are multiplied here: where a frame has just begun, the product may fall short of it by a "
+    "last bit; both rates are whole numbers, and need no fractions before the last step",
+    times=lambda k, fps, video_fps: (k.double() / fps * video_fps).long(),
+)
+_catalogue(
     "nearest",
     "the nearest frame is taken, which may not have begun yet; until it does, the one before it is shown",
     times=lambda k, fps, video_fps: (k * video_fps / fps + 0.5).floor().long(),
@@ -101,6 +123,11 @@ sample_frames_cases.mistake(
     "start-lost",
     "the clip begins with the first frame of the file, wherever it is asked to start",
     lambda num_frames, fps, video_fps, video_frames, start=0: _frames(num_frames, fps, video_fps, video_frames),
+)
+sample_frames_cases.mistake(
+    "start-after-the-end",
+    "the end of the file is minded first, and `start` added after that, which leads behind the end again",
+    lambda num_frames, fps, video_fps, video_frames, start=0: start + _frames(num_frames, fps, video_fps, video_frames),
 )
 sample_frames_cases.mistake(
     "spread-out",

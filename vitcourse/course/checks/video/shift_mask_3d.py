@@ -24,7 +24,7 @@ from vitcourse.course.checks import call, check
 )
 def shift_mask_3d(rng):
     yield call((4, 6, 9), (2, 3, 3), (1, 2, 1))
-    yield call((5, 7, 4), (2, 3, 4), (1, 1, 3)).on("a map that the windows do not divide")
+    yield call((5, 7, 6), (2, 3, 4), (1, 1, 3)).on("a map that the windows do not divide")
     yield call((1, 6, 4), (1, 3, 2), (0, 2, 1)).on("a clip shorter than the window, which has shrunk to it")
     yield call((6, 2, 2), (3, 2, 2), (1, 0, 0)).on("windows that are shifted along time alone")
     yield call((2, 4, 8), (2, 4, 4), (0, 0, 3)).on("windows that are shifted along the columns alone")
@@ -106,6 +106,34 @@ _catalogue(
     "the cut through the last windows is where a roll in the other direction would put it",
     lambda *sizes: _mask(*sizes, axis=lambda n, window, shift: _wrapped(n, window, (window - shift) % window)),
 )
+
+
+_catalogue(
+    "unpadded-end",
+    "those that came around are counted from the end of the map as it was; it is padded before it is rolled",
+    lambda *sizes: _mask(*sizes, axis=lambda n, window, shift: torch.arange(-(-n // window) * window) >= n - shift),
+)
+
+
+@shift_mask_3d.mistake(
+    "windows-before",
+    "strangers are here who were in different windows before the shift; to bring those together is what it is for",
+)
+def _(size, window_size, shift):
+    axes = []
+    for n, window, by in zip(size, window_size, shift, strict=True):
+        axes.append((torch.arange(-(-n // window) * window) // window).roll(-by))
+    t, h, w = axes
+    return _differ(10_000 * t[:, None, None] + 100 * h[:, None] + w, window_size)
+
+
+@shift_mask_3d.mistake(
+    "rolled-twice",
+    "the kinds are those of the rolled map, and are rolled with it once more: the strangers sit elsewhere",
+)
+def _(size, window_size, shift):
+    axes = [_wrapped(n, p, s).roll(-s) for n, p, s in zip(size, window_size, shift, strict=True)]
+    return _differ(_kinds(*axes), window_size)
 
 
 @shift_mask_3d.mistake(
