@@ -3,10 +3,9 @@
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-from torchvision.ops import box_convert
+from torchvision.ops import box_convert, generalized_box_iou
 
 from vitcourse.course.checks import call, check
-from vitcourse.dense_prediction import pairwise_giou
 
 
 def match(probabilities: Tensor, boxes: Tensor, labels: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,7 +27,7 @@ def match(probabilities: Tensor, boxes: Tensor, labels: Tensor, wanted: Tensor) 
     if len(labels) > len(boxes):
         raise ValueError(f"{len(labels)} objects are more than {len(boxes)} queries")
     corners = (box_convert(x, "cxcywh", "xyxy") for x in (boxes, wanted))
-    cost = 5 * torch.cdist(boxes, wanted, p=1) - 2 * pairwise_giou(*corners) - probabilities[:, labels]
+    cost = 5 * torch.cdist(boxes, wanted, p=1) - 2 * generalized_box_iou(*corners) - probabilities[:, labels]
     _, queries = linear_sum_assignment(cost.T.detach().cpu().numpy())
     return cost, torch.as_tensor(queries, device=cost.device)
 
@@ -80,7 +79,7 @@ def _match(probabilities, boxes, labels, wanted, *, classes=None, distance=None,
     """The reference in parts, each of which a mistake may replace."""
     corners = [box_convert(x, "cxcywh", "xyxy") for x in (boxes, wanted)]
     close = torch.cdist(boxes, wanted, p=1) if distance is None else distance(boxes, wanted)
-    gain = pairwise_giou(*corners) if overlap is None else overlap(boxes, wanted)
+    gain = generalized_box_iou(*corners) if overlap is None else overlap(boxes, wanted)
     likely = probabilities[:, labels] if classes is None else classes(probabilities, labels)
     cost = 5 * close - 2 * gain - likely
     return cost, (_hungarian if solve is None else solve)(cost)
@@ -126,12 +125,14 @@ match_cases.mistake(
 match_cases.mistake(
     "giou-of-centres",
     "centre, width and height are taken for two corners when the overlap is computed",
-    lambda *args: _match(*args, overlap=pairwise_giou),
+    lambda *args: _match(*args, overlap=generalized_box_iou),
 )
 match_cases.mistake(
     "giou-punished",
     "an overlap makes a pair dearer; it should make it cheaper",
-    lambda *args: _match(*args, overlap=lambda *b: -pairwise_giou(*(box_convert(x, "cxcywh", "xyxy") for x in b))),
+    lambda *args: _match(
+        *args, overlap=lambda *b: -generalized_box_iou(*(box_convert(x, "cxcywh", "xyxy") for x in b))
+    ),
 )
 match_cases.mistake(
     "background-first",
@@ -152,4 +153,14 @@ match_cases.mistake(
     "mean-distance",
     "the four differences are averaged, so that L1 weighs a quarter of what it should",
     lambda *args: _match(*args, distance=lambda a, b: torch.cdist(a, b, p=1) / 4),
+)
+match_cases.mistake(
+    "distance-of-corners",
+    "L1 is taken between corners; there a wrong width counts otherwise than in centre, width and height",
+    lambda *args: _match(*args, distance=lambda *b: torch.cdist(*(box_convert(x, "cxcywh", "xyxy") for x in b), p=1)),
+)
+match_cases.mistake(
+    "numbers-of-objects",
+    "these are the numbers of objects, one for each query that has one; what is asked for are queries",
+    lambda *args: _match(*args, solve=lambda cost: _hungarian(cost).argsort()),
 )
