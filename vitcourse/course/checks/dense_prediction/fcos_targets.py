@@ -47,6 +47,11 @@ def fcos_cases(rng):
     yield call(xy, spans + 200, boxes).on("points of which none is responsible")
     inner = torch.stack([xy.new_tensor([10.0 + 2 * i, 12.0 + i, 80.0 - 3 * i, 70.0 - i]) for i in (1, 2, 0)])
     yield call(xy, spans, inner).on("boxes inside of one another")
+    nested = xy.new_tensor([[25.0, 25, 36, 35], [0, 0, 90, 80]])
+    spans = xy.new_tensor([40.5, torch.inf]).expand(2, 2)
+    yield call(xy.new_tensor([[30.0, 30], [31, 29]]), spans, nested).on(
+        "a small box in a large one, for large ones only"
+    )
     yield call(*_edges()).on("points on a side, and sides as far as a span reaches")
 
 
