@@ -66,7 +66,7 @@ def columns_look(real, num_queries):
     return pairs(real, num_queries, rule).mT
 
 
-@unknown
+@variant("filled-up-blind")
 def filled_up_see_nothing(real, num_queries):
     seen = pairs(real, num_queries, rule)
     rows = torch.cat([real.flatten(1), torch.ones(len(real), num_queries, dtype=torch.bool)], 1)

@@ -7,7 +7,9 @@ from mistakes import collect
 VARIANTS, UNKNOWN, RIGHT, variant, unknown, right = collect("dense_prediction.fcos_targets")
 
 
-def walk(xy, spans, boxes, *, inside=True, reach=max, better=None, none=-1, spanned=True):
+def walk(
+    xy, spans, boxes, *, inside=True, reach=max, better=None, none=-1, spanned=True, sides_too=False, ends_too=False
+):
     """Point after point, box after box; ``better(box, best, point)`` says which of two boxes is taken."""
     better = better or (lambda box, best, point: area(box) < area(best))
     found = []
@@ -15,9 +17,10 @@ def walk(xy, spans, boxes, *, inside=True, reach=max, better=None, none=-1, span
         best, index = None, none
         for i, box in enumerate(boxes.tolist()):
             sides = [x - box[0], y - box[1], box[2] - x, box[3] - y]
-            if inside and min(sides) <= 0:
+            if inside and (min(sides) < 0 or (min(sides) == 0 and not sides_too)):
                 continue
-            if spanned and not low < (reach(sides) if reach is not None else longest(box)) < high:
+            far = reach(sides) if reach is not None else longest(box)
+            if spanned and not (low < far < high or (ends_too and far in (low, high))):
                 continue
             if best is None or better(box, best, (x, y)):
                 best, index = box, i
@@ -75,6 +78,32 @@ def by_length(xy, spans, boxes):
 @variant("none-is-the-first")
 def zero_for_none(xy, spans, boxes):
     return walk(xy, spans, boxes, none=0)
+
+
+@variant("side-counts")
+def on_the_line(xy, spans, boxes):
+    return walk(xy, spans, boxes, sides_too=True)
+
+
+@variant("span-with-its-ends")
+def closed_spans(xy, spans, boxes):
+    return walk(xy, spans, boxes, ends_too=True)
+
+
+@variant("smallest-before-span")
+def span_of_the_smallest(xy, spans, boxes):
+    found = walk(xy, spans, boxes, spanned=False)
+    for k, i in enumerate(found.tolist()):
+        if i >= 0:
+            found[k] = i if walk(xy[k : k + 1], spans[k : k + 1], boxes[i : i + 1])[0] == 0 else -1
+    return found
+
+
+@unknown
+def least_reach(xy, spans, boxes):
+    """Of the boxes that fit the one whose farthest side is nearest."""
+    far = lambda box, point: max(point[0] - box[0], point[1] - box[1], box[2] - point[0], box[3] - point[1])  # noqa: E731
+    return walk(xy, spans, boxes, better=lambda box, best, point: far(box, point) < far(best, point))
 
 
 @unknown

@@ -81,6 +81,20 @@ def widths(boxes, others):
     return right_one(*turned)
 
 
+@variant("clipped-too-late")
+def clips_the_area(boxes, others):
+    overlap, a, b, hull = parts(boxes, others, clip=False)
+    overlap = torch.relu(overlap)
+    union = a + b - overlap
+    return overlap / union - 1 + union / hull
+
+
+@variant("empty-but-for-the-overlap")
+def overlap_for_union(boxes, others):
+    overlap, a, b, hull = parts(boxes, others)
+    return overlap / (a + b - overlap) + overlap / hull - 1
+
+
 @unknown
 def loss_instead(boxes, others):
     return 1 - right_one(boxes, others)
@@ -118,6 +132,26 @@ def by_sorting(boxes, others):
     hull = (both[..., 1, :].amax(-2) - both[..., 0, :].amin(-2)).prod(-1)
     union = (both[..., 1, :] - both[..., 0, :]).prod(-1).sum(-1) - inside
     return inside / union - (hull - union) / hull
+
+
+@right
+def with_where(boxes, others):
+    """Of two equal sides only one has the gradient."""
+    low = torch.where(boxes[..., :2] > others[..., :2], boxes[..., :2], others[..., :2])
+    high = torch.where(boxes[..., 2:] < others[..., 2:], boxes[..., 2:], others[..., 2:])
+    sides = high - low
+    inside = torch.where((sides > 0).all(-1), sides.prod(-1), 0.0)
+    union = sum((x[..., 2:] - x[..., :2]).prod(-1) for x in (boxes, others)) - inside
+    _, _, _, hull = parts(boxes, others)
+    return (inside * hull + union**2 - union * hull) / (union * hull)
+
+
+@right
+def pair_by_pair(boxes, others):
+    pairs = torch.broadcast_tensors(boxes, others)
+    flat = zip(*(x.reshape(-1, 4) for x in pairs), strict=True)
+    values = [generalized_box_iou(a[None], b[None])[0, 0] for a, b in flat]
+    return torch.stack(values).reshape(pairs[0].shape[:-1]) if values else boxes.new_zeros(0)
 
 
 @right

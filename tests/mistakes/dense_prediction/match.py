@@ -97,6 +97,19 @@ def averaged(probabilities, boxes, labels, wanted):
     return cost, assigned(cost)
 
 
+@variant("distance-of-corners")
+def corners_throughout(probabilities, boxes, labels, wanted):
+    a, b = corners(boxes), corners(wanted)
+    cost = 5 * (a[:, None] - b).abs().sum(-1) - 2 * generalized_box_iou(a, b) - probabilities[:, labels]
+    return cost, assigned(cost)
+
+
+@variant("numbers-of-objects")
+def columns_for_rows(probabilities, boxes, labels, wanted):
+    cost = prices(probabilities, boxes, labels, wanted)
+    return cost, torch.as_tensor(linear_sum_assignment(cost)[1])
+
+
 @unknown
 def no_overlap(probabilities, boxes, labels, wanted):
     cost = prices(probabilities, boxes, labels, wanted, iou=0.0)

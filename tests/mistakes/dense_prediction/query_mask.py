@@ -75,8 +75,23 @@ def placed(inside, prefix):
     return torch.cat([top, rest], 1).unsqueeze(1)
 
 
+@variant("zero-counts")
+def not_negative(masks, grid, prefix):
+    return placed((F.interpolate(masks, grid, mode="bilinear") >= 0).flatten(2), prefix)
+
+
+@variant("logits-above-half")
+def half(masks, grid, prefix):
+    return placed((F.interpolate(masks, grid, mode="bilinear") > 0.5).flatten(2), prefix)
+
+
 @unknown
-def threshold_first(masks, grid, prefix):
+def probabilities_first(masks, grid, prefix):
+    return placed((F.interpolate(masks.sigmoid(), grid, mode="bilinear") > 0.5).flatten(2), prefix)
+
+
+@variant("threshold-first")
+def any_covered_pixel(masks, grid, prefix):
     return placed((F.interpolate((masks > 0).to(masks), grid, mode="bilinear") > 0).flatten(2), prefix)
 
 

@@ -105,6 +105,33 @@ def nothing_for_nothing(logits, boxes, queries, targets, no_object=0.1):
     return divided(parts, max(1, parts[3]))
 
 
+@variant("distance-of-corners")
+def corners_throughout(logits, boxes, queries, targets, no_object=0.1):
+    error, _, overlap, count = sums(logits, boxes, queries, targets, no_object)
+    found = torch.cat([corners(b[q]) for b, q in zip(boxes, queries, strict=True)])
+    true = torch.cat([corners(t["boxes"]) for t in targets])
+    return divided((error, F.l1_loss(found, true, reduction="sum"), overlap), max(1, count))
+
+
+@variant("overlap-for-loss")
+def forgot_one_minus(logits, boxes, queries, targets, no_object=0.1):
+    error, l1, overlap, count = sums(logits, boxes, queries, targets, no_object)
+    return divided((error, l1, count - overlap), max(1, count))
+
+
+@variant("weights-exchanged")
+def objects_weigh_little(logits, boxes, queries, targets, no_object=0.1):
+    full, matched = (sums(logits, boxes, queries, targets, weight) for weight in (1.0, 0.0))
+    error = full[0] - matched[0] + no_object * matched[0]
+    return divided((error, *full[1:3]), max(1, full[3]))
+
+
+@unknown
+def only_minus(logits, boxes, queries, targets, no_object=0.1):
+    error, l1, overlap, count = sums(logits, boxes, queries, targets, no_object)
+    return divided((error, l1, overlap - count), max(1, count))
+
+
 @unknown
 def squared(logits, boxes, queries, targets, no_object=0.1):
     found = torch.cat([b[q] for b, q in zip(boxes, queries, strict=True)])

@@ -65,6 +65,16 @@ def upwards(maps):
     return out
 
 
+@variant("nearest-exact")
+def by_the_nearest_middle(maps):
+    out = list(maps)
+    for i in reversed(range(len(out) - 1)):
+        sizes = zip(out[i].shape[2:], out[i + 1].shape[2:], strict=True)
+        rows, columns = ([(2 * k + 1) * m // (2 * n) for k in range(n)] for n, m in sizes)
+        out[i] = out[i] + out[i + 1][:, :, rows][:, :, :, columns]
+    return out
+
+
 @unknown
 def coarsest_to_all(maps):
     return [*(m + F.interpolate(maps[-1], m.shape[2:]) for m in maps[:-1]), maps[-1]]

@@ -102,6 +102,11 @@ denoising_cases.mistake(
     lambda real, num_queries: _mask(real, num_queries, filled=False),
 )
 denoising_cases.mistake(
+    "filled-up-blind",
+    "places that hold no object see nothing at all: their softmax runs over nothing, and gives NaN",
+    lambda real, num_queries: _blind(real, num_queries),
+)
+denoising_cases.mistake(
     "inverted",
     'True stands for "must not see" here; in this course it is "may attend"',
     lambda real, num_queries: ~_mask(real, num_queries),
@@ -116,3 +121,8 @@ denoising_cases.mistake(
     "rows and columns are exchanged: the row says who looks, the column at whom",
     lambda real, num_queries: _mask(real, num_queries).transpose(2, 3),
 )
+
+
+def _blind(real, num_queries):
+    rows = torch.cat([real.flatten(1), torch.ones(len(real), num_queries, dtype=torch.bool)], 1)
+    return _mask(real, num_queries) & rows[:, None, :, None]

@@ -47,6 +47,12 @@ def fcos_cases(rng):
     yield call(xy, spans + 200, boxes).on("points of which none is responsible")
     inner = torch.stack([xy.new_tensor([10.0 + 2 * i, 12.0 + i, 80.0 - 3 * i, 70.0 - i]) for i in (1, 2, 0)])
     yield call(xy, spans, inner).on("boxes inside of one another")
+    nested = xy.new_tensor([[25.0, 25, 36, 35], [0, 0, 90, 80]])
+    spans = xy.new_tensor([40.5, torch.inf]).expand(2, 2)
+    yield call(xy.new_tensor([[30.0, 30], [31, 29]]), spans, nested).on(
+        "a small box in a large one, for large ones only"
+    )
+    yield call(*_edges()).on("points on a side, and sides as far as a span reaches")
 
 
 def _scene(rng, points, boxes):
@@ -61,12 +67,20 @@ def _scene(rng, points, boxes):
     )
 
 
-def _targets(xy, spans, boxes, *, inside=True, span=True, reach=None, cost=None, none=-1):
+def _edges():
+    """Whole numbers, so that equal is equal: two points on sides; of the others the farthest side is 30 pixels away."""
+    box = torch.tensor([[10.0, 20.0, 50.0, 48.0]], dtype=torch.float64)
+    xy = torch.tensor([[10.0, 30], [30, 48], [20, 30], [20, 30], [20, 30], [40, 40]], dtype=torch.float64)
+    spans = torch.tensor([[0.0, 99], [0, 99], [0, 30], [30, 99], [29, 31], [30, 31]], dtype=torch.float64)
+    return xy, spans, box
+
+
+def _targets(xy, spans, boxes, *, inside=True, least=0.0, span=True, reach=None, cost=None, none=-1):
     """The reference in parts, each of which a mistake may replace."""
     if not len(boxes):
         return torch.full((len(xy),), none)
     sides = torch.cat([xy[:, None] - boxes[:, :2], boxes[:, 2:] - xy[:, None]], -1)
-    fits = sides.amin(-1) > 0 if inside else torch.ones_like(sides[..., 0], dtype=torch.bool)
+    fits = sides.amin(-1) > least if inside else torch.ones_like(sides[..., 0], dtype=torch.bool)
     far = sides.amax(-1) if reach is None else reach(sides, boxes)
     if span:
         fits = fits & (far > spans[:, :1]) & (far < spans[:, 1:])
@@ -116,7 +130,34 @@ fcos_cases.mistake(
     ),
 )
 fcos_cases.mistake(
+    "side-counts",
+    "a point on a side of a box is given it; it must lie inside",
+    lambda xy, spans, boxes: _targets(xy, spans, boxes, least=-torch.finfo(xy.dtype).tiny),
+)
+fcos_cases.mistake(
+    "span-with-its-ends",
+    "a box whose farthest side is exactly as far as an end of the span is taken; two levels would answer for it",
+    lambda xy, spans, boxes: _targets(xy, _wider(spans), boxes),
+)
+fcos_cases.mistake(
+    "smallest-before-span",
+    "the smallest box around a point is chosen first, and lost if the span does not allow it; another one may have fitted",
+    lambda xy, spans, boxes: _smallest_first(xy, spans, boxes),
+)
+fcos_cases.mistake(
     "none-is-the-first",
     "a point that no box fits is given box 0; it should be told that there is none",
     lambda xy, spans, boxes: _targets(xy, spans, boxes, none=0),
 )
+
+
+def _wider(spans):
+    """Spans that hold their ends, for comparisons that leave them out."""
+    low, high = spans.unbind(1)
+    return torch.stack([low.nextafter(low - 1), high.nextafter(high + 1)], 1)
+
+
+def _smallest_first(xy, spans, boxes):
+    around = _targets(xy, spans, boxes, span=False)
+    allowed = torch.stack([_targets(xy, spans, box[None]) for box in boxes], 1) == 0 if len(boxes) else None
+    return around if allowed is None else torch.where(allowed.gather(1, around.clamp(0)[:, None])[:, 0], around, -1)

@@ -3,7 +3,7 @@
 import torch
 from torchvision.ops import box_convert
 
-from vitcourse.course.checks import call, check
+from vitcourse.course.checks import call, check, holds
 
 
 @check(
@@ -25,12 +25,18 @@ def giou_cases(rng):
     apart = boxes(rng, 6)
     yield call(apart, apart + 40).on("boxes that do not meet")
     yield call(apart, apart + torch.tensor([0.0, 40.0, 0.0, 40.0])).on("boxes below one another")
-    yield call(apart, apart.clone()).on("equal boxes")
+    # Where two sides are equal, which of them has the gradient is a matter of taste: only the value is asked for.
+    yield holds("equal boxes should have a GIoU of 1", lambda giou: _all_ones(giou(apart, apart.clone())))
     middle = (apart[:, :2] + apart[:, 2:]) / 2
     yield call(apart, torch.cat([middle, middle + 0.5], 1)).on("a box inside of the other")
     yield call(boxes(rng, 4) / 64, boxes(rng, 4) / 64).on("boxes as parts of an image")
     yield call(boxes(rng), boxes(rng)).on("a single pair")
-    yield call(boxes(rng, 0), boxes(rng, 0)).on("no boxes")
+    none = boxes(rng, 0)
+    yield holds("no boxes should have no GIoU: (0,)", lambda giou: giou(none, none.clone()).shape == (0,))
+
+
+def _all_ones(values):
+    return values.shape == (6,) and torch.allclose(values, torch.ones_like(values))
 
 
 def boxes(rng, *shape):
@@ -38,10 +44,11 @@ def boxes(rng, *shape):
     return torch.cat([first, first + rng.uniform(*shape, 2, low=2, high=20)], -1)
 
 
-def _giou(a, b, *, least=0.0, union=None, hull=None, term=None):
+def _giou(a, b, *, least=0.0, clip=False, union=None, hull=None, term=None):
     """The reference in parts, each of which a mistake may replace."""
     inside = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
     inside = (inside if least is None else inside.clamp(least)).prod(-1)
+    inside = inside.clamp(0) if clip else inside
     around = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
     around = around.prod(-1)
     areas = [(x[..., 2:] - x[..., :2]).prod(-1) for x in (a, b)]
@@ -98,4 +105,16 @@ giou_cases.mistake(
     "xywh",
     "the last two numbers are taken for width and height; here they are the other corner",
     lambda boxes, others: _giou(*(box_convert(x, "xywh", "xyxy") for x in (boxes, others))),
+)
+giou_cases.mistake(
+    "clipped-too-late",
+    "two negative sides have a positive product: clipping the area leaves boxes that meet along neither axis an overlap",
+    lambda boxes, others: _giou(boxes, others, least=None, clip=True),
+)
+giou_cases.mistake(
+    "empty-but-for-the-overlap",
+    "what lies in one box only counts as empty; the empty part of the hull is in neither",
+    lambda boxes, others: _giou(
+        boxes, others, term=lambda inside, union, hull: inside / union - (hull - inside) / hull
+    ),
 )

@@ -154,3 +154,13 @@ match_cases.mistake(
     "the four differences are averaged, so that L1 weighs a quarter of what it should",
     lambda *args: _match(*args, distance=lambda a, b: torch.cdist(a, b, p=1) / 4),
 )
+match_cases.mistake(
+    "distance-of-corners",
+    "L1 is taken between corners; there a wrong width counts otherwise than in centre, width and height",
+    lambda *args: _match(*args, distance=lambda *b: torch.cdist(*(box_convert(x, "cxcywh", "xyxy") for x in b), p=1)),
+)
+match_cases.mistake(
+    "numbers-of-objects",
+    "these are the numbers of objects, one for each query that has one; what is asked for are queries",
+    lambda *args: _match(*args, solve=lambda cost: _hungarian(cost).argsort()),
+)

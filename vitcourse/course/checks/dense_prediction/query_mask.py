@@ -43,6 +43,10 @@ def query_mask_cases(rng):
     yield call(rng.normal(2, 4, 7, 9), (3, 4), 2).on("masks whose sides the grid does not divide")
     yield call(-rng.uniform(1, 3, 4, 8, low=0.1), (2, 4), 1).on("masks that cover nothing")
     yield call(rng.normal(1, 1, 6, 4), (3, 2), 1).on("one query")
+    # Four equal pixels to a patch: bilinear or not, a patch has exactly their value.
+    flat = rng.integers(-1, 2, (2, 3, 3, 4)).to(torch.float64)
+    flat[0, 0, 0, 0] = 0
+    yield call(flat.repeat_interleave(2, 2).repeat_interleave(2, 3), (3, 4), 1).on("pixels of exactly 0")
 
 
 def _placed(covered, prefix, *, seen=True):
@@ -87,6 +91,21 @@ query_mask_cases.mistake(
     "nearest",
     "masks are thinned out instead of interpolated: a patch goes by a single one of its pixels",
     lambda masks, grid, prefix: _placed(F.interpolate(masks, grid).flatten(2) > 0, prefix),
+)
+query_mask_cases.mistake(
+    "zero-counts",
+    "a patch whose logit is exactly 0 is seen; it must be positive",
+    lambda masks, grid, prefix: _placed(~_covered(-masks, grid), prefix),
+)
+query_mask_cases.mistake(
+    "threshold-first",
+    "masks are cut to yes and no before they are brought to the grid: one covered pixel then opens a whole patch",
+    lambda masks, grid, prefix: _placed(_covered((masks > 0).to(masks), grid), prefix),
+)
+query_mask_cases.mistake(
+    "logits-above-half",
+    "logits are compared with 0.5, as if they were probabilities",
+    lambda masks, grid, prefix: _placed(_covered(masks - 0.5, grid), prefix),
 )
 query_mask_cases.mistake(
     "prefix-masked",

@@ -106,6 +106,9 @@ def _terms(
     class_count=None,
     corners=True,
     per_box=1,
+    distance_of_corners=False,
+    overlap=False,
+    exchanged=False,
 ):
     """The reference in parts, each of which a mistake may replace."""
     wanted = torch.full(logits.shape[:2], empty % logits.shape[2])
@@ -113,16 +116,17 @@ def _terms(
     for i, (query, target) in enumerate(zip(queries, targets, strict=True)):
         wanted[i, query] = target["labels"] + shift
         matched[i, query] = True
-    weights = torch.where(matched, 1.0, no_object).to(logits)
+    weights = torch.where(matched ^ exchanged, 1.0, no_object).to(logits)
     error = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none") * weights.flatten()
     found = torch.cat([box[query] for box, query in zip(boxes, queries, strict=True)])
     true = torch.cat([target["boxes"] for target in targets])
     pair = [box_convert(x, "cxcywh", "xyxy") if corners else x for x in (found, true)]
     count = max(len(true), 1) if divide is None else divide(logits, targets)
+    a, b = pair if distance_of_corners else (found, true)
     return (
         error.sum() / (count if class_count is None else class_count(weights)),
-        (found - true).abs().sum() / count / per_box,
-        (1 - giou(*pair)).sum() / count,
+        (a - b).abs().sum() / count / per_box,
+        (giou(*pair) if overlap else 1 - giou(*pair)).sum() / count,
     )
 
 
@@ -192,3 +196,20 @@ set_loss_cases.mistake(
 )
 def _(logits, boxes, queries, targets, no_object=0.1):
     return _terms(logits, boxes, queries, targets, 0.0)
+
+
+set_loss_cases.mistake(
+    "distance-of-corners",
+    "L1 is taken between corners; there a wrong width counts otherwise than in centre, width and height",
+    lambda *args, **kw: _terms(*args, **kw, distance_of_corners=True),
+)
+set_loss_cases.mistake(
+    "overlap-for-loss",
+    "the third term grows with the overlap: who lowers it drives boxes apart",
+    lambda *args, **kw: _terms(*args, **kw, overlap=True),
+)
+set_loss_cases.mistake(
+    "weights-exchanged",
+    "it is the queries with an object that are made to weigh little here",
+    lambda *args, **kw: _terms(*args, **kw, exchanged=True),
+)

@@ -65,6 +65,11 @@ top_down_cases.mistake(
     lambda maps: _walk(maps, lambda x, size: F.interpolate(x, size=size, mode="bilinear"), lambda a, b: a + b),
 )
 top_down_cases.mistake(
+    "nearest-exact",
+    "middles of pixels are compared, over the whole of a side; where a side is odd, a pixel is then not simply repeated",
+    lambda maps: _walk(maps, lambda x, size: F.interpolate(x, size=size, mode="nearest-exact"), lambda a, b: a + b),
+)
+top_down_cases.mistake(
     "one-step",
     "each map gets the next coarser *map* and nothing from further up: what the coarsest knows ends one level below it",
     lambda maps: [
