@@ -157,7 +157,8 @@ expect("and at stride 4", missed[4], at_most=15.0)
 # *Difficulty 2 of 5, about 10 minutes.* Most detectors of the last ten years stand on these sums, and a fine map is only as wise as
 # what comes down to it.
 #
-# The maps have one width already. Enlarge by nearest neighbour, as in the paper. Sides halve from map to map, rounded *up*.
+# The maps have one width already. Enlarge by nearest neighbour, as in the paper: each pixel is repeated, two by two, and what is too
+# much at an odd side is cut off (`mode="nearest"`, not `"nearest-exact"`). Sides halve from map to map, rounded *up*.
 
 
 # %%
@@ -807,7 +808,7 @@ plt.show()
 # nothing: NaN.
 #
 # Tokens stand in this order: Q queries, `prefix` others ([CLS], registers), the patches of the grid. A query may attend to all queries, to the prefix, and to the
-# patches where its mask, brought to the grid bilinearly, is positive. All other tokens may attend to everything.
+# patches where its mask, brought to the grid bilinearly, is more than 0. All other tokens may attend to everything.
 
 
 # %%
@@ -976,7 +977,7 @@ for name in ("U-Net", "U-Net, no skips", "UNETR", "UNETR, no skips", "Segmenter"
 # ### Exercise 6 · `match`
 # *Difficulty 3 of 5, about 25 minutes.* It frees DETR of anchors and of NMS, and it is one reason for DETR's slow start.
 #
-# For one image. `box_convert` of torchvision turns centres into corners, and `giou` is yours.
+# For one image. `box_convert` of torchvision turns centres into corners, and `giou` is yours. No gradient has to go through the cost.
 
 
 # %%
@@ -1088,8 +1089,8 @@ def set_loss(logits, boxes, queries, targets, no_object=0.1):
 #
 # * A query sees queries, and no disturbed object.
 # * A disturbed object sees those of its own group, and the queries. It does not see other groups, which have the same objects with other noise.
-# * Images have different numbers of objects; shorter groups are padded to the same length. Padding is seen by nobody. (It may itself see what its group sees:
-#   a row without anything would be NaN.)
+# * Images have different numbers of objects; shorter groups are padded to the same length. Padding is seen by nobody. (Its own row is that of its
+#   group: it sees the real objects of its group, and the queries. A row without anything would be NaN.)
 #
 # ### Exercise 8 · `denoising_mask`
 # *Difficulty 4 of 5, about 25 minutes.* With one wrong block of it the model reads the answers off, its loss is splendid, and it finds

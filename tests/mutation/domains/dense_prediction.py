@@ -24,7 +24,10 @@ def fcos_targets(rng: Draws) -> Case:
     xy = rng.positive(points, 2, high=64.0)
     edges = torch.tensor([0.0, rng.number(5, 15), rng.number(15, 30), torch.inf], dtype=rng.dtype)
     level = torch.tensor([rng.size(0, 2) for _ in range(points)])
-    return call(xy, torch.stack([edges[level], edges[level + 1]], 1), corners(rng, count, side=64.0))
+    boxes = corners(rng, count, side=64.0)
+    if rng.choice([False, True]):  # whole pixels, so that points lie on sides and distances at the ends of spans
+        xy, edges, boxes = xy.round(), edges.round(), torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], 1)
+    return call(xy, torch.stack([edges[level], edges[level + 1]], 1), boxes)
 
 
 def corners(rng: Draws, *shape: int, side: float) -> Tensor:
@@ -57,7 +60,10 @@ def up_block(rng: Draws) -> list[Case]:
 def query_mask(rng: Draws) -> Case:
     grid, factor = (rng.size(1, 5), rng.size(1, 5)), rng.choice([1, 2, 4])
     shape = (rng.size(1, 3), rng.size(1, 5), *(factor * n for n in grid))
-    return call(rng.floats(*shape), grid, rng.size(0, 5))
+    masks = rng.floats(*shape)
+    if rng.choice([False, True]):
+        masks = masks.relu()  # patches of exactly 0
+    return call(masks, grid, rng.size(0, 5))
 
 
 def centres(rng: Draws, *shape: int) -> Tensor:
