@@ -1,1 +1,0 @@
-"""Answers to the exercises of lesson 07."""
