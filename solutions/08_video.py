@@ -728,7 +728,7 @@ for name, model in (("image model", by_frames), ("yours", mine)):
     meter[name]["reversed,\nopposite"] = (answers["reversed"] == OPPOSITE[test_labels]).float().mean().item()
 
 fig, (ax,) = plot.panels(1, 1, width=7.5, height=2.9)
-for shift, (name, found), colour in zip((-0.2, 0.2), meter.items(), (plot.ORANGE, plot.BLUE), strict=True):
+for shift, (name, found), colour in zip((-0.2, 0.2), meter.items(), (plot.BLUE, plot.ORANGE), strict=True):
     ax.bar(np.arange(5) + shift, [100 * value for value in found.values()], 0.4, color=colour, label=name)
 ax.axhline(25, linestyle=":", color="black")
 ax.set_xticks(range(5), list(meter["yours"]))
