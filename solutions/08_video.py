@@ -205,9 +205,9 @@ def sample_frames(num_frames, fps, video_fps, video_frames, start=0):
 
 
 # %%
-# alt: A file of three seconds, 30 frames a second, as a row of 90 ticks, and below it which frames four requests take: eight at
-# 30 a second lie side by side in the first quarter of a second; eight at 12 cover two thirds of a second, at uneven distances of
-# two and three; eight at 4 reach two seconds; eight at 2 run over the end, and the last frame is taken twice.
+# alt: A file as a row of 90 ticks, and below it which frames four requests take: at the file's own rate eight frames lie side by
+# side at its beginning; at a lower one they cover more of it, at uneven distances; at the next they are far apart; at the lowest
+# they run over the end, and take the last frame again.
 fig, (ax,) = plot.panels(1, 1, width=8.5, height=2.6)
 ax.plot(np.arange(90) / 30, np.zeros(90), "|", color="grey", markersize=9)
 for row, fps in enumerate((30, 12, 4, 2), 1):
@@ -837,8 +837,8 @@ display(HTML(f'<img alt="{text}" src="data:image/gif;base64,{b64encode(moving_pi
 
 # %%
 # NBVAL_IGNORE_OUTPUT
-# alt: Left: accuracy against the speed of the motion, from a quarter to four times that of training: highest at and near the
-# training speed, lower at both ends. Right: accuracy against the number of frames from 4 to 16, two lines: at the rate of
+# alt: Left: accuracy against the speed of the motion: highest at and near the speed of training, lower where it is much slower or
+# much faster. Right: accuracy against the number of frames from 4 to 16, two lines: at the rate of
 # training, and at the same duration; they meet at 8 frames, where the model was trained.
 speeds, lengths = (0.25, 0.5, 1.0, 2.0, 4.0), (4, 6, 8, 12, 16)
 count = 320

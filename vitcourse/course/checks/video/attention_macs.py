@@ -7,7 +7,7 @@ def attention_macs(kind: str, frames: int, places: int, dim: int) -> int:
     """Multiply–adds of the attention of one block on one clip, projections included: joint, space_only or divided.
 
     >>> attention_macs("joint", 8, 196, 768), attention_macs("divided", 8, 196, 768)
-    (7487892480, 9074737152)
+    (7483000320, 8838623232)
     """
 
     def cost(tokens: int) -> int:
