@@ -46,7 +46,6 @@ WEIGHTS = {
     "fashion_mnist_beit": "beit/final",
     "fashion_mnist_mae": "mae/pretrainer",
     "scenes_segmenter": "scenes_segmenter/final",
-    "moving_timesformer": "moving_timesformer/final",
 }
 
 
